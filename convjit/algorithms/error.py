@@ -1,0 +1,370 @@
+"""The error model: what the dispatcher filters on, and what the tests assert.
+
+The error of a result is measured as
+
+    max |computed - exact|  /  max (|x| * |w|),
+
+the largest error over the largest *sum of magnitudes*: against the result itself not even direct
+summation has a bound where terms cancel.  ``u`` is the unit roundoff of the arithmetic, ``R`` the
+number of products summed for one result, ``C`` those of them that one frequency or Winograd point
+sums.
+
+The bound is statistical (N. Higham and T. Mary, "A new approach to probabilistic rounding error
+analysis", SIAM J. Sci. Comput. 41(5), 2019): rounding errors are independent, of mean zero and of
+root mean square ``RHO * u`` relative to what is rounded; operands are independent, of mean zero
+and of one scale, like the normal data of the tests.  Then, with products of unit variance and a
+mean magnitude of 2/pi (:data:`MEAN_MAGNITUDE`):
+
+*Summation* in sequence rounds partial sums of variance 1, 2, ... R: the error's variance is
+``(RHO u)**2 R**2 / 2``, so the relative error does not grow with R.  A blocked sum errs less.
+
+*Winograd*: every product is an intermediate whose relative error is that of the transforms
+(``DATA_ROUNDINGS`` per axis), of the packed weights (one) and of its own sum (``C / 2``); the
+output transform amplifies them by :func:`convjit.algorithms.winograd.amplification` per axis.
+
+*FFT*: each of three transforms of L points errs by ``sqrt(FFT_ROUNDINGS log2 L)`` roundings in the
+Euclidean norm (J. Schatzman, "Accuracy of the discrete Fourier transform and the fast Fourier
+transform", SIAM J. Sci. Comput. 17(5), 1996), spread evenly over the tile, so that an output errs
+by that times ``|x_tile| |w| / sqrt(L)``.
+
+The bound is the root mean square times :func:`deviations` (the quantile that all the results
+together exceed with probability :data:`FAILURE`) times :data:`SAFETY`.
+
+``worst_case=True`` drops the assumptions on the operands: any scales, signs and constants, where
+every error of a sum may have the same sign (``R u``, N. Higham, "Accuracy and Stability of
+Numerical Algorithms", 2nd ed. 2002, sec. 3.1).  For the transforms it uses, over a tile and the N
+positions in which the kernel meets it, ``max (|x| * |w|) >= |x_tile| |w| / sqrt(N)`` (the largest
+is at least the mean square; squares of sums of magnitudes exceed sums of squares).  One thing is
+left out, because a transform has no such bound: a large sample that meets only small weights (at
+the image's edge, or between the steps of a stride) spreads an error over its tile that the sum of
+magnitudes does not know.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from math import log, log2, pi, prod, sqrt
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from convjit import precision
+from convjit.algorithms import winograd
+from convjit.precision import Numerics, Policy
+from convjit.spec import ConvSpec, Direction
+
+# Root mean square of the relative error of one rounding, in units of u: uniform on half a unit in
+# the last place, mantissas distributed as 1/m on [1, 2): sqrt(1/3 * E[m**-2]), E = 3 / (8 ln 2).
+RHO = sqrt(1 / (8 * log(2)))
+
+# E|x| E|w| of independent normal operands of unit variance.
+MEAN_MAGNITUDE = 2 / pi
+
+# Fitted by ``python -m convjit.algorithms.fit_error`` (which prints them beside these) on normal
+# float32 data, NumPy 2.4: roundings that act like independent ones, in mean square.
+#
+#   data and output transform together, per transformed axis, 2-D:
+#       F(2,3) 2.1   F(4,3) 2.7   F(6,3) 3.8   F(2,5) 1.9   F(4,5) 3.4   (1-D: less, F(6,3) 3.2)
+#   one real FFT (pocketfft), per factor of 2 in the length:
+#       64: 0.89   1024: 0.97   4096: 1.0   15360: 1.3   256x256: 1.0   32x32x32: 1.1
+DATA_ROUNDINGS = 3.5
+FFT_ROUNDINGS = 1.1
+
+# Chance that any of the results of one call exceeds the bound, under the model's assumptions, and
+# the factor for what the model leaves out (the spread of the sum of magnitudes, of the weights'
+# norms over the channels, dependence between roundings).
+FAILURE = 1e-4
+SAFETY = 1.5
+
+# "fast" admits this many times the default limit.
+FAST_FACTOR = 100.0
+
+
+def limit(dtype: str) -> float:
+    """The error that ``precision="default"`` admits (0 for integers, which are exact).
+
+    It is the same multiple of every dtype's unit roundoff: 1e-5 in float32.
+    """
+    if dtype in precision.INTEGER:
+        return 0.0
+    return precision.DEFAULT_LIMIT_IN_U * precision.UNIT_ROUNDOFF[dtype]
+
+
+def error_bound(spec: ConvSpec, numerics: Numerics, *, worst_case: bool = False) -> float:
+    """Bound on ``max |error| / max (|x| * |w|)`` of a solver's result.
+
+    Parameters
+    ----------
+    spec : ConvSpec
+        The problem as the solver gets it.
+    numerics : Numerics
+        How the solver rounds.
+    worst_case : bool
+        Hold for operands of any sign and scale, not for random ones alone (see the module).
+
+    Returns
+    -------
+    float
+        0 for exact methods and for sums of integers.
+    """
+    return _error_bound(spec.replace(strided=False), numerics, worst_case)
+
+
+@lru_cache(maxsize=4096)
+def _error_bound(spec: ConvSpec, numerics: Numerics, worst_case: bool) -> float:
+    arithmetic = numerics.accumulate or precision.accumulator_dtype(spec.dtype)
+    if numerics.method == "exact" or arithmetic in precision.INTEGER or spec.is_empty:
+        return 0.0
+    u = precision.UNIT_ROUNDOFF[arithmetic]
+    u_operands = precision.UNIT_ROUNDOFF[numerics.operands] if numerics.operands else 0.0
+    if numerics.method in ("direct", "gemm"):
+        bound = _summation(spec, u, u_operands, worst_case)
+    elif numerics.method == "winograd":
+        bound = _winograd(spec, numerics, u, u_operands, worst_case)
+    elif numerics.method == "fft":
+        bound = _fft(spec, numerics, u, u_operands, worst_case)
+    else:
+        raise ValueError(f"method={numerics.method!r} has no error model.")
+    if spec.dtype in precision.COMPLEX:
+        bound *= COMPLEX_FACTOR
+    bound += _final_rounding(spec, arithmetic, worst_case)
+    if spec.activation is not None and spec.activation[0] == "leaky_relu":
+        _, *slope = spec.activation
+        bound *= max(1.0, *map(abs, slope))  # the other activations never increase errors
+    return bound
+
+
+# |fl(z w) - z w| <= sqrt(5) u |z w| for complex factors (R. Brent, C. Percival, P. Zimmermann,
+# "Error bounds on complex floating-point multiplication", Math. Comp. 76, 2007).
+COMPLEX_FACTOR = sqrt(5)
+
+
+def deviations(results: int) -> float:
+    """Standard deviations that none of ``results`` normal errors exceeds, but for FAILURE."""
+    return sqrt(2 * log(2 * max(results, 1) / FAILURE))
+
+
+def reduction(spec: ConvSpec) -> int:
+    """Products summed for the result that sums most, those with a zero border left out."""
+    taps = _taps(spec)
+    if spec.direction is Direction.WEIGHT_GRAD:
+        return spec.batch * prod(taps)
+    channels = spec.out_channels if spec.computes_input else spec.in_channels
+    return channels // max(spec.groups, 1) * prod(taps)
+
+
+def _taps(spec: ConvSpec) -> tuple[int, ...]:
+    """Per axis, how many products meet in the result that sums most."""
+    taps = []
+    for n, m, k, s, d in zip(
+        spec.in_size, spec.out_size, spec.kernel_size, spec.stride, spec.dilation, strict=True
+    ):
+        inside = k if spec.pad_mode != "zeros" else min(k, -(-n // d))
+        if spec.direction is Direction.WEIGHT_GRAD:
+            inside = min(m, n) if spec.pad_mode == "zeros" else m
+        elif spec.computes_input:
+            inside = min(m, k if d > 1 else -(-k // s))
+        taps.append(max(1, inside))
+    return tuple(taps)
+
+
+def _summation(spec: ConvSpec, u: float, u_operands: float, worst_case: bool) -> float:
+    terms = reduction(spec)
+    additions = terms - 1 + spec.bias
+    rigorous = (additions + 1) * u + 2 * u_operands
+    if worst_case:
+        return rigorous
+    # One rounding of each product, and of partial sums of variance 2 .. R.
+    variance = (RHO * u) ** 2 * (terms + _triangle(terms) - 1 + spec.bias * terms)
+    variance += 2 * (RHO * u_operands) ** 2 * terms
+    return min(rigorous, _quantile(spec, sqrt(variance) / terms))
+
+
+def _triangle(terms: float) -> float:
+    """1 + 2 + ... + terms: the summed variances of the partial sums of unit variances."""
+    return terms * (terms + 1) / 2
+
+
+def _winograd(
+    spec: ConvSpec, numerics: Numerics, u: float, u_operands: float, worst_case: bool
+) -> float:
+    """``R`` products in ``C = R / taps`` per point, of which each axis makes n from m and r."""
+    tiles = (1,) * (spec.ndim - len(numerics.tile)) + numerics.tile[-spec.ndim :]
+    axes = [(m, r) for m, r in zip(tiles, spec.kernel_size, strict=True) if m > 1 and r > 1]
+    adjoint = spec.direction is Direction.WEIGHT_GRAD
+    amplify = winograd.adjoint_amplification if adjoint else winograd.amplification
+    amplification = prod(amplify(m, r) for m, r in axes)
+    # Products that one result sums through the tile: its taps, or in the weights' gradient the
+    # outputs of the tile.
+    inside = prod(m if adjoint else r for m, r in axes)
+    terms = reduction(spec)
+    channels = max(1.0, terms / inside)
+    roundings = 1 + DATA_ROUNDINGS * len(axes)
+    if worst_case:
+        meets = prod(m + 2 * (r - 1) for m, r in axes)
+        transforms = deviations(_results(spec)) * RHO * sqrt(roundings) * SAFETY
+        sums = (channels + spec.bias) * u + 2 * u_operands
+        return (transforms * u + sums) * amplification * sqrt(meets)
+    variance = (RHO * u) ** 2 * (roundings + _triangle(channels) / channels + spec.bias)
+    variance += 2 * (RHO * u_operands) ** 2
+    rms = amplification * sqrt(channels * variance)
+    return _quantile(spec, rms / terms) * _few_products(spec, terms)
+
+
+def _fft(
+    spec: ConvSpec, numerics: Numerics, u: float, u_operands: float, worst_case: bool
+) -> float:
+    """Errors of the spectra, even over the tile; ``C`` products are summed per frequency."""
+    points = max(prod(numerics.tile), 2)
+    terms = reduction(spec)
+    channels = max(1.0, terms / prod(_taps(spec)))
+    roundings = 1 + 3 * FFT_ROUNDINGS * log2(points)
+    if worst_case:
+        transforms = deviations(_results(spec)) * RHO * sqrt(roundings) * SAFETY
+        return transforms * u + (channels + spec.bias) * u + 2 * u_operands
+    variance = (RHO * u) ** 2 * (roundings + _triangle(channels) / channels + spec.bias)
+    variance += 2 * (RHO * u_operands) ** 2
+    return _quantile(spec, sqrt(terms * variance) / terms) * _few_products(spec, terms)
+
+
+def _results(spec: ConvSpec) -> int:
+    return prod(spec.result_shape)
+
+
+def _quantile(spec: ConvSpec, rms_per_term: float) -> float:
+    """The bound that belongs to a root mean square error of ``R * rms_per_term``."""
+    return SAFETY * deviations(_results(spec)) * rms_per_term / MEAN_MAGNITUDE
+
+
+def _few_products(spec: ConvSpec, terms: int) -> float:
+    """Allowance for few products, whose sum of magnitudes may lie far below its mean.
+
+    A transform's error follows the tile, not the products that count.  The exponent and the factor
+    follow the 1e-3 quantile of the mean of ``products`` magnitudes ``|x w|`` of normal numbers:
+    2e-4, 0.02, 0.1 and 0.4 of the mean for 1, 2, 4 and 10 of them.
+    """
+    products = float(terms * _results(spec))
+    return 1.0 + 5000.0 / float(products**4.5)
+
+
+def _final_rounding(spec: ConvSpec, arithmetic: str, worst_case: bool) -> float:
+    """Rounding to a result narrower than the arithmetic.
+
+    It is relative to the result, whose largest deviation is that of R products of unit variance.
+    """
+    u = precision.UNIT_ROUNDOFF.get(spec.dtype, 0.0)
+    if u <= precision.UNIT_ROUNDOFF[arithmetic]:
+        return 0.0
+    if worst_case:
+        return u
+    terms = reduction(spec) + spec.bias
+    return u * min(1.0, _quantile(spec, 1 / sqrt(terms)))
+
+
+# ------------------------------------------------------------------------------ measurement
+
+
+def relative_error(
+    spec: ConvSpec,
+    result: npt.NDArray[Any],
+    expected: npt.NDArray[Any],
+    magnitudes: npt.NDArray[Any],
+) -> float:
+    """The measured counterpart of :func:`error_bound`.
+
+    Parameters
+    ----------
+    spec : ConvSpec
+    result : array, spec.result_shape
+    expected, magnitudes : arrays, spec.result_shape
+        What :mod:`convjit.algorithms.oracle` gives.
+
+    Returns
+    -------
+    float
+        0 for equal results; inf for a wrong shape, for a NaN or an Inf that is not expected or is
+        missing, and for any difference where all magnitudes are zero.
+    """
+    if result.shape != expected.shape:
+        return float("inf")
+    if result.size == 0:
+        return 0.0
+    if spec.dtype in precision.INTEGER:
+        if np.array_equal(result, expected):
+            return 0.0
+        difference = np.abs(result.astype(np.float64) - expected.astype(np.float64))
+        # Two int64 that differ may be one float64.
+        return _ratio(max(float(difference.max()), 1.0), magnitudes)
+    wide = np.complex128 if spec.dtype in precision.COMPLEX else np.float64
+    with np.errstate(all="ignore"):
+        rounded = np.asarray(expected).astype(result.dtype).astype(wide)  # may overflow, rightly
+        result, expected = result.astype(wide), np.asarray(expected).astype(wide)
+        finite = np.isfinite(result) & np.isfinite(expected)
+        agree = (result == rounded) | (np.isnan(result) & np.isnan(rounded))
+        if wide is np.complex128:
+            # Products of infinities give any mixture of Inf and NaN parts: both stand for "not
+            # finite".
+            agree |= ~np.isfinite(result) & ~np.isfinite(rounded)
+        if not np.all(finite | agree):
+            return float("inf")
+        difference = np.abs(np.where(finite, result - expected, 0))
+    largest = float(difference.max())
+    return 0.0 if largest == 0 else _ratio(largest, magnitudes)
+
+
+def _ratio(difference: float, magnitudes: npt.NDArray[Any]) -> float:
+    finite = magnitudes[np.isfinite(magnitudes)]
+    scale = float(finite.max()) if finite.size else 0.0
+    return difference / scale if scale > 0 else float("inf")
+
+
+# ---------------------------------------------------------------------------------- policies
+
+
+def policy_refusal(
+    spec: ConvSpec, numerics: Numerics, policy: Policy, *, bound: float | None = None
+) -> str | None:
+    """Why a policy excludes a solver, in a sentence, or None.
+
+    Plain sums of products are never excluded for their precision: they are what every limit is
+    measured against, and the fallback.
+
+    Parameters
+    ----------
+    spec : ConvSpec
+        The problem as it was posed (its dtype decides the limit).
+    numerics : Numerics
+    policy : Policy
+    bound : float, optional
+        The candidate's error bound; ``error_bound(spec, numerics)`` if not given, which is right
+        where the solver takes the problem as it was posed.
+    """
+    how = f"rounds operands to {numerics.operands}" if numerics.operands else "transforms"
+    if policy.nonfinite == "local" and numerics.spreads_nonfinite:
+        return (
+            f"nonfinite='local' was asked, and {numerics.method} spreads a NaN or Inf beyond its "
+            "receptive field"
+        )
+    if policy.deterministic and not numerics.deterministic:
+        return "deterministic=True was asked, and the order of its sums varies between runs"
+    if numerics.is_summation:
+        return None
+    if spec.dtype in precision.INTEGER:
+        return f"integers are summed exactly, and {numerics.method} {how}"
+    if policy.precision == "exact":
+        return f"precision='exact' admits sums of products only, and {numerics.method} {how}"
+    u = precision.UNIT_ROUNDOFF
+    fast = policy.precision == "fast"
+    if numerics.operands and not fast and u[numerics.operands] > u[spec.dtype]:
+        return f"{numerics.method} {how}, which takes precision='fast'"
+    if numerics.operands and fast and numerics.method in ("direct", "gemm"):
+        return None
+    value = error_bound(spec, numerics) if bound is None else bound
+    admitted = limit(spec.dtype) * (FAST_FACTOR if fast else 1.0)
+    if value <= admitted:
+        return None
+    return (
+        f"modelled error {value:.1e} of the sum of magnitudes is above the limit {admitted:.0e} "
+        f"of precision={policy.precision!r} in {spec.dtype}"
+    )
