@@ -1,0 +1,91 @@
+"""convjit: the fastest correct convolution that the machine can do, from one call.
+
+``convjit.conv(x, w)`` chooses among algorithms and backends, says why
+(:func:`convjit.explain`), and lets anyone add a better one (:mod:`convjit.spi`).
+
+Names are imported when they are first used: ``import convjit`` itself costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from convjit._version import __version__
+
+if TYPE_CHECKING:
+    from convjit.api import (
+        backends,
+        conv,
+        conv_input_grad,
+        conv_transpose,
+        conv_weight_grad,
+        depthwise_separable,
+        explain,
+        plan,
+        refresh,
+        register,
+        show_config,
+        weights,
+    )
+    from convjit.errors import (
+        BackendError,
+        ConfigError,
+        ConvjitWarning,
+        ConvSpecError,
+        UnsupportedError,
+    )
+    from convjit.plans import Plan, Weights
+    from convjit.profiling import profile
+    from convjit.settings import use
+    from convjit.spec import ConvSpec, Direction
+
+__all__ = [
+    "BackendError",
+    "ConfigError",
+    "ConvSpec",
+    "ConvSpecError",
+    "ConvjitWarning",
+    "Direction",
+    "Plan",
+    "UnsupportedError",
+    "Weights",
+    "__version__",
+    "backends",
+    "conv",
+    "conv_input_grad",
+    "conv_transpose",
+    "conv_weight_grad",
+    "depthwise_separable",
+    "explain",
+    "plan",
+    "profile",
+    "refresh",
+    "register",
+    "show_config",
+    "use",
+    "weights",
+]
+
+_ERRORS = ("BackendError", "ConfigError", "ConvSpecError", "ConvjitWarning", "UnsupportedError")
+_WHERE = {
+    **dict.fromkeys(_ERRORS, "errors"),
+    **dict.fromkeys(("ConvSpec", "Direction"), "spec"),
+    **dict.fromkeys(("Plan", "Weights"), "plans"),
+    "profile": "profiling",
+    "use": "settings",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use, and keep it (PEP 562)."""
+    if name not in __all__:
+        raise AttributeError(f"module 'convjit' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f"convjit.{_WHERE.get(name, 'api')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,517 @@
+"""From what a user writes to a :class:`~convjit.spec.ConvSpec`: every check, every message.
+
+The public calls accept unbatched data, plain signals and images, integers for tuples, names for
+paddings.  All of that ends here: a :class:`Problem` holds the spec (batched, with channels, every
+size explicit) and the shapes the user sees, so that the rest of the library knows one form.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf, isnan, prod
+from typing import Any
+
+from convjit import layout as layouts
+from convjit import precision
+from convjit.algorithms import geometry
+from convjit.errors import ConvSpecError
+from convjit.spec import Activation, ConvSpec, Direction, Padding
+
+PADDING_NAMES = ("valid", "same", "same_lower", "full")
+DEVICES = ("cpu", "cuda")
+DEFAULT_POLICY = precision.Policy()
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A spec, and the shapes in which the user gives its operands and gets its result."""
+
+    spec: ConvSpec
+    lhs_shape: Shape
+    rhs_shape: Shape
+    result_shape: Shape
+    is_plain: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the caller allows: everything beside the spec that decides the choice.
+
+    Attributes
+    ----------
+    backend : str or tuple of str or None
+    algorithm : str or None
+        A family or a solver's id.
+    policy : Policy
+    packed : bool
+        Whether the second operand is packed once for many calls, so that packing is not counted.
+    array_type : str
+        ``"module:qualname"`` of the data, ``"numpy:ndarray"`` when only shapes are known.
+    """
+
+    backend: str | tuple[str, ...] | None = None
+    algorithm: str | None = None
+    policy: precision.Policy = DEFAULT_POLICY
+    packed: bool = True
+    array_type: str = "numpy:ndarray"
+
+    @property
+    def is_forced(self) -> bool:
+        """Whether one backend or algorithm was named, so that a failure has no substitute."""
+        one = isinstance(self.backend, str) and self.backend not in DEVICES
+        return one or self.algorithm is not None
+
+
+# -------------------------------------------------------------------- single arguments
+
+
+def _integer(name: str, value: Any, least: int) -> int:
+    if isinstance(value, bool):
+        raise TypeError(f"{name}={value!r} is a bool; give a whole number of at least {least}.")
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(
+            f"{name}={value!r} is not a whole number; give an int of at least {least}."
+        ) from None
+    if number < least:
+        raise ConvSpecError(f"{name}={value!r} must be at least {least}.")
+    return number
+
+
+def per_axis(name: str, value: Any, ndim: int, least: int) -> Shape:
+    """One integer for every spatial axis, or one per axis, as a tuple."""
+    if isinstance(value, (tuple, list)):
+        if len(value) != ndim:
+            raise ConvSpecError(
+                f"{name}={value!r} has {len(value)} numbers, the kernel has {ndim} spatial axes; "
+                f"give one number, or {ndim}."
+            )
+        return tuple(_integer(f"{name}[{i}]", v, least) for i, v in enumerate(value))
+    return (_integer(name, value, least),) * ndim
+
+
+def explicit_padding(
+    padding: Any, in_size: Shape, kernel: Shape, stride: Shape, dilation: Shape
+) -> Padding:
+    """(lo, hi) per axis from any of the forms that ``padding=`` takes."""
+    ndim = len(kernel)
+    if isinstance(padding, str):
+        if padding not in PADDING_NAMES:
+            raise ConvSpecError(
+                f"padding={padding!r} is not known; give an int, one per axis, (lo, hi) pairs, or "
+                f"one of {', '.join(PADDING_NAMES)}."
+            )
+        if padding == "valid":
+            return ((0, 0),) * ndim
+        if padding == "full":
+            return tuple(
+                (geometry.extent(k, d) - 1,) * 2 for k, d in zip(kernel, dilation, strict=True)
+            )
+        lower = padding == "same_lower"
+        return tuple(
+            geometry.same_padding(n, k, s, d, lower=lower)
+            for n, k, s, d in zip(in_size, kernel, stride, dilation, strict=True)
+        )
+    if isinstance(padding, (tuple, list)) and any(isinstance(p, (tuple, list)) for p in padding):
+        if len(padding) != ndim or any(
+            not isinstance(p, (tuple, list)) or len(p) != 2 for p in padding
+        ):
+            raise ConvSpecError(
+                f"padding={padding!r} must have one (lo, hi) pair for each of the {ndim} spatial "
+                "axes."
+            )
+        return tuple(
+            (_integer(f"padding[{i}][0]", lo, 0), _integer(f"padding[{i}][1]", hi, 0))
+            for i, (lo, hi) in enumerate(padding)
+        )
+    return tuple((p, p) for p in per_axis("padding", padding, ndim, 0))
+
+
+def parse_activation(activation: Any, dtype: str) -> Activation | None:
+    """The activation as a tuple; complex results have none, integers no slope."""
+    if activation is None:
+        return None
+    parts = (activation,) if isinstance(activation, str) else activation
+    forms = "None, 'relu', ('leaky_relu', slope) or ('clip', lo, hi)"
+    if not isinstance(parts, tuple) or not parts or not isinstance(parts[0], str):
+        raise TypeError(f"activation={activation!r} is not an activation; give {forms}.")
+    name, *arguments = parts
+    if {"relu": 0, "leaky_relu": 1, "clip": 2}.get(name) != len(arguments):
+        raise ConvSpecError(f"activation={activation!r} is not known; give {forms}.")
+    numbers = []
+    for value in arguments:
+        try:
+            numbers.append(float(value))
+        except (TypeError, ValueError):
+            raise TypeError(f"activation={activation!r}: {value!r} is not a number.") from None
+    if any(isnan(v) for v in numbers):
+        raise ConvSpecError(f"activation={activation!r} has a NaN.")
+    if name == "clip" and numbers[0] > numbers[1]:
+        raise ConvSpecError(f"activation={activation!r}: lo is above hi; swap them.")
+    if dtype in precision.COMPLEX:
+        raise ConvSpecError(
+            f"activation={activation!r} needs an order, {dtype} has none; convolve without it."
+        )
+    if dtype in precision.INTEGER and (
+        name == "leaky_relu" or any(abs(v) != inf and v != int(v) for v in numbers)
+    ):
+        raise ConvSpecError(
+            f"activation={activation!r} does not keep {precision.result_dtype(dtype)} results "
+            "whole; convert the inputs to float64, or use whole bounds."
+        )
+    return (name, *numbers)
+
+
+def parse_pad_mode(pad_mode: Any) -> str:
+    if pad_mode not in geometry.PAD_MODES:
+        raise ConvSpecError(
+            f"pad_mode={pad_mode!r} is not known; choose one of {', '.join(geometry.PAD_MODES)}."
+        )
+    return str(pad_mode)
+
+
+def as_shape(name: str, value: Any) -> Shape:
+    """A shape given as a tuple (or a list) of sizes."""
+    if not isinstance(value, (tuple, list)):
+        raise TypeError(f"{name}={value!r} is not a shape; give a tuple of sizes.")
+    return tuple(_integer(f"{name}[{i}]", v, 0) for i, v in enumerate(value))
+
+
+# -------------------------------------------------------------------- views
+
+
+@dataclass(frozen=True, slots=True)
+class DataView:
+    """How the user's data operand maps to the batched one with channels.
+
+    Attributes
+    ----------
+    layout : str
+        The batched layout.
+    lead : tuple of int
+        Axes in front that the batch axis stands for: ``(N,)``, ``()`` when unbatched, or the
+        stack of plain images.
+    channels : int
+        1 for plain data.
+    spatial : tuple of int
+    plain : bool
+    """
+
+    layout: str
+    lead: Shape
+    channels: int
+    spatial: Shape
+    plain: bool
+
+    @property
+    def batch(self) -> int:
+        return prod(self.lead)
+
+    def user_shape(self, channels: int, spatial: Shape) -> Shape:
+        """Shape in the user's form of the same kind of data with other sizes."""
+        if self.plain:
+            return (*self.lead, *spatial)
+        return (*self.lead, *layouts.data_shape(self.layout, 0, channels, spatial)[1:])
+
+
+def view_data(name: str, shape: Shape, w_shape: Shape, layout: str | None) -> DataView:
+    """Read a data operand's shape, given the kernel's and the layout asked for."""
+    if layout is None:
+        if len(shape) == len(w_shape) and len(w_shape) in (1, 2):
+            layout = layouts.PLAIN[len(w_shape)]
+        elif 3 <= len(w_shape) <= 5:
+            layout = layouts.CHANNELS_FIRST[len(w_shape) - 2]
+        else:
+            raise ConvSpecError(
+                f"w has shape {w_shape} and {name} {shape}: w is (K, C/groups, *kernel) with 1 to "
+                f"3 spatial axes, or has as many axes as {name} (1 or 2) for a plain signal or "
+                'image; for a stack of plain ones say layout="L", "HW" or "DHW".'
+            )
+    elif not isinstance(layout, str):
+        raise TypeError(f"layout={layout!r} is not a name; give one of {layouts.LAYOUTS}.")
+    ndim = layouts.spatial_ndim(layout)
+    if layouts.is_plain(layout):
+        if len(w_shape) != ndim:
+            raise ConvSpecError(
+                f"layout={layout!r} wants w with {ndim} axes (a plain kernel), w has shape "
+                f"{w_shape}; for channels say layout={layouts.CHANNELS_FIRST[ndim]!r}."
+            )
+        if len(shape) < ndim:
+            raise ConvSpecError(
+                f"layout={layout!r} wants {name} with at least {ndim} axes, {name} has shape "
+                f"{shape}."
+            )
+        cut = len(shape) - ndim
+        return DataView(layouts.CHANNELS_FIRST[ndim], shape[:cut], 1, shape[cut:], True)
+    if len(w_shape) != ndim + 2:
+        raise ConvSpecError(
+            f"layout={layout!r} wants w as (K, C/groups, *kernel) with {ndim + 2} axes, w has "
+            f"shape {w_shape}."
+        )
+    if len(shape) not in (ndim + 1, ndim + 2):
+        raise ConvSpecError(
+            f"{name} has shape {shape}; beside w {w_shape} it must be {layout} with {ndim + 2} "
+            f"axes, or {layout[1:]} (unbatched) with {ndim + 1}."
+        )
+    lead, rest = (shape[:1], shape[1:]) if len(shape) == ndim + 2 else ((), shape)
+    if layouts.is_channels_last(layout):
+        return DataView(layout, lead, rest[-1], rest[:-1], False)
+    return DataView(layout, lead, rest[0], rest[1:], False)
+
+
+# -------------------------------------------------------------------- whole problems
+
+
+def _check_groups(
+    groups: int, data: int, w_shape: Shape, x: str, *, transposed: bool = False
+) -> None:
+    """The three rules that tie groups, the channels of the data and the shape of w.
+
+    ``data`` counts the channels of the first operand: C of the forward problem, or the number of
+    rows of w where the operator is transposed.
+    """
+    what = "C_in" if transposed else "C"
+    w_text = "(C_in, C_out/groups, *kernel)" if transposed else "(K, C/groups, *kernel)"
+    rows, columns, *kernel = w_shape
+    here = f"{x}, w is {w_shape}"
+    if data % groups:
+        best = max(g for g in range(1, groups + 1) if data % g == 0)
+        repaired = (data, columns, *kernel) if transposed else (rows, data // best, *kernel)
+        raise ConvSpecError(
+            f"groups={groups} does not divide {what}={data}. {here}; for groups={best} w would be "
+            f"{repaired}."
+        )
+    if transposed:
+        if rows != data:
+            raise ConvSpecError(
+                f"w is {w_shape}, its first axis must be C_in={data}: w is {w_text}. {here}; w "
+                f"would be {(data, columns, *kernel)}."
+            )
+        return
+    if columns * groups != data:
+        hint = ""
+        if columns and data % columns == 0 and rows % (data // columns) == 0:
+            hint = f", or groups={data // columns}"
+        raise ConvSpecError(
+            f"w is {w_shape}, its second axis must be C/groups={data // groups}. {here}, "
+            f"groups={groups}; w would be {(rows, data // groups, *kernel)}{hint}."
+        )
+    if rows % groups:
+        raise ConvSpecError(
+            f"groups={groups} does not divide K={rows}, the first axis of w. {here}; give w a "
+            f"first axis that is a multiple of {groups}."
+        )
+
+
+def _check_sizes(spec: ConvSpec, names: str) -> None:
+    """Kernel at least 1, fitting into the padded input; borders within their limits."""
+    for axis, k in enumerate(spec.kernel_size):
+        if k < 1:
+            raise ConvSpecError(
+                f"w has {k} taps on spatial axis {axis}; a kernel has at least one. {names}"
+            )
+    for axis, (n, (lo, hi)) in enumerate(zip(spec.in_size, spec.padding, strict=True)):
+        most = geometry.border_limit(spec.pad_mode, n)
+        if most is not None and max(lo, hi) > most:
+            raise ConvSpecError(
+                f"padding=({lo}, {hi}) on spatial axis {axis} is too wide for "
+                f"pad_mode={spec.pad_mode!r}: {n} samples allow at most {most}. {names}"
+            )
+    for axis, m in enumerate(spec.formula_out_size):
+        if m < 1:
+            n, k, d = spec.in_size[axis], spec.kernel_size[axis], spec.dilation[axis]
+            lo, hi = spec.padding[axis]
+            span = geometry.extent(k, d)
+            raise ConvSpecError(
+                f"the kernel spans {span} samples on spatial axis {axis} ({k} taps, dilation {d}) "
+                f"but the padded input has {n} + {lo} + {hi} = {n + lo + hi}; pad by at least "
+                f"{span - n - lo - hi} more, or use a smaller kernel. {names}"
+            )
+
+
+def _describe(name: str, shape: Shape, view: DataView) -> str:
+    return f"{name} is {shape} " + ("plain" if view.plain else view.layout[0 if view.lead else 1 :])
+
+
+def forward_problem(
+    x_shape: Shape,
+    w_shape: Shape,
+    *,
+    direction: Direction,
+    dtype: str,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: Any,
+    pad_mode: Any,
+    flip: Any,
+    layout: str | None,
+    activation: Any = None,
+    bias: bool = False,
+    strided: bool = False,
+) -> Problem:
+    """The problem of ``conv`` and of its two gradients, from the shapes of x and w."""
+    view = view_data("x", x_shape, w_shape, layout)
+    number_of_groups = _integer("groups", groups, 1)
+    kernel = w_shape if view.plain else w_shape[2:]
+    names = f"{_describe('x', x_shape, view)}, w is {w_shape}."
+    if view.plain and number_of_groups != 1:
+        raise ConvSpecError(f"groups={groups} needs channels, {names} Use groups=1.")
+    if not view.plain:
+        described = _describe("x", x_shape, view)
+        _check_groups(number_of_groups, view.channels, w_shape, described)
+    ndim = len(kernel)
+    strides = per_axis("stride", stride, ndim, 1)
+    dilations = per_axis("dilation", dilation, ndim, 1)
+    pads = explicit_padding(padding, view.spatial, kernel, strides, dilations)
+    spec = ConvSpec(
+        direction=direction,
+        dtype=dtype,
+        layout=view.layout,
+        batch=view.batch,
+        in_channels=view.channels,
+        out_channels=1 if view.plain else w_shape[0],
+        groups=number_of_groups,
+        in_size=view.spatial,
+        kernel_size=kernel,
+        out_size=(0,) * ndim,
+        stride=strides,
+        padding=pads,
+        dilation=dilations,
+        pad_mode=parse_pad_mode(pad_mode),
+        flip=_flag("flip", flip),
+        bias=bias,
+        activation=parse_activation(activation, dtype),
+        strided=strided,
+    )
+    _check_sizes(spec, names)
+    spec = spec.replace(out_size=spec.formula_out_size)
+    y_shape = view.user_shape(spec.out_channels, spec.out_size)
+    shapes = {
+        Direction.FORWARD: (x_shape, w_shape, y_shape),
+        Direction.INPUT_GRAD: (y_shape, w_shape, x_shape),
+        Direction.WEIGHT_GRAD: (x_shape, y_shape, w_shape),
+    }
+    return Problem(spec, *shapes[direction], view.plain)
+
+
+def transposed_problem(
+    x_shape: Shape,
+    w_shape: Shape,
+    *,
+    dtype: str,
+    stride: Any,
+    padding: Any,
+    output_padding: Any,
+    output_size: Any,
+    dilation: Any,
+    groups: Any,
+    pad_mode: Any,
+    flip: Any,
+    layout: str | None,
+    activation: Any = None,
+    bias: bool = False,
+    strided: bool = False,
+) -> Problem:
+    """The problem of ``conv_transpose``: the forward problem whose adjoint it is."""
+    view = view_data("x", x_shape, w_shape, layout)
+    number_of_groups = _integer("groups", groups, 1)
+    kernel = w_shape if view.plain else w_shape[2:]
+    names = f"{_describe('x', x_shape, view)}, w is {w_shape}."
+    if view.plain and number_of_groups != 1:
+        raise ConvSpecError(f"groups={groups} needs channels, {names} Use groups=1.")
+    if not view.plain:
+        described = _describe("x", x_shape, view)
+        _check_groups(number_of_groups, view.channels, w_shape, described, transposed=True)
+    ndim = len(kernel)
+    strides = per_axis("stride", stride, ndim, 1)
+    dilations = per_axis("dilation", dilation, ndim, 1)
+    for axis, k in enumerate(kernel):
+        if k < 1:
+            raise ConvSpecError(
+                f"w has {k} taps on spatial axis {axis}; a kernel has at least one. {names}"
+            )
+    for axis, n in enumerate(view.spatial):
+        if n < 1:
+            raise ConvSpecError(
+                f"x has no sample on spatial axis {axis}; the size of a transposed result needs at "
+                f"least one. {names}"
+            )
+    extra = per_axis("output_padding", output_padding, ndim, 0)
+    for axis, (e, s, d) in enumerate(zip(extra, strides, dilations, strict=True)):
+        if e >= max(s, d):
+            raise ConvSpecError(
+                f"output_padding[{axis}]={e} must be less than max(stride, dilation)={max(s, d)} "
+                f"on that axis. {names}"
+            )
+    if output_size is not None and any(extra):
+        raise ConvSpecError(
+            f"output_size={output_size!r} and output_padding={output_padding!r} say the same thing "
+            "twice; give one of them."
+        )
+    if padding in ("same", "same_lower") and isinstance(padding, str):
+        base = tuple(n * s for n, s in zip(view.spatial, strides, strict=True))
+        pads = explicit_padding(padding, base, kernel, strides, dilations)
+    else:
+        pads = explicit_padding(padding, view.spatial, kernel, strides, dilations)
+        base = tuple(
+            geometry.transposed_size(n, k, s, lo, hi, d)
+            for n, k, s, (lo, hi), d in zip(
+                view.spatial, kernel, strides, pads, dilations, strict=True
+            )
+        )
+    in_size = tuple(b + e for b, e in zip(base, extra, strict=True))
+    if output_size is not None:
+        in_size = per_axis("output_size", output_size, ndim, 0)
+        for axis, (wanted, b, s, d) in enumerate(
+            zip(in_size, base, strides, dilations, strict=True)
+        ):
+            if not b <= wanted < b + max(s, d):
+                raise ConvSpecError(
+                    f"output_size[{axis}]={wanted} cannot be reached: these arguments give "
+                    f"{b} to {b + max(s, d) - 1} on that axis. {names}"
+                )
+    for axis, n in enumerate(in_size):
+        if n < 1:
+            raise ConvSpecError(
+                f"the result would have {n} samples on spatial axis {axis}: the padding "
+                f"{pads[axis]} removes more than the kernel adds; pad less. {names}"
+            )
+    spec = ConvSpec(
+        direction=Direction.TRANSPOSED,
+        dtype=dtype,
+        layout=view.layout,
+        batch=view.batch,
+        in_channels=1 if view.plain else w_shape[1] * number_of_groups,
+        out_channels=view.channels,
+        groups=number_of_groups,
+        in_size=in_size,
+        kernel_size=kernel,
+        out_size=view.spatial,
+        stride=strides,
+        padding=pads,
+        dilation=dilations,
+        pad_mode=parse_pad_mode(pad_mode),
+        flip=_flag("flip", flip),
+        bias=bias,
+        activation=parse_activation(activation, dtype),
+        strided=strided,
+    )
+    _check_sizes(spec, names)
+    return Problem(spec, x_shape, w_shape, view.user_shape(spec.in_channels, in_size), view.plain)
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, (bool, int)) or value not in (0, 1):
+        raise TypeError(f"{name}={value!r} is not a bool; give True or False.")
+    return bool(value)
+
+
+def expect_shape(name: str, given: Sequence[int], wanted: Shape, because: str) -> None:
+    """Raise a ConvSpecError when an operand does not have the shape that the others imply."""
+    if tuple(given) != wanted:
+        raise ConvSpecError(f"{name} has shape {tuple(given)}, it must be {wanted}: {because}.")

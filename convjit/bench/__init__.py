@@ -1,0 +1,6 @@
+"""Benchmarks from the command line: convjit beside its peers on real layers, images and signals.
+
+``cases`` names the problems, ``engines`` has one maker for each library, ``worker`` is the process
+that an engine lives in, ``runner`` lets the engines take turns, ``verify`` checks their results,
+and ``report`` draws tables.  ``networks.json`` holds the convolutions of real networks.
+"""

@@ -1,0 +1,182 @@
+"""The problems that are timed: layers of real networks, plain images, plain signals.
+
+A case is a spec (its one spelling, so that it travels between processes) and what it stands for.
+Images are correlated with ``padding="same"``; signals are convolved (flipped) in full, as
+:func:`numpy.convolve` does.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from convjit.algorithms.geometry import transposed_size
+from convjit.errors import ConvSpecError
+from convjit.spec import ConvSpec, Direction
+
+Layer = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One problem to be timed.
+
+    Attributes
+    ----------
+    group : str
+        A network's name, ``"images"``, ``"signals"`` or ``"specs"``.
+    kind : {"layer", "image", "signal"}
+        A layer's weights are prepared once; an image's or a signal's kernel is new in every call.
+    spec : str
+    count : int
+        How often the layer occurs in its network.
+    """
+
+    group: str
+    kind: str
+    spec: str
+    count: int = 1
+
+    @property
+    def problem(self) -> ConvSpec:
+        return ConvSpec.parse(self.spec)
+
+    @property
+    def title(self) -> str:
+        """For people: sizes for images and signals, the spec for layers."""
+        spec = self.problem
+        if self.kind == "layer":
+            return self.spec
+        data = "x".join(map(str, spec.in_size))
+        return f"{self.kind} {data} * {'x'.join(map(str, spec.kernel_size))} {spec.dtype}"
+
+
+@cache
+def networks() -> Mapping[str, list[Layer]]:
+    """Layers by network, from the file that the package ships."""
+    text = resources.files("convjit.bench").joinpath("networks.json").read_text(encoding="utf-8")
+    found: dict[str, list[Layer]] = json.loads(text)
+    return found
+
+
+def read_networks(path: str | Path) -> Mapping[str, list[Layer]]:
+    """Layers by network, from a file of the same form.
+
+    Raises
+    ------
+    ConvSpecError
+        If the file is not one of that form.
+    """
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        layers = [layer for rows in found.values() for layer in rows]
+        missing = {"x", "w"} - set.intersection(*(set(layer) for layer in layers))
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise ConvSpecError(
+            f"{path} is not a file of layers ({error}); it must be like "
+            '{"network": [{"x": [1, 3, 8, 8], "w": [4, 3, 3, 3], "stride": [1, 1], ...}]}.'
+        ) from error
+    if missing:
+        raise ConvSpecError(f"{path} has a layer without {', '.join(sorted(missing))}.")
+    checked: dict[str, list[Layer]] = found
+    return checked
+
+
+def layer_spec(layer: Layer, *, batch: int | None = None, dtype: str = "float32") -> ConvSpec:
+    """The problem of one row of a file of layers; padding is (lo, hi) for each axis."""
+    x, w = tuple(layer["x"]), tuple(layer["w"])
+    ndim = len(w) - 2
+    stride = tuple(layer.get("stride", (1,) * ndim))
+    dilation = tuple(layer.get("dilation", (1,) * ndim))
+    padding = tuple((lo, hi) for lo, hi in layer.get("padding", ((0, 0),) * ndim))
+    groups, n = int(layer.get("groups", 1)), batch or x[0]
+    if not layer.get("transposed"):
+        return ConvSpec.forward(
+            (n, *x[1:]), w, dtype=dtype, stride=stride, padding=padding, dilation=dilation,
+            groups=groups, bias=bool(layer.get("bias")),
+        )  # fmt: skip
+    more = layer.get("output_padding", (0,) * ndim)
+    size = tuple(
+        transposed_size(i, k, s, lo, hi, d, extra)
+        for i, k, s, (lo, hi), d, extra in zip(
+            x[2:], w[2:], stride, padding, dilation, more, strict=True
+        )
+    )
+    # A transposed layer's x is the forward problem's y, and its w has the forward order.
+    spec = ConvSpec.forward(
+        (n, w[1] * groups, *size), w, dtype=dtype, stride=stride, padding=padding,
+        dilation=dilation, groups=groups, bias=bool(layer.get("bias")),
+        direction=Direction.TRANSPOSED,
+    )  # fmt: skip
+    return spec.replace(out_size=x[2:])
+
+
+def network_cases(
+    names: Iterable[str],
+    source: Mapping[str, list[Layer]] | None = None,
+    *,
+    batch: int | None = None,
+    dtype: str = "float32",
+) -> Iterator[Case]:
+    """The layers of networks.
+
+    Raises
+    ------
+    ConvSpecError
+        For a network that the source does not have.
+    """
+    known = networks() if source is None else source
+    for name in names:
+        if name not in known:
+            raise ConvSpecError(f"network {name!r} is not known; choose from {', '.join(known)}.")
+        for layer in known[name]:
+            spec = layer_spec(layer, batch=batch, dtype=dtype)
+            yield Case(name, "layer", str(spec), int(layer.get("count", 1)))
+
+
+_IMAGES = (
+    (512, 3, "f32"), (512, 5, "f32"), (512, 7, "f32"), (1024, 11, "f32"), (1024, 31, "f32"),
+    (1024, 63, "f32"), (2048, 15, "f32"), (4096, 31, "f32"), (1024, 5, "f64"), (1024, 15, "f64"),
+)  # fmt: skip
+_SIGNALS = (
+    (1_000, 9, "f64"), (100_000, 100, "f64"), (100_000, 5_000, "f64"), (1_000_000, 64, "f64"),
+    (1_000_000, 64, "f32"), (1_000_000, 5_000, "f32"), (1_000_000, 5_000, "f64"),
+)  # fmt: skip
+
+
+def image_cases() -> Iterator[Case]:
+    """Square images with square kernels, correlated to the same size."""
+    for n, k, dtype in _IMAGES:
+        spec = f"conv_{dtype}_NCHW_n1c1k1g1_i{n}x{n}_w{k}x{k}_p{k // 2}x{k // 2}"
+        yield Case("images", "image", spec)
+
+
+def signal_cases() -> Iterator[Case]:
+    """Signals convolved in full."""
+    for n, k, dtype in _SIGNALS:
+        yield Case("signals", "signal", f"conv_{dtype}_NCL_n1c1k1g1_i{n}_w{k}_p{k - 1}_flip")
+
+
+def spec_cases(words: Iterable[str]) -> Iterator[Case]:
+    """Specs as a user spells them."""
+    for word in words:
+        yield Case("specs", "layer", str(ConvSpec.parse(word)))
+
+
+def small_cases() -> list[Case]:
+    """A minute's worth: what each kind of kernel is for."""
+    layers = (
+        "conv_f32_NCHW_n1c3k64g1_i224x224_w7x7_s2x2_p3x3",
+        "conv_f32_NCHW_n1c64k64g1_i56x56_w3x3_p1x1",
+        "conv_f32_NCHW_n1c256k64g1_i56x56_w1x1",
+        "conv_f32_NCHW_n1c512k512g1_i7x7_w3x3_p1x1",
+        "conv_f32_NCHW_n1c96k96g96_i56x56_w3x3_p1x1",
+    )
+    images = [case for case in image_cases() if "i1024x1024" in case.spec and "f32" in case.spec]
+    signals = [case for case in signal_cases() if "_w64_" in case.spec or "_w5000_" in case.spec]
+    return [*spec_cases(layers), *images[:2], *signals[1:3]]

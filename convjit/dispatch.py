@@ -1,0 +1,351 @@
+"""Selection: pool, refuse or lower, filter by policy, rank by predicted time, plan.
+
+The order of the rules: a forced choice, else the cost model, else (for solvers that the model
+predicts alike) the declared order.  Every candidate is kept with its estimate or its refusal, so
+that ``explain`` can show what this module saw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from convjit import config, cost, precision, registry
+from convjit.algorithms import error as error_model
+from convjit.arguments import Problem, Request
+from convjit.errors import BackendError, ConvSpecError, UnsupportedError
+from convjit.lowering import Lowered, complete, descend
+from convjit.plans import Fill, Plan
+from convjit.precision import Policy
+from convjit.spec import ConvSpec
+from convjit.spi import Backend, Feature, Refusal, Solver, Target, Work
+
+FAMILIES = ("direct", "gemm", "fft", "winograd", "depthwise")
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A solver's answer to a problem.
+
+    Attributes
+    ----------
+    backend, device, solver_id, algorithm : str
+    steps : tuple of str
+        The lowering, outermost step first.
+    spec : ConvSpec
+        The problem that the solver itself is given.
+    work : Work or None
+    seconds : float or None
+        Predicted time of a call with packed weights.
+    pack_seconds : float
+        Predicted time of packing, paid by plain calls.
+    workspace : int
+        Bytes.
+    error_bound : float or None
+        Modelled bound relative to the largest sum of magnitudes.
+    refusal : Refusal or None
+        Why the candidate cannot be chosen; None if it can.
+    """
+
+    backend: str
+    device: str
+    solver_id: str
+    algorithm: str
+    steps: tuple[str, ...]
+    spec: ConvSpec
+    work: Work | None = None
+    seconds: float | None = None
+    pack_seconds: float = 0.0
+    workspace: int = 0
+    error_bound: float | None = None
+    refusal: Refusal | None = None
+
+    @property
+    def label(self) -> str:
+        """``"pad reflect + numba.direct"``."""
+        return " + ".join((*self.steps, self.solver_id))
+
+    def total(self, packed: bool) -> float:
+        """Predicted seconds of a call, with the packing where it is paid each time."""
+        seconds = float("inf") if self.seconds is None else self.seconds
+        return seconds if packed else seconds + self.pack_seconds
+
+
+@dataclass(frozen=True, slots=True)
+class _Ranked:
+    candidate: Candidate
+    backend: Backend
+    target: Target
+    lowered: Lowered | None
+
+
+def error_bound(spec: ConvSpec, inner: ConvSpec, work: Work) -> float:
+    """Modelled error of a candidate: the inner problem's, and the rounding of its result.
+
+    The inner problem rounds with its own dtype and kernel; a result narrower than the arithmetic
+    is rounded once more, by at most the unit roundoff of each element.
+    """
+    bound = error_model.error_bound(inner, work.numerics)
+    if spec.dtype in precision.HALF and inner.dtype not in precision.HALF:
+        bound += precision.UNIT_ROUNDOFF[spec.dtype]
+    return bound
+
+
+def _consider(
+    backend: Backend, solver: Solver, spec: ConvSpec, target: Target, request: Request
+) -> _Ranked:
+    """One solver's answer; what a solver raises is one refusal, reported by the caller."""
+    base = Candidate(backend.name, backend.device, solver.id, solver.algorithm, (), spec)
+
+    def refused(refusal: Refusal) -> _Ranked:
+        return _Ranked(replace(base, refusal=refusal), backend, target, None)
+
+    doing = "refused or lowered"
+    try:
+        steps = descend(solver, spec, target)
+        if isinstance(steps, Refusal):
+            return refused(steps)
+        doing = "estimated"
+        lowered = complete(solver, spec, steps, target)
+        work = lowered.work
+        candidate = replace(
+            base,
+            steps=tuple(step.name for step in lowered.steps),
+            spec=lowered.spec,
+            work=work,
+            seconds=cost.seconds(work, target),
+            pack_seconds=cost.pack_seconds(work, target),
+            workspace=work.workspace,
+            error_bound=error_bound(spec, lowered.spec, work),
+        )
+    except Exception as error:
+        return refused(_broken(backend, solver, doing, spec, error, request))
+    refusal = _policy_refusal(spec, candidate, work, request.policy)
+    return _Ranked(replace(candidate, refusal=refusal), backend, target, lowered)
+
+
+def _broken(
+    backend: Backend, solver: Solver, doing: str, spec: ConvSpec, error: Exception, request: Request
+) -> Refusal:
+    """A solver that raised: an error when it was asked for by name, else a warning."""
+    message = (
+        f"backend {backend.name!r}: solver {solver.id!r} failed while it {doing} {spec}: "
+        f"{type(error).__name__}: {error}"
+    )
+    if request.is_forced and (request.algorithm == solver.id or request.backend == backend.name):
+        raise BackendError(message) from error
+    registry.warn_once(f"{message}. It is not used for such problems.")
+    return Refusal(Feature.BROKEN, message)
+
+
+def _policy_refusal(
+    spec: ConvSpec, candidate: Candidate, work: Work, policy: Policy
+) -> Refusal | None:
+    sentence = error_model.policy_refusal(spec, work.numerics, policy, bound=candidate.error_bound)
+    if sentence is not None:
+        return Refusal(Feature.POLICY, sentence)
+    limit = policy.workspace_limit
+    if limit is not None and candidate.workspace > limit:
+        return Refusal(
+            Feature.WORKSPACE,
+            f"needs a workspace of {candidate.workspace} bytes, workspace_limit is {limit}",
+        )
+    return None
+
+
+# Solvers that raised while they ran: solver id -> what happened.
+_failed: dict[str, str] = {}
+
+
+def exclude(solver: str, message: str) -> None:
+    """Leave a solver that raised while it ran out of every later choice, warning once."""
+    _failed[solver] = message
+    registry.warn_once(f"{message}. It is not used again in this process.")
+
+
+def forget_failures() -> None:
+    """Give solvers that failed another chance."""
+    _failed.clear()
+
+
+def _pool(request: Request) -> list[Backend]:
+    """The backends asked for that take the data's array type."""
+    pool = registry.resolve(request.backend)
+    taking = [b for b in pool if request.array_type in b.array_types]
+    if taking or not pool:
+        return taking
+    offered = "; ".join(f"{b.name} takes {', '.join(b.array_types)}" for b in pool)
+    raise UnsupportedError(
+        f"the data is {request.array_type.replace(':', '.')}, which none of the backends takes: "
+        f"{offered}. Convert the data, or choose another backend."
+    )
+
+
+def _matches(solver: Solver, algorithm: str | None) -> bool:
+    return algorithm is None or algorithm in (solver.algorithm, solver.id)
+
+
+def _check_algorithm(request: Request, offered: Sequence[Solver]) -> None:
+    algorithm = request.algorithm
+    if algorithm is None or algorithm in FAMILIES or any(_matches(s, algorithm) for s in offered):
+        return
+    families = dict.fromkeys((*FAMILIES, *(s.algorithm for s in offered)))
+    raise ConvSpecError(
+        f"algorithm={algorithm!r} is not known to the backends considered; give a family "
+        f"({', '.join(families)}) or a solver's id ({', '.join(s.id for s in offered)})."
+    )
+
+
+def _ranked(spec: ConvSpec, request: Request) -> list[_Ranked]:
+    """Every solver of the pool: those that can run by predicted time, then the refused ones."""
+    disabled = config.current().disable
+    asked: list[tuple[Backend, Solver]] = [
+        (backend, solver) for backend in _pool(request) for solver in registry.solvers(backend)
+    ]
+    _check_algorithm(request, [solver for _, solver in asked])
+    rows = []
+    targets: dict[str, Target] = {}
+    for backend, solver in asked:
+        if not _matches(solver, request.algorithm):
+            continue
+        if backend.name not in targets:
+            targets[backend.name] = _target(backend, request)
+        target = targets[backend.name]
+        excluded = None
+        if solver.id in disabled:
+            excluded = Refusal(Feature.OTHER, "disabled by disable= or CONVJIT_DISABLE")
+        elif solver.id in _failed and request.algorithm != solver.id:
+            excluded = Refusal(Feature.BROKEN, _failed[solver.id])
+        if excluded is None:
+            rows.append(_consider(backend, solver, spec, target, request))
+        else:
+            base = Candidate(backend.name, backend.device, solver.id, solver.algorithm, (), spec)
+            rows.append(_Ranked(replace(base, refusal=excluded), backend, target, None))
+    return sorted(
+        rows,
+        key=lambda row: (
+            row.candidate.refusal is not None,
+            0.0 if row.candidate.refusal else row.candidate.total(request.packed),
+        ),
+    )
+
+
+def _target(backend: Backend, request: Request) -> Target:
+    try:
+        return backend.target()
+    except Exception as error:
+        registry.mark_broken(backend.name, f"its target() failed: {error}", error)
+        raise BackendError(
+            f"backend {backend.name!r} failed while it described its device: {error}"
+        ) from error
+
+
+def candidates(spec: ConvSpec, request: Request) -> list[Candidate]:
+    """What every solver of the pool says to a problem, the choice first, the refused last."""
+    if spec.is_empty:
+        return []
+    return [row.candidate for row in _ranked(spec, request)]
+
+
+def reason(request: Request, admitted: Sequence[Candidate]) -> str:
+    """One sentence on which rule chose the first of the candidates that were not refused."""
+    first = admitted[0]
+    forced = [
+        f"{name}={value!r}"
+        for name, value in (("backend", request.backend), ("algorithm", request.algorithm))
+        if value is not None
+    ]
+    said = f"forced by {' and '.join(forced)}" if forced else ""
+    if len(admitted) == 1:
+        return said or "the only solver that takes it"
+    second = admitted[1]
+    mine, other = first.total(request.packed), second.total(request.packed)
+    if mine == other:
+        rule = f"declared before {second.label}, which is predicted alike"
+    else:
+        rule = f"cost model: {mine * 1e3:.3g} ms, next {second.label} {other * 1e3:.3g} ms"
+    return f"{said}; {rule}" if said else rule
+
+
+def select(problem: Problem, request: Request, array_type: type | None) -> Plan:
+    """The plan of the best candidate.
+
+    Raises
+    ------
+    UnsupportedError
+        When every candidate is refused, with all the refusals.
+    BackendError
+        When a forced backend or solver is broken.
+    """
+    spec = problem.spec
+    if spec.is_empty:
+        return _fill_plan(problem, request, array_type)
+    rows = _ranked(spec, request)
+    admitted = [row for row in rows if row.candidate.refusal is None]
+    while admitted:
+        row = admitted[0]
+        candidate, lowered = row.candidate, row.lowered
+        if lowered is None:
+            raise AssertionError("an admitted candidate has a lowering")
+        try:
+            settings = iter(lowered.solver.configs(lowered.spec, row.target))
+            executable = lowered.plan(row.target, next(settings, ()))
+            namespace = row.backend.array_namespace()
+        except Exception as error:
+            _broken(row.backend, lowered.solver, "planned", spec, error, request)
+            admitted.pop(0)
+            continue
+        return Plan(
+            problem,
+            executable,
+            request=request,
+            namespace=namespace,
+            array_type=array_type,
+            backend=candidate.backend,
+            solver=candidate.solver_id,
+            algorithm=candidate.algorithm,
+            label=candidate.label,
+            reason=reason(request, [row.candidate for row in admitted]),
+            work=candidate.work,
+            error_bound=candidate.error_bound or 0.0,
+            seconds=candidate.seconds or 0.0,
+            peak=row.target.peak.get(precision.accumulator_dtype(spec.dtype), 0.0),
+        )
+    raise _unsupported(spec, request, [row.candidate for row in rows])
+
+
+def _fill_plan(problem: Problem, request: Request, array_type: type | None) -> Plan:
+    """Nothing is summed: zeros, bias and activation, by the array library of the data."""
+    import sys
+
+    module = request.array_type.partition(":")[0].partition(".")[0]
+    return Plan(
+        problem, Fill(problem.spec), request=request, namespace=sys.modules[module],
+        array_type=array_type, backend="convjit", solver="convjit.fill", algorithm="fill",
+        label="convjit.fill", reason="no product is summed", work=None, error_bound=0.0,
+        seconds=0.0, peak=0.0,
+    )  # fmt: skip
+
+
+def _unsupported(
+    spec: ConvSpec, request: Request, refused: Sequence[Candidate]
+) -> UnsupportedError:
+    refusals = [(c.solver_id, c.refusal) for c in refused if c.refusal is not None]
+    asked = ", ".join(
+        f"{name}={value!r}"
+        for name, value in (
+            ("backend", request.backend),
+            ("algorithm", request.algorithm),
+            ("precision", request.policy.precision),
+            ("nonfinite", request.policy.nonfinite),
+        )
+        if value is not None
+    )
+    told = "".join(f"\n  {name}: {refusal.reason}" for name, refusal in refusals)
+    if not told:
+        told = "\n  (no solver of that family in these backends)"
+    return UnsupportedError(
+        f"nothing that was allowed ({asked}) computes {spec}:{told}\n"
+        "Allow more (drop backend= or algorithm=), or relax the policy that refuses.",
+        refusals,
+    )

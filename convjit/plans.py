@@ -1,0 +1,421 @@
+"""Plans and packed weights: a problem that was thought about once and runs many times.
+
+A :class:`Plan` ties a problem to an executable.  Calling it checks the operands, allocates the
+result and the workspace, packs the second operand unless that was done, and runs.
+"""
+
+from __future__ import annotations
+
+import threading
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from convjit import precision, profiling
+from convjit.arguments import Problem, Request
+from convjit.errors import BackendError, ConvSpecError
+from convjit.lowering import apply_epilogue
+from convjit.spec import ConvSpec, Direction
+from convjit.spi import Array, Executable, Work
+from convjit.steps import ALIGNMENT
+
+_OPERANDS = {
+    Direction.FORWARD: ("x", "w"),
+    Direction.TRANSPOSED: ("x", "w"),
+    Direction.INPUT_GRAD: ("gy", "w"),
+    Direction.WEIGHT_GRAD: ("x", "gy"),
+}
+PACKED_FORMS = 16  # how many plans' forms one Weights object remembers
+
+
+def empty(namespace: Any, shape: tuple[int, ...], dtype: Any, what: str) -> Array:
+    """Uninitialised array, or a MemoryError that says how much was wanted for what."""
+    try:
+        return namespace.empty(shape, dtype)
+    except (MemoryError, ValueError) as error:
+        if isinstance(error, ValueError) and "too big" not in str(error):
+            raise
+        wanted = prod(shape) * np.dtype(dtype).itemsize
+        raise MemoryError(
+            f"{wanted} bytes were wanted for {what} and could not be had; nothing was computed. "
+            "Use a smaller batch, or workspace_limit= to rule out algorithms that need much."
+        ) from error
+
+
+class Packed:
+    """The second operand in one plan's own form, made by :meth:`Plan.pack`."""
+
+    __slots__ = ("_payload", "_plan", "shape")
+
+    def __init__(self, plan: Plan, payload: Any) -> None:
+        self._plan = plan
+        self._payload = payload
+        self.shape = plan.problem.rhs_shape
+
+    def __repr__(self) -> str:
+        return f"<packed {self.shape} for {self._plan.label} of {self._plan.spec}>"
+
+
+class Weights:
+    """An immutable copy of weights that remembers its packed forms.
+
+    Accepted wherever w is; the first call that uses a plan packs, later ones do not.
+
+    Attributes
+    ----------
+    array : array
+        The copy, C-contiguous; NumPy's is read-only.
+    shape, dtype
+        Of the array.
+    """
+
+    __slots__ = ("_forms", "_lock", "array", "dtype", "shape")
+
+    def __init__(self, array: Array) -> None:
+        self.array = array
+        self.shape: tuple[int, ...] = tuple(array.shape)
+        self.dtype = array.dtype
+        self._forms: dict[int, tuple[Plan, Any]] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def __repr__(self) -> str:
+        return f"<convjit.weights {self.shape} {self.dtype}, {len(self._forms)} packed forms>"
+
+    def form_for(self, plan: Plan) -> Any:
+        """The packed form for a plan, made when first asked for."""
+        found = self._forms.get(id(plan))
+        if found is not None:
+            return found[1]
+        payload = plan.pack_operand(self.array)
+        with self._lock:
+            while len(self._forms) >= PACKED_FORMS:
+                del self._forms[next(iter(self._forms))]
+            # The plan is kept beside its form: an id is not used again while its object lives.
+            self._forms[id(plan)] = (plan, payload)
+        return payload
+
+
+class Fill:
+    """What runs when no product is summed: zeros, bias, activation."""
+
+    workspace = 0
+
+    def __init__(self, spec: ConvSpec) -> None:
+        self._spec = spec
+
+    def pack(self, rhs: Array) -> None:
+        return None
+
+    def run(
+        self, lhs: Array, packed: Any, bias: Array | None, out: Array, workspace: Array | None
+    ) -> None:
+        out[...] = 0
+        apply_epilogue(self._spec, out, bias)
+
+
+class Plan:
+    """A problem with its solver chosen; callable, printable, safe from several threads.
+
+    ``plan(x, w, bias=None, *, out=None)``; for the input's gradient the operands are ``(gy, w)``,
+    for the weights' gradient ``(x, gy)``.  The second may be what :meth:`pack` returned, or a
+    :class:`Weights`.
+
+    Attributes
+    ----------
+    spec : ConvSpec
+    label : str
+        Lowering and solver: ``"pad reflect + numba.direct"``.
+    backend, solver, algorithm : str
+    reason : str
+        Which rule of the selection won.
+    workspace : int
+        Bytes allocated for each call beside the result.
+    work : Work or None
+        What a call costs (None when nothing is summed).
+    error_bound : float
+        Modelled bound on the error, relative to the largest sum of magnitudes.
+    seconds : float
+        Predicted time of a call with packed weights.
+    """
+
+    __slots__ = (
+        "_dtype", "_lhs_view", "_namespace", "_peak", "_result_dtype", "_result_view", "_rhs_view",
+        "_warm", "_zero_bias", "algorithm", "array_type", "backend", "error_bound", "executable",
+        "label", "problem", "reason", "request", "seconds", "solver", "spec", "work", "workspace",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        problem: Problem,
+        executable: Executable,
+        *,
+        request: Request,
+        namespace: Any,
+        array_type: Any,
+        backend: str,
+        solver: str,
+        algorithm: str,
+        label: str,
+        reason: str,
+        work: Work | None,
+        error_bound: float,
+        seconds: float,
+        peak: float,
+    ) -> None:
+        self.problem, self.request = problem, request
+        self.spec = problem.spec
+        self.executable = executable
+        self.backend, self.solver, self.algorithm = backend, solver, algorithm
+        self.label, self.reason = label, reason
+        self.work, self.error_bound, self.seconds = work, error_bound, seconds
+        self.workspace = executable.workspace
+        self.array_type: Any = array_type
+        self._namespace = namespace
+        self._peak = peak
+        self._dtype = precision.numpy_dtype(self.spec.dtype)
+        self._result_dtype = precision.numpy_dtype(self.spec.result_dtype)
+        # The batched shapes, where they differ from the user's.
+        self._lhs_view = _if_other(self.spec.lhs_shape, problem.lhs_shape)
+        self._rhs_view = _if_other(self.spec.rhs_shape, problem.rhs_shape)
+        self._result_view = _if_other(self.spec.result_shape, problem.result_shape)
+        self._zero_bias: Array | None = None
+        self._warm = False
+
+    # ---------------------------------------------------------------- packing
+
+    def pack(self, w: Array) -> Packed:
+        """The second operand (w; gy for the weights' gradient) in the solver's own form.
+
+        Raises
+        ------
+        ConvSpecError
+            If its shape is not the planned one.
+        TypeError
+            If its dtype cannot be cast to the planned one without loss of kind.
+        """
+        # A solver may take the operand itself as its packed form, and the caller may change it.
+        return Packed(self, self.pack_operand(self._operand(1, w).copy()))
+
+    def pack_operand(self, rhs: Array) -> Any:
+        if rhs.dtype is not self._dtype or not _is_plain(rhs):
+            rhs = self._namespace.asarray(rhs, dtype=self._dtype, order="C")
+            if not rhs.flags.aligned:
+                rhs = rhs.copy()
+        if self._rhs_view is not None:
+            rhs = rhs.reshape(self._rhs_view)
+        try:
+            return self.executable.pack(rhs)
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise self._failure("packed for", error) from error
+
+    def _payload(self, rhs: Any) -> Any:
+        if type(rhs) is Packed:
+            if rhs._plan is self or rhs._plan.executable is self.executable:
+                return rhs._payload
+            raise ConvSpecError(
+                f"{_OPERANDS[self.spec.direction][1]} was packed by another plan "
+                f"({rhs._plan.label} of {rhs._plan.spec}); pack it with this plan's pack()."
+            )
+        if type(rhs) is Weights:
+            if rhs.shape != self.problem.rhs_shape:
+                self._operand(1, rhs.array)
+            return rhs.form_for(self)
+        rhs = self._operand(1, rhs)
+        if profiling.enabled:
+            with profiling.phase("pack"):
+                return self.pack_operand(rhs)
+        return self.pack_operand(rhs)
+
+    # ---------------------------------------------------------------- checks
+
+    def _operand(self, position: int, array: Any) -> Array:
+        """An operand as an array of the planned shape and a dtype that casts to the planned one."""
+        name = _OPERANDS[self.spec.direction][position]
+        wanted = self.problem.lhs_shape if position == 0 else self.problem.rhs_shape
+        if type(array) is not self.array_type:
+            array = self._namespace.asarray(array)
+        if array.shape != wanted:
+            raise ConvSpecError(
+                f"{name} has shape {tuple(array.shape)}, this plan takes {wanted}; make a plan for "
+                "the new shape, or call convjit.conv, which keeps plans itself."
+            )
+        if array.dtype != self._dtype and not np.can_cast(array.dtype, self._dtype, "same_kind"):
+            raise TypeError(
+                f"{name} has dtype {array.dtype}, this plan takes {self._dtype}; cast it, or plan "
+                "for its dtype."
+            )
+        return array
+
+    def _contiguous(self, lhs: Array) -> Array:
+        """The first operand in the planned dtype, contiguous unless strided ones were planned."""
+        if lhs.dtype != self._dtype or (not self.spec.strided and not _is_plain(lhs)):
+            with profiling.phase("contiguous copy"):
+                converted = empty(self._namespace, lhs.shape, self._dtype, "a contiguous copy")
+                converted[...] = lhs
+                return converted
+        return lhs
+
+    def _bias(self, bias: Any) -> Array | None:
+        if not self.spec.bias:
+            if bias is not None:
+                raise ConvSpecError(
+                    "bias was given to a plan made without one; the gradients have none, and "
+                    "plan(..., bias=False) rules it out."
+                )
+            return None
+        channels = self.spec.result_channels
+        if bias is None:
+            if self._zero_bias is None:
+                self._zero_bias = self._namespace.zeros(channels, self._result_dtype)
+            return self._zero_bias
+        if type(bias) is not self.array_type:
+            bias = self._namespace.asarray(bias)
+        if bias.shape != (channels,):
+            if not (self.problem.is_plain and bias.size == 1):
+                raise ConvSpecError(
+                    f"bias has shape {tuple(bias.shape)}, it must be ({channels},): one number "
+                    "for each channel of the result."
+                )
+            bias = bias.reshape(1)
+        if bias.dtype != self._result_dtype:
+            if not np.can_cast(bias.dtype, self._result_dtype, "same_kind"):
+                raise TypeError(
+                    f"bias has dtype {bias.dtype}, which does not cast to the result's "
+                    f"{self._result_dtype} within its kind; cast it yourself."
+                )
+            return bias.astype(self._result_dtype)
+        return bias if _is_plain(bias) else bias.copy()
+
+    def _check_out(self, out: Any) -> None:
+        shape = self.problem.result_shape
+        if type(out) is not self.array_type and not isinstance(out, np.ndarray):
+            raise TypeError(f"out is a {type(out).__name__}; give an array of shape {shape}.")
+        if out.shape != shape or out.dtype != self._result_dtype:
+            raise ConvSpecError(
+                f"out is {tuple(out.shape)} {out.dtype}; it must be exactly {shape} "
+                f"{self._result_dtype}."
+            )
+        if isinstance(out, np.ndarray) and not out.flags.writeable:
+            raise ConvSpecError("out is read-only; give a writable array.")
+
+    # ---------------------------------------------------------------- execution
+
+    def __call__(self, x: Any, w: Any, bias: Any = None, *, out: Any = None) -> Any:
+        """Run: ``y = plan(x, w, bias)``.
+
+        Parameters
+        ----------
+        x : array
+            The first operand, of the planned shape.
+        w : array, Packed or Weights
+            The second operand.
+        bias : array, (channels of the result,), optional
+        out : array, optional
+            Exactly the result's shape and dtype; may overlap the operands.
+
+        Returns
+        -------
+        array
+            ``out``, or fresh memory.
+        """
+        if profiling.enabled:
+            with profiling.call(
+                spec=str(self.spec), backend=self.backend, solver=self.solver, label=self.label,
+                flops=self.spec.flops, peak=self._peak, cold=not self._warm,
+            ):  # fmt: skip
+                return self._run(x, w, bias, out)
+        return self._run(x, w, bias, out)
+
+    def _run(self, x: Any, w: Any, bias: Any, out: Any) -> Any:
+        spec, problem = self.spec, self.problem
+        if (
+            type(x) is not self.array_type
+            or x.shape != problem.lhs_shape
+            or x.dtype != self._dtype
+            or not (spec.strided or _is_plain(x))
+        ):
+            x = self._contiguous(self._operand(0, x))
+        packed = self._payload(w)
+        if bias is not None or spec.bias:
+            bias = self._bias(bias)
+        target = self._target(out, x, w, bias) if out is not None else None
+        if target is None:
+            target = empty(self._namespace, problem.result_shape, self._result_dtype, "the result")
+        workspace = self._allocate() if self.workspace else None
+        inner_x = x if self._lhs_view is None else x.reshape(self._lhs_view)
+        inner_out = target if self._result_view is None else target.reshape(self._result_view)
+        try:
+            self.executable.run(inner_x, packed, bias, inner_out, workspace)
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise self._failure("ran", error) from error
+        self._warm = True
+        if out is None:
+            return target
+        if target is not out:
+            out[...] = target
+        return out
+
+    def _failure(self, doing: str, error: Exception) -> BackendError:
+        return BackendError(
+            f"backend {self.backend!r}: solver {self.solver!r} failed while it {doing} "
+            f"{self.spec}: {type(error).__name__}: {error}"
+        )
+
+    def _target(self, out: Array, *operands: Any) -> Array | None:
+        """``out`` itself where a kernel may write straight into it, else None."""
+        self._check_out(out)
+        if not _is_plain(out):
+            return None
+        for operand in operands:
+            array = operand.array if type(operand) is Weights else operand
+            if isinstance(array, np.ndarray) and np.may_share_memory(array, out):
+                return None
+        return out
+
+    def _allocate(self) -> Array:
+        """The workspace, aligned to a cache line."""
+        size, what = (self.workspace + ALIGNMENT,), f"the workspace of {self.label}"
+        block = empty(self._namespace, size, np.uint8, what)
+        if self._namespace is np:
+            start = -block.ctypes.data % ALIGNMENT
+            return block[start : start + self.workspace]
+        return block[: self.workspace]
+
+    def __repr__(self) -> str:
+        return f"<convjit.Plan {self.spec}: {self.label}>"
+
+    def __str__(self) -> str:
+        lines = [
+            f"plan of       {self.spec}",
+            f"operands      {', '.join(_OPERANDS[self.spec.direction])}: "
+            f"{self.problem.lhs_shape}, {self.problem.rhs_shape} {self.spec.dtype}",
+            f"result        {self.problem.result_shape} {self.spec.result_dtype}",
+            f"runs          {self.label}",
+            f"because       {self.reason}",
+            f"predicted     {self.seconds * 1e3:.4g} ms",
+            f"workspace     {self.workspace} bytes",
+            f"error bound   {self.error_bound:.1e} of the largest sum of magnitudes",
+        ]
+        return "\n".join(lines)
+
+
+def _if_other(shape: tuple[int, ...], than: tuple[int, ...]) -> tuple[int, ...] | None:
+    return None if shape == than else shape
+
+
+def _is_plain(array: Array) -> bool:
+    """Whether a kernel can take an array as it is."""
+    flags = array.flags
+    return bool(
+        flags.c_contiguous
+        and (not isinstance(array, np.ndarray) or (flags.aligned and array.dtype.isnative))
+    )

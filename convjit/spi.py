@@ -1,0 +1,251 @@
+"""What a backend imports: the protocol between the dispatcher and the kernels.
+
+A *backend* is a toolchain on a device.  It offers *solvers*, one per algorithm (and variant), each
+of which can refuse a problem with a sentence, estimate its work, and plan an *executable*.  The
+core owns dispatch, lowering, allocation, caching and profiling; a solver owns kernels, blocking and
+its packed form of the weights.
+
+A solver is handed arrays exactly as the spec describes them: in the spec's layout, batched, with
+channels, of the spec's dtype, C-contiguous and aligned unless ``spec.strided``.  What a solver does
+not handle it refuses with the matching :class:`Feature`; for most features the core knows a
+*lowering* to a cheaper problem and asks again, so that a solver for contiguous float32 NCHW is
+reached from every call that can be lowered to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Any, Protocol, runtime_checkable
+
+from convjit.config import cache_dir as cache_dir
+from convjit.config import num_threads as num_threads
+from convjit.precision import Numerics as Numerics
+from convjit.spec import ConvSpec
+
+SPI_VERSION = 1
+
+Array = Any  # numpy.ndarray, or the array type that the backend names
+Config = tuple[tuple[str, int], ...]  # block sizes by name, e.g. (("mr", 6), ("nr", 16))
+DEFAULT_CONFIG: Config = ()
+
+
+class Feature(StrEnum):
+    """What a refusal is about.  The first group can be lowered; the second is final."""
+
+    STRIDED = "strided"  # the first operand is not contiguous
+    LAYOUT = "layout"
+    DTYPE = "dtype"
+    DIRECTION = "direction"
+    NDIM = "ndim"
+    PAD_MODE = "pad_mode"
+    PADDING = "padding"  # the solver wants padding 0
+    FLIP = "flip"
+    STRIDE = "stride"
+    DILATION = "dilation"
+    GROUPS = "groups"
+    EPILOGUE = "epilogue"  # bias or activation
+    CONJUGATE = "conjugate"
+
+    SIZE = "size"
+    POLICY = "policy"
+    WORKSPACE = "workspace"
+    TARGET = "target"
+    BROKEN = "broken"
+    OTHER = "other"
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a solver does not take a problem: the feature, and a sentence for people."""
+
+    feature: Feature
+    reason: str
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """One stage of an execution.
+
+    Attributes
+    ----------
+    name : str
+        ``"pack"``, ``"transform"``, ``"gemm"``, ...
+    flops : float
+        Arithmetic operations really executed (edge waste included, clipped taps excluded).
+    rate : str
+        Key into :attr:`Target.rates` of the kernel family that executes them.
+    bytes : mapping of level to float
+        Traffic by level: ``"l1"``, ``"l2"``, ``"l3"``, ``"memory"``, ``"copy"`` (a strided copy
+        by the array library).
+    """
+
+    name: str
+    flops: float = 0.0
+    rate: str = ""
+    bytes: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What one call costs, in machine-independent units.
+
+    Attributes
+    ----------
+    phases : tuple of Phase
+        What every call executes, in order; packing of the second operand not included.
+    numerics : Numerics
+        How the solver rounds, for the error model and the policies.
+    pack : Phase or None
+        What packing the second operand costs (paid by plain calls, not by planned ones).
+    launches : int
+        Parallel regions or kernel launches.
+    workspace : int
+        Bytes that the executable asks the core for.
+    packed_bytes : int
+        Size of the packed second operand.
+    """
+
+    phases: tuple[Phase, ...]
+    numerics: Numerics
+    pack: Phase | None = None
+    launches: int = 1
+    workspace: int = 0
+    packed_bytes: int = 0
+
+    @property
+    def flops(self) -> float:
+        return sum(phase.flops for phase in self.phases)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A machine as the cost model sees it: measured where that was done, else from a table.
+
+    Attributes
+    ----------
+    fingerprint : str
+        Changes when a remembered measurement stops being valid.
+    device : str
+        ``"cpu"`` or ``"cuda"``.
+    description : str
+        For people: model, cores, vector width.
+    cores : int
+    peak : mapping of dtype to flop/s
+        Of all the cores together.
+    rates : mapping of rate key to flop/s
+        What each kernel family achieves at its best, of all the cores together.
+    bandwidth : mapping of level to byte/s
+    caches : mapping of level to bytes
+        Of one core.
+    launch : float
+        Seconds that one parallel region or kernel launch costs.
+    call : float
+        Seconds that one call of an executable costs besides.
+    measured : bool
+        Whether the figures were measured on this machine.
+    features : mapping of str to str
+        Whatever the backend's own solvers need: ``{"isa": "avx2"}``.
+    """
+
+    fingerprint: str
+    device: str
+    description: str
+    cores: int
+    peak: Mapping[str, float]
+    rates: Mapping[str, float]
+    bandwidth: Mapping[str, float]
+    caches: Mapping[str, int]
+    launch: float
+    call: float = 1e-6
+    measured: bool = False
+    features: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+
+@runtime_checkable
+class Executable(Protocol):
+    """A planned problem: immutable, callable from several threads at once.
+
+    ``workspace`` is the number of bytes the core hands to :meth:`run` (64-byte aligned,
+    uninitialised).
+    """
+
+    workspace: int
+
+    def pack(self, rhs: Array) -> Any:
+        """The second operand in the solver's own form.
+
+        ``rhs`` has ``spec.rhs_shape``, is C-contiguous, aligned and of ``spec.dtype``.  What is
+        returned is opaque to the core and must not alias memory that the caller may change,
+        unless it is ``rhs`` itself.
+        """
+        ...
+
+    def run(
+        self, lhs: Array, packed: Any, bias: Array | None, out: Array, workspace: Array | None
+    ) -> None:
+        """Compute into ``out`` (C-contiguous, uninitialised, ``spec.result_shape``).
+
+        ``bias`` (``spec.result_channels`` numbers of the result's dtype) is given exactly if
+        ``spec.bias``; bias and activation are the executable's to apply.
+        """
+        ...
+
+
+@runtime_checkable
+class Solver(Protocol):
+    """One algorithm of one backend."""
+
+    id: str  # "numba.winograd.f4x3": permanent, no shapes in it
+    algorithm: str  # the family: "direct", "gemm", "fft", "winograd", "depthwise"
+
+    def refuse(self, spec: ConvSpec, target: Target) -> Refusal | None:
+        """None if the problem is taken; guards are flat, cheapest first, each a sentence."""
+        ...
+
+    def estimate(self, spec: ConvSpec, target: Target) -> Work:
+        """Work of a problem that was not refused."""
+        ...
+
+    def configs(self, spec: ConvSpec, target: Target) -> Iterable[Config]:
+        """Block sizes to choose from; the first is the default."""
+        ...
+
+    def plan(self, spec: ConvSpec, target: Target, config: Config) -> Executable:
+        """Choose kernels, blocking, packer and workspace size; allocate no data."""
+        ...
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """A toolchain on a device, found through the entry-point group ``convjit.backends``.
+
+    The entry point names a callable without arguments (a class, usually) that returns a backend;
+    calling it must be cheap, heavy imports belong into :meth:`solvers`.
+    """
+
+    name: str
+    device: str  # "cpu" or "cuda"
+    spi_version: int
+    array_types: tuple[str, ...]  # "module:qualname" of the arrays taken, e.g. "numpy:ndarray"
+
+    def probe(self) -> str | None:
+        """None when healthy, else the reason in one sentence."""
+        ...
+
+    def array_namespace(self) -> Any:
+        """The module that allocates this backend's arrays (``numpy`` or ``cupy``)."""
+        ...
+
+    def target(self, device_id: int = 0) -> Target:
+        """The machine, with the number of threads in force."""
+        ...
+
+    def solvers(self) -> Sequence[Solver]:
+        """The solvers, in the order preferred where the cost model does not decide."""
+        ...

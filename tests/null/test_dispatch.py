@@ -1,0 +1,294 @@
+"""Selection, seen from outside: what is chosen, what is refused, and what is said about it."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import threading
+
+import numpy as np
+import pytest
+
+import convjit
+from convjit import calls, config, dispatch
+from convjit.arguments import Request
+from convjit.precision import Policy
+from convjit.spec import ConvSpec
+
+X, W = (1, 16, 32, 32), (16, 16, 3, 3)
+SPEC = ConvSpec.forward(X, W, padding=1)
+
+
+def request(packed=True, algorithm=None, **policy):
+    return Request(backend="null", algorithm=algorithm, policy=Policy(**policy), packed=packed)
+
+
+def ranking(**options):
+    rows = dispatch.candidates(SPEC, request(**options))
+    return [row.solver_id.removeprefix("null.") for row in rows if row.refusal is None]
+
+
+def refusals(**options):
+    rows = dispatch.candidates(SPEC, request(**options))
+    return {r.solver_id.removeprefix("null."): str(r.refusal) for r in rows if r.refusal}
+
+
+def test_the_fastest_by_the_model_comes_first(solvers):
+    assert ranking() == ["winograd", "gemm", "loose", "direct"]
+
+
+def test_packing_counts_where_it_is_paid_each_time(solvers):
+    assert ranking(packed=False) == ["loose", "direct", "gemm", "winograd"]
+
+
+def test_exact_admits_summation_alone(solvers):
+    assert ranking(precision="exact") == ["gemm", "loose", "direct"]
+    assert set(refusals(precision="exact")) == {"winograd", "tf32"}
+
+
+def test_fast_admits_narrow_operands(solvers):
+    assert ranking(precision="fast")[0] == "tf32"
+
+
+def test_local_excludes_what_spreads(solvers):
+    assert "winograd" not in ranking(nonfinite="local")
+    assert "receptive field" in refusals(nonfinite="local")["winograd"]
+
+
+def test_deterministic_excludes_what_is_not(solvers):
+    assert "loose" not in ranking(deterministic=True)
+
+
+def test_workspace_limit_says_both_numbers(solvers):
+    said = refusals(workspace_limit=1000)["gemm"]
+    assert said == "needs a workspace of 1048576 bytes, workspace_limit is 1000"
+
+
+def test_a_family_and_an_id_force(solvers):
+    assert ranking(algorithm="gemm") == ["gemm"]
+    assert ranking(algorithm="null.direct") == ["direct"]
+    plan = convjit.plan(X, W, padding=1, backend="null", algorithm="gemm")
+    assert plan.solver == "null.gemm"
+    assert "forced by backend='null' and algorithm='gemm'" in plan.reason
+
+
+def test_a_forced_choice_that_is_refused_raises_with_every_reason(solvers):
+    with pytest.raises(convjit.UnsupportedError, match=r"null\.winograd: ") as caught:
+        convjit.plan(X, W, padding=1, backend="null", algorithm="winograd", precision="exact")
+    assert [name for name, _ in caught.value.refusals] == ["null.winograd"]
+    with pytest.raises(convjit.UnsupportedError, match="forward only, and nothing to lower it to"):
+        convjit.plan(X, W, direction="weight_grad", backend="null")
+
+
+def test_an_unknown_algorithm_lists_the_choices(solvers):
+    message = "algorithm='strassen' is not known to the backends considered; give a family (direct"
+    with pytest.raises(convjit.ConvSpecError, match=re.escape(message)):
+        convjit.plan(X, W, backend="null", algorithm="strassen")
+
+
+def test_a_family_that_a_backend_lacks_is_unsupported(solvers):
+    with pytest.raises(convjit.UnsupportedError, match="no solver of that family"):
+        convjit.plan(X, W, backend="null", algorithm="fft")
+
+
+def test_the_first_configuration_is_planned(solvers):
+    plan = convjit.plan(X, W, backend="null", algorithm="direct")
+    assert plan.executable.config == (("tile", 4),)
+
+
+def test_disable_names_solvers(solvers):
+    with convjit.use(disable="null.winograd"):
+        assert ranking() == ["gemm", "loose", "direct"]
+        assert "disabled" in refusals()["winograd"]
+
+
+def test_the_reason_names_the_runner_up(solvers):
+    plan = convjit.plan(X, W, padding=1, backend="null")
+    assert re.search(r"cost model: .* ms, next null\.gemm .* ms", plan.reason)
+
+
+def test_equal_predictions_fall_back_to_the_declared_order(solvers):
+    solvers["gemm"].flops_per_second = solvers["winograd"].flops_per_second
+    plan = convjit.plan(X, W, padding=1, backend="null")
+    assert plan.solver == "null.gemm"
+    assert "declared before null.winograd" in plan.reason
+
+
+# -------------------------------------------------------------------- the plan cache
+
+
+def arrays():
+    return np.zeros(X, np.float32), np.zeros(W, np.float32)
+
+
+def test_a_repeated_call_asks_nobody(solvers):
+    x, w = arrays()
+    convjit.conv(x, w, backend="null")
+    asked = solvers["direct"].asked
+    for padding in (0, (0, 0), [0, 0], [(0, 0), (0, 0)]):
+        convjit.conv(x, w, backend="null", padding=padding)
+    before = solvers["direct"].asked
+    for padding in (0, (0, 0), [0, 0], [(0, 0), (0, 0)]):
+        convjit.conv(x, w, backend="null", padding=padding)
+    assert asked < before == solvers["direct"].asked
+
+
+def test_what_decides_is_part_of_the_key(solvers):
+    x, w = arrays()
+    variations = [
+        {},
+        {"padding": 1},
+        {"stride": 2},
+        {"precision": "exact"},
+        {"algorithm": "direct"},
+        {"activation": "relu"},
+        {"bias": np.zeros(16, np.float32)},
+        {"deterministic": True},
+    ]
+    calls._plans.clear()
+    for options in variations:
+        convjit.conv(x, w, backend="null", **options)
+    convjit.conv(x[..., ::-1], w, backend="null")
+    with convjit.use(precision="exact"):
+        convjit.conv(x, w, backend="null")
+    assert len(calls._plans) == len(variations) + 2
+
+
+def test_the_cache_is_bounded(solvers, monkeypatch):
+    monkeypatch.setattr(calls, "PLANS_KEPT", 3)
+    x, w = arrays()
+    for padding in range(6):
+        convjit.conv(x, w, backend="null", padding=padding)
+    assert len(calls._plans) == 3
+
+
+def test_registering_a_backend_empties_the_cache(solvers):
+    x, w = arrays()
+    convjit.conv(x, w, backend="null")
+    planned = solvers["loose"].planned
+    convjit.refresh()
+    convjit.conv(x, w, backend="null")
+    assert solvers["loose"].planned == planned + 1
+
+
+def test_weights_are_packed_once_for_each_plan(solvers):
+    x, w = arrays()
+    packed = convjit.weights(w)
+    for _ in range(3):
+        convjit.conv(x, packed, backend="null", padding=1)
+    (plan,) = [p for key, p in calls._plans.items() if key[6] is convjit.Weights]
+    assert plan.executable.packed == 1
+    assert plan.solver == "null.winograd"  # the packing is not counted
+
+
+def test_weights_do_not_change_with_their_source():
+    source = np.ones((1, 1, 3, 3), np.float32)
+    packed = convjit.weights(source)
+    source[...] = 7
+    assert (packed.array == 1).all()
+    with pytest.raises(ValueError, match="read-only"):
+        packed.array[...] = 2
+
+
+def test_a_packed_operand_belongs_to_its_plan(solvers):
+    x, w = arrays()
+    one = convjit.plan(X, W, backend="null", algorithm="direct")
+    other = convjit.plan(X, W, backend="null", algorithm="gemm")
+    with pytest.raises(convjit.ConvSpecError, match="was packed by another plan"):
+        other(x, one.pack(w))
+
+
+# -------------------------------------------------------------------- settings in contexts
+
+
+def test_use_nests_and_restores():
+    assert config.current().precision is None
+    with convjit.use(precision="exact", num_threads=1):
+        with convjit.use(precision="fast"):
+            assert (config.current().precision, config.num_threads()) == ("fast", 1)
+        assert config.current().precision == "exact"
+    assert config.current().precision is None
+
+
+def test_use_is_a_decorator_for_functions_and_coroutines():
+    @convjit.use(num_threads=3)
+    def plain():
+        return config.num_threads()
+
+    @convjit.use(num_threads=4)
+    async def awaited():
+        await asyncio.sleep(0)
+        return config.num_threads()
+
+    assert plain() == 3
+    assert asyncio.run(awaited()) == 4
+
+
+def test_one_use_object_in_many_threads():
+    shared = convjit.use(num_threads=5)
+    barrier = threading.Barrier(4)
+    seen = []
+
+    def enter():
+        with shared:
+            barrier.wait()
+            seen.append(config.num_threads())
+            barrier.wait()
+        seen.append(config.current().num_threads)
+
+    threads = [threading.Thread(target=enter) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(seen, key=str) == [5, 5, 5, 5, None, None, None, None]
+
+
+def test_tasks_do_not_see_each_other():
+    async def task(number, first, second):
+        with convjit.use(num_threads=number):
+            first.set()
+            await second.wait()
+            return config.num_threads()
+
+    async def both():
+        one, two = asyncio.Event(), asyncio.Event()
+        return await asyncio.gather(task(2, one, two), task(3, two, one))
+
+    assert asyncio.run(both()) == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"num_threads": 0}, convjit.ConfigError, "num_threads=0 must be from 1"),
+        ({"num_threads": 1.5}, TypeError, "num_threads=1.5 is not a whole number"),
+        ({"precision": "double"}, convjit.ConvSpecError, "precision='double' is not known"),
+        ({"workspace_limit": -1}, convjit.ConvSpecError, "workspace_limit=-1 is negative"),
+        ({"disable": (1,)}, TypeError, "disable=(1,) must be names"),
+    ],
+)
+def test_use_checks_its_arguments(options, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        convjit.use(**options)
+
+
+# -------------------------------------------------------------------- explain
+
+
+def test_explain_works_from_shapes_alone(solvers):
+    text = str(convjit.explain(X, W, padding=1, backend="null", precision="exact"))
+    for solver in solvers.values():
+        assert solver.id in text
+    assert "exact" in text
+
+
+def test_explain_does_not_raise_when_everything_refuses(solvers):
+    text = str(convjit.explain(X, W, direction="weight_grad", backend="null"))
+    assert "forward only" in text
+
+
+def test_a_plan_prints_itself(solvers):
+    text = str(convjit.plan(X, W, padding=1, backend="null", algorithm="gemm"))
+    assert "conv_f32_NCHW_n1c16k16g1_i32x32_w3x3_p1" in text
+    assert "workspace     1048576 bytes" in text

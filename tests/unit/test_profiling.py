@@ -1,0 +1,245 @@
+"""Profiling: what is recorded, by whom, and that the trace is a valid Trace Event file."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from convjit import profiling
+from convjit.errors import ConvSpecError
+from convjit.profiling import Record, profile
+
+A = "conv_f32_NCHW_n1c4k4g1_i8x8_w3x3"
+B = "conv_f32_NCHW_n1c8k8g1_i8x8_w3x3"
+
+
+def call(spec: str = A, **changes: Any) -> profiling.call:
+    given: dict[str, Any] = {
+        "spec": spec, "backend": "numba", "solver": "numba.gemm", "label": "pad + numba.gemm",
+        "flops": 1e6, "peak": 1e11, "cold": False,
+    }  # fmt: skip
+    return profiling.call(**{**given, **changes})
+
+
+def record(spec: str, seconds: float, **changes: Any) -> Record:
+    given: dict[str, Any] = {
+        "backend": "numba", "solver": "numba.gemm", "label": "numba.gemm", "start": 0.0,
+        "flops": 1e9, "peak": 1e11, "cold": False, "thread": 1,
+    }  # fmt: skip
+    return Record(spec=spec, seconds=seconds, **{**given, **changes})
+
+
+def of(*records: Record) -> profile:
+    made = profile()
+    made.records.extend(records)
+    return made
+
+
+def test_off_by_default_and_after_the_block() -> None:
+    assert profiling.enabled is False
+    with profile():
+        assert profiling.enabled is True
+    assert profiling.enabled is False
+
+
+def test_a_phase_is_nothing_when_off() -> None:
+    assert profiling.phase("a") is profiling.phase("b")
+    with profiling.phase("a"):
+        pass
+
+
+def test_a_call_is_recorded_with_its_phases_in_order_and_depth() -> None:
+    with profile() as prof, call(cold=True):
+        with profiling.phase("pack"):
+            pass
+        with profiling.phase("gemm"), profiling.phase("tile"):
+            pass
+    (made,) = prof.records
+    assert (made.spec, made.backend, made.solver) == (A, "numba", "numba.gemm")
+    assert made.label == "pad + numba.gemm"
+    assert made.cold
+    assert not made.failed
+    assert [(p.name, p.depth) for p in made.phases] == [("pack", 0), ("gemm", 0), ("tile", 1)]
+    for inner in made.phases:
+        assert made.start <= inner.start
+        assert inner.start + inner.seconds <= made.start + made.seconds + 1e-9
+
+
+def test_blocks_nest_and_each_records_what_is_inside_it() -> None:
+    with profile() as outer:
+        with call(A):
+            pass
+        with profile() as inner, call(B):
+            pass
+        with call(A):
+            pass
+    assert [r.spec for r in outer.records] == [A, B, A]
+    assert [r.spec for r in inner.records] == [B]
+
+
+def test_a_profile_may_be_entered_again_but_not_twice_at_once() -> None:
+    prof = profile()
+    for _ in range(2):
+        with prof, call():
+            pass
+    assert len(prof.records) == 2
+    with prof, pytest.raises(RuntimeError, match="already recording"):
+        prof.__enter__()
+    assert profiling.enabled is False
+
+
+def test_threads_are_told_apart() -> None:
+    barrier = threading.Barrier(4)
+
+    def work(number: int) -> None:
+        barrier.wait()
+        for _ in range(50):
+            with call(f"{number}"), profiling.phase(f"phase {number}"):
+                pass
+
+    with profile() as prof:
+        threads = [threading.Thread(target=work, args=(n,), name=f"worker-{n}") for n in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(prof.records) == 200
+    assert all([p.name for p in r.phases] == [f"phase {r.spec}"] for r in prof.records)
+    names = {
+        e["args"]["name"]
+        for e in prof.trace_events()["traceEvents"]
+        if e["name"] == "thread_name"
+    }
+    assert names == {f"worker-{n}" for n in range(4)}
+
+
+def test_a_call_that_raises_is_recorded_as_failed() -> None:
+    with profile() as prof, pytest.raises(ZeroDivisionError), call():
+        raise ZeroDivisionError
+    assert prof.records[0].failed
+    with profile() as again, call():
+        pass
+    assert not again.records[0].failed
+
+
+def test_a_call_that_began_before_the_block_is_not_recorded_in_it() -> None:
+    with profile() as outer:
+        with call(), profile() as inner:
+            pass
+        assert inner.records == []
+    assert len(outer.records) == 1
+
+
+def test_a_phase_outside_a_call_is_kept_beside_the_records() -> None:
+    with profile() as prof, profiling.phase("pack"):
+        pass
+    assert prof.records == []
+    assert [p.name for p in prof.phases] == ["pack"]
+
+
+def test_rates_are_effective_ones() -> None:
+    made = record(A, 0.02)
+    assert made.gflops == pytest.approx(50)
+    assert made.share_of_peak == pytest.approx(0.5)
+    assert record(A, 0.02, peak=0.0).share_of_peak is None
+
+
+def test_totals_split_cold_from_warm() -> None:
+    phases = (profiling.PhaseRecord("gemm", 0.0, 0.3, 0, 1),)
+    totals = of(record(A, 1.0, cold=True), record(A, 0.5, phases=phases)).totals
+    assert (totals.calls, totals.cold_calls) == (2, 1)
+    assert (totals.seconds, totals.cold_seconds) == (1.5, 1.0)
+    assert totals.gflops == pytest.approx(2 / 1.5)
+    assert totals.phases == {"gemm": 0.3, "(other)": pytest.approx(1.2)}
+
+
+def lines_of(prof: profile, sort_by: str, **more: Any) -> list[str]:
+    """The specs in the order in which a table lists them."""
+    return [
+        line.split()[0] for line in prof.table(sort_by, **more).splitlines() if "conv_" in line
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sort_by", "expected"),
+    [("total", [B, A]), ("ms", [B, A]), ("gflops", [A, B]), ("calls", [A, B]), ("cold", [B, A]),
+     ("spec", [A, B]), ("first", [B, A])],
+)  # fmt: skip
+def test_a_table_is_sorted_as_asked(sort_by: str, expected: list[str]) -> None:
+    prof = of(record(B, 0.5), record(B, 3.0, cold=True), *(record(A, 0.1) for _ in range(3)))
+    assert lines_of(prof, sort_by) == expected
+
+
+def test_a_table_has_a_row_a_call_when_not_grouped() -> None:
+    prof = of(record(A, 0.1), record(A, 0.2), record(B, 0.3))
+    assert lines_of(prof, "first", group=False) == [A, A, B]
+
+
+def test_a_table_shows_the_figures_and_the_totals() -> None:
+    text = of(record(A, 0.02), record(A, 1.0, cold=True)).table()
+    assert "GFLOP/s" in text
+    row = next(line for line in text.splitlines() if A in line)
+    assert row.split()[1:] == ["numba.gemm", "numba", "2", "1020", "20.0", "50.0", "50.0", "1000"]
+    assert "2 calls, 1020 ms, of which cold 1 calls, 1000 ms" in text
+
+
+def test_an_unknown_order_names_the_choices() -> None:
+    with pytest.raises(ConvSpecError, match=r"sort_by='speed' is not known; choose one of total,"):
+        profile().table(sort_by="speed")
+
+
+def check_trace(trace: Any) -> list[dict[str, Any]]:
+    """The schema of the Trace Event Format (JSON object form), as far as convjit uses it."""
+    assert set(trace) <= {"traceEvents", "displayTimeUnit", "otherData"}
+    assert trace["displayTimeUnit"] in ("ms", "ns")
+    spans = []
+    for event in trace["traceEvents"]:
+        assert isinstance(event["name"], str)
+        assert event["name"]
+        assert isinstance(event["pid"], int)
+        assert isinstance(event["tid"], int)
+        if event["ph"] == "M":
+            assert event["name"] in ("process_name", "thread_name")
+            assert isinstance(event["args"]["name"], str)
+            continue
+        assert event["ph"] == "X"
+        assert event["ts"] >= 0
+        assert event["dur"] >= 0
+        assert isinstance(event["args"], dict)
+        spans.append(event)
+    return spans
+
+
+def test_the_trace_is_valid_and_its_spans_nest(tmp_path: Path) -> None:
+    with profile() as prof:
+        for _ in range(3):
+            with call(), profiling.phase("outer"), profiling.phase("inner"):
+                pass
+        with profiling.phase("alone"):
+            pass
+    path = tmp_path / "trace.json"
+    prof.chrome_trace(path)
+    spans = check_trace(json.loads(path.read_text(encoding="utf-8")))
+    names = [e["name"] for e in spans]
+    assert names == ["pad + numba.gemm", "outer", "inner"] * 3 + ["alone"]
+    calls = [e for e in spans if e["cat"] == "call"]
+    assert all(e["args"]["spec"] == A and e["args"]["gflops"] > 0 for e in calls)
+    open_until: list[float] = []
+    for event in spans:  # in order of time: each ends inside of what is open, or after it
+        while open_until and event["ts"] >= open_until[-1]:
+            open_until.pop()
+        end = event["ts"] + event["dur"]
+        assert not open_until or end <= open_until[-1] + 1e-3
+        open_until.append(end)
+
+
+def test_as_dict_is_json() -> None:
+    with profile() as prof, call(), profiling.phase("gemm"):
+        pass
+    read = json.loads(json.dumps(prof.as_dict()))
+    assert read["calls"] == 1
+    assert read["records"][0]["phases"][0]["name"] == "gemm"
