@@ -1,0 +1,63 @@
+"""Kernels for CPUs, compiled by numba: register tiles as vector code, threads of our own.
+
+Importing this package imports neither numba nor llvmlite; :meth:`NumbaBackend.solvers` imports
+llvmlite, and numba itself is imported only to compile a kernel that is not in the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any
+
+from convjit.spi import SPI_VERSION, Solver, Target
+
+__all__ = ["NumbaBackend"]
+
+
+class NumbaBackend:
+    """The backend ``"numba"``."""
+
+    name = "numba"
+    device = "cpu"
+    spi_version = SPI_VERSION
+    array_types = ("numpy:ndarray",)
+
+    def __init__(self) -> None:
+        self._solvers: tuple[Solver, ...] | None = None
+
+    def probe(self) -> str | None:
+        """None when numba and llvmlite are installed."""
+        for module in ("numba", "llvmlite"):
+            if find_spec(module) is None:
+                return f"{module} is not installed; pip install {module}."
+        return None
+
+    def array_namespace(self) -> Any:
+        """NumPy."""
+        import numpy
+
+        return numpy
+
+    def target(self, device_id: int = 0) -> Target:
+        """This machine, measured if :meth:`measure` was called once."""
+        from convjit_numba import peak
+
+        return peak.target()
+
+    def measure(self) -> Target:
+        """Measure peak, rates and bandwidth (about a second), remember and return them."""
+        from convjit_numba import peak
+
+        return peak.measure()
+
+    def solvers(self) -> Sequence[Solver]:
+        """Direct and implicit GEMM."""
+        if self._solvers is None:
+            from convjit_numba import targets
+            from convjit_numba.direct import Direct
+            from convjit_numba.gemm import Gemm
+
+            targets.codegen()
+            self._solvers = (Direct(), Gemm())
+        return self._solvers

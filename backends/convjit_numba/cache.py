@@ -1,0 +1,234 @@
+"""Compiled kernels: built by numba once, kept as object code, loaded by llvmlite alone.
+
+A kernel is a Python function on int64 arguments that numba compiles (``numba.cfunc``); from the
+LLVM module that results, object code is emitted through llvmlite's public interface, stored, and
+loaded.  A later process finds the object code and needs no numba at all: tens of milliseconds
+instead of half a second for the import and seconds for compiling.
+
+numba's own cache would not do: its stamp covers the file of the cached function, not the modules
+that the function's intrinsics come from, so that an edit of :mod:`convjit_numba.microkernel` would
+leave stale machine code in use.  Here the directory's name is a hash of every source of the
+package, the versions of numba and llvmlite and the machine that code is generated for.
+
+Files are written under a name of their own and renamed, and carry their own hash: concurrent
+processes may both compile, and a truncated file is ignored.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import os
+import platform
+import tempfile
+import threading
+import warnings
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from convjit.errors import ConvjitWarning
+from convjit.spi import cache_dir
+from convjit_numba import targets
+
+# Kernels may call nothing but these; all else is numba's run time, which another process lacks.
+LIBC = frozenset({"memset", "memcpy", "memmove"})
+SYMBOL = "convjit_kernel"
+
+_lock = threading.RLock()
+_functions: dict[tuple[str, int], Any] = {}
+_alive: list[Any] = []  # machine code lives as long as its engine
+_warned = False
+
+
+def _renew_lock() -> None:
+    """A child may have been forked while another thread compiled."""
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
+
+compiled: list[str] = []  # names of the kernels that this process compiled, in order
+
+
+def function(name: str, arguments: int, build: Callable[[], Callable[..., None]]) -> Any:
+    """The compiled kernel of a name: a ctypes function of ``arguments`` int64.
+
+    Parameters
+    ----------
+    name : str
+        Distinguishes the kernels of this package, e.g. ``"direct.f32.6x2x8"``.
+    arguments : int
+    build : callable
+        Gives the Python function to compile; called (and numba imported) only if the object code
+        is not in the cache.
+    """
+    found = _functions.get((name, arguments))
+    if found is not None:
+        return found
+    with _lock:
+        if (name, arguments) not in _functions:
+            address = _address(name, arguments, build)
+            prototype = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * arguments)
+            _functions[name, arguments] = prototype(address)
+        return _functions[name, arguments]
+
+
+def _address(name: str, arguments: int, build: Callable[[], Callable[..., None]]) -> int:
+    path = cache_dir() / "numba" / stamp() / f"{name}.o"
+    stored = _read(path)
+    if stored is not None:
+        return _load(stored)
+    code, address = _compile(arguments, build)
+    compiled.append(name)
+    if code is None:
+        return address
+    _write(path, code)
+    return _load(code)
+
+
+# -------------------------------------------------------------------- compile, emit, load
+
+
+def _compile(arguments: int, build: Callable[[], Callable[..., None]]) -> tuple[bytes | None, int]:
+    """(object code, or None if it needs numba's run time, and the address of numba's own copy)."""
+    import numba
+
+    signature = numba.void(*[numba.int64] * arguments)
+    kernel = numba.cfunc(signature, error_model="numpy")(build())
+    _alive.append(kernel)
+    return _emit(kernel.inspect_llvm(), arguments), int(kernel.address)
+
+
+def _emit(text: str, arguments: int) -> bytes | None:
+    """Object code with one function, ``SYMBOL``, from the optimised module of a ``numba.cfunc``.
+
+    The module holds the kernel in numba's calling convention (status returned; places for result
+    and exception come first) and, named ``cfunc.`` and the kernel's name, a C function that reports
+    the kernel's exceptions through the interpreter.  Kernels raise none, so a plain C function
+    takes its place and everything else goes.
+    """
+    import llvmlite.binding as llvm
+
+    with llvm.parse_assembly(text) as module:
+        names = [f.name for f in module.functions if not f.is_declaration]
+    natives = [name for name in names if "cfunc." + name in names]
+    if len(natives) != 1:
+        return None
+    numbers = ", ".join(f"i64 %a{i}" for i in range(arguments))
+    text += f"""
+define void @{SYMBOL}({numbers}) {{
+  %result = alloca ptr
+  %exception = alloca ptr
+  %status = call i32 @"{natives[0]}"(ptr %result, ptr %exception, {numbers})
+  ret void
+}}
+"""
+    machine = _machine()
+    with llvm.parse_assembly(text) as module:
+        for item in module.functions:
+            if item.name != SYMBOL and not item.is_declaration:
+                item.linkage = "internal"
+        for variable in module.global_variables:
+            if not variable.is_declaration:
+                variable.linkage = "internal"
+        with (
+            llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(0)) as builder,
+            llvm.create_new_module_pass_manager() as passes,
+        ):
+            passes.add_global_dead_code_eliminate_pass()
+            passes.run(module, builder)
+        outside = [f.name for f in module.functions if f.is_declaration]
+        outside += [g.name for g in module.global_variables if g.is_declaration]
+        if not all(name.startswith("llvm.") or name in LIBC for name in outside):
+            return None
+        return bytes(machine.emit_object(module))
+
+
+@lru_cache(maxsize=1)
+def _initialise() -> None:
+    import llvmlite.binding as llvm
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+
+
+def _machine() -> Any:
+    """A code generator for exactly the machine that numba generates code for."""
+    import llvmlite.binding as llvm
+
+    _initialise()
+    triple, cpu, features = targets.codegen()
+    target = llvm.Target.from_triple(triple)
+    return target.create_target_machine(
+        cpu=cpu, features=features, opt=3, reloc="default", codemodel="jitdefault", jit=True
+    )
+
+
+def _load(code: bytes) -> int:
+    import llvmlite.binding as llvm
+
+    machine = _machine()
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    address = engine.get_function_address(SYMBOL)
+    _alive.append(engine)
+    return int(address)
+
+
+# -------------------------------------------------------------------- the files
+
+
+@lru_cache(maxsize=1)
+def stamp() -> str:
+    """Hash of everything that the object code depends on."""
+    from importlib import metadata
+
+    digest = hashlib.sha256()
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
+    for distribution in ("numba", "llvmlite"):
+        digest.update(metadata.version(distribution).encode() + b"\0")
+    digest.update("\0".join(targets.codegen()).encode())
+    digest.update(platform.python_version().encode())
+    return digest.hexdigest()[:24]
+
+
+def _read(path: Path) -> bytes | None:
+    """The object code in a file, or None if there is none or it is damaged."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return None
+    digest, code = data[:32], data[32:]
+    return code if hashlib.sha256(code).digest() == digest else None
+
+
+def _write(path: Path, code: bytes) -> None:
+    """Store a kernel atomically; where that is not possible, warn once and go on without."""
+    global _warned
+    data = hashlib.sha256(code).digest() + code
+    temporary = ""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary:
+            with contextlib.suppress(OSError):
+                Path(temporary).unlink(missing_ok=True)
+        if not _warned:
+            _warned = True
+            warnings.warn(
+                f"Compiled kernels cannot be kept in {path.parent} ({error}); every process will "
+                "compile them anew. Set CONVJIT_CACHE_DIR to a writable directory.",
+                ConvjitWarning,
+                stacklevel=2,
+            )

@@ -1,0 +1,396 @@
+"""Direct convolution on register tiles of output pixels.
+
+A task owns a block of output rows and columns of one image and group.  It copies the input that
+the block needs, zero-padded, into its thread's workspace, split by the residues of the strides
+(a polyphase image): there the inputs of consecutive outputs are consecutive for every tap, so a tap
+is a constant offset from a table, whatever stride and dilation are, and the register tile reads
+pixels without packing them further.  Where the kernel widens rows by less than vectors waste at
+their ends, the rows of a block are one flat run whose surplus columns are dropped.
+
+Loops (after Georganas et al. 2018, "Anatomy of high-performance deep learning convolutions"):
+channels in blocks, so that a panel of weights stays in L1 and the image of a block in L2; panels of
+weights in blocks that stay in L2; pixels; panels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+
+from convjit.precision import Numerics
+from convjit.spec import ConvSpec
+from convjit.spi import DEFAULT_CONFIG, Config, Executable, Feature, Refusal, Target, Work
+from convjit_numba import cache, pack, problem, targets
+from convjit_numba.problem import FIELD, PanelExecutable, Problem, Scratch
+from convjit_numba.targets import Tile
+
+MAX_FLAT_COLUMNS = 512
+# Neighbouring taps read the same lines, so pixels take less of L1 than panels of columns do.
+DEPTH = 2
+
+
+def build(bits: int, mr: int, nv: int, vl: int) -> Callable[..., None]:
+    """The kernel for one register tile (imports numba)."""
+    from numba import njit
+
+    from convjit_numba.microkernel import (
+        OPTIONS,
+        atomic_add,
+        edge,
+        load_int,
+        move_real,
+        padded_row,
+        register_tile,
+        zero_bytes,
+    )
+
+    size = bits // 8
+    nr = nv * vl
+    bias_at = Scratch(0, Tile(mr, nv, vl), size).bias
+    image_at = Scratch(0, Tile(mr, nv, vl), size).pixels
+    tail = 8 * len(FIELD)
+    f = dict(FIELD)
+    TASKS, GRAIN, SLOT_BYTES, GROUPS, CG, KG = (
+        f["tasks"], f["grain"], f["slot_bytes"], f["groups"], f["cg"], f["kg"],
+    )  # fmt: skip
+    D, H, W, OD, OH, OW, KD = f["d"], f["h"], f["w"], f["od"], f["oh"], f["ow"], f["kd"]
+    KH, KW, SD, SH, SW, PD, PH, PW, DD = (
+        f["kh"], f["kw"], f["sd"], f["sh"], f["sw"], f["pd"], f["ph"], f["pw"], f["dd"],
+    )  # fmt: skip
+    CBLOCK, CBLOCKS, PANELS = f["cblock"], f["cblocks"], f["panels"]
+    TASK_PANELS, TASK_SPLITS, PASS_PANELS = f["task_panels"], f["task_splits"], f["pass_panels"]
+    ACTIVATION, SLOPES, OFFSETS = f["activation"], f["slope0"], f["offsets"]
+    ROWS, COLS, HBLOCKS, WBLOCKS = f["rows"], f["cols"], f["hblocks"], f["wblocks"]
+    PITCH, PLANE, SLICE, PHASES_H, PHASES_W = (
+        f["pitch"], f["plane"], f["slice"], f["phases_h"], f["phases_w"],
+    )  # fmt: skip
+    EXTRA_H, EXTRA_W, FLAT = f["extra_h"], f["extra_w"], f["flat"]
+
+    @njit(**OPTIONS)
+    def fill(g, image, x, count, z0, r0, rows, c0, cols):
+        """The polyphase image of ``count`` channels from output (z0, r0, c0) on."""
+        d, h, w = load_int(g + D), load_int(g + H), load_int(g + W)
+        kd, sd, sh, sw = load_int(g + KD), load_int(g + SD), load_int(g + SH), load_int(g + SW)
+        pd, ph, pw = load_int(g + PD), load_int(g + PH), load_int(g + PW)
+        dd, phases_h, phases_w = load_int(g + DD), load_int(g + PHASES_H), load_int(g + PHASES_W)
+        pitch, plane, slice_ = load_int(g + PITCH), load_int(g + PLANE), load_int(g + SLICE)
+        high, wide = rows + load_int(g + EXTRA_H), cols + load_int(g + EXTRA_W)
+        for c in range(count):
+            for t in range(kd):
+                z = z0 * sd - pd + t * dd
+                into = image + (c * kd + t) * slice_ * size
+                start = x + (c * d + z) * h * w * size
+                for a in range(phases_h):
+                    row0 = r0 * sh - ph + load_int(g + tail + a * 8)
+                    for b in range(phases_w):
+                        col0 = c0 * sw - pw + load_int(g + tail + (phases_h + b) * 8)
+                        target = into + (a * phases_w + b) * plane * size
+                        for r in range(high):
+                            row = row0 + r * sh
+                            if 0 <= row < h and 0 <= z < d:
+                                padded_row(bits, target, start + row * w * size, w, col0, sw, wide)
+                            else:
+                                zero_bytes(target, wide * size)
+                            target += pitch * size
+
+    def kernel(g, x, weights, bias, y, workspace, control):
+        tasks, grain = load_int(g + TASKS), load_int(g + GRAIN)
+        groups, cg, kg = load_int(g + GROUPS), load_int(g + CG), load_int(g + KG)
+        od, oh, ow = load_int(g + OD), load_int(g + OH), load_int(g + OW)
+        channel = load_int(g + D) * load_int(g + H) * load_int(g + W) * size
+        taps = load_int(g + KD) * load_int(g + KH) * load_int(g + KW)
+        cblock, cblocks, panels = load_int(g + CBLOCK), load_int(g + CBLOCKS), load_int(g + PANELS)
+        task_panels, task_splits = load_int(g + TASK_PANELS), load_int(g + TASK_SPLITS)
+        pass_panels, activation = load_int(g + PASS_PANELS), load_int(g + ACTIVATION)
+        offsets, flat, pitch = load_int(g + OFFSETS), load_int(g + FLAT), load_int(g + PITCH)
+        hblocks, wblocks = load_int(g + HBLOCKS), load_int(g + WBLOCKS)
+        block_rows, block_cols = load_int(g + ROWS), load_int(g + COLS)
+        ldc = od * oh * ow * size
+        # Without surplus columns the rows of a block are one run in the result too.
+        joined = flat != 0 and pitch == ow
+        slot = 0
+        if control != 0:
+            slot = atomic_add(control + 64, 1)
+        edges = workspace + slot * load_int(g + SLOT_BYTES)
+        image = edges + image_at
+        first = 0
+        while True:
+            if control != 0:
+                first = atomic_add(control, grain)
+            if first >= tasks:
+                break
+            last = min(first + grain, tasks)
+            for task in range(first, last):
+                rest = task
+                split = rest % task_splits
+                rest //= task_splits
+                c0 = rest % wblocks * block_cols
+                rest //= wblocks
+                r0 = rest % hblocks * block_rows
+                rest //= hblocks
+                z = rest % od
+                unit = rest // od  # image and group
+                group = unit % groups
+                rows, cols = min(block_rows, oh - r0), min(block_cols, ow - c0)
+                panel_end = min((split + 1) * task_panels, panels)
+                corner = y + unit * kg * ldc + ((z * oh + r0) * ow + c0) * size
+                runs, length = rows, cols
+                if flat != 0:
+                    runs, length = 1, (rows - 1) * pitch + cols
+                for block in range(cblocks):
+                    begin = block * cblock
+                    count = min(cblock, cg - begin)
+                    fill(g, image, x + (unit * cg + begin) * channel, count, z, r0, rows, c0, cols)
+                    kc = count * taps
+                    wblock = weights + (group * panels * cg + begin) * taps * mr * size
+                    is_last = block == cblocks - 1
+                    kind = activation if is_last else 0
+                    accumulate = 1 if block > 0 else 0
+                    low = split * task_panels
+                    while low < panel_end:
+                        high = min(low + pass_panels, panel_end)
+                        for run in range(runs):
+                            for p in range(0, length, nr):
+                                place = run * pitch + p
+                                row = place // pitch
+                                col = place - row * pitch
+                                whole = col + nr <= cols or (joined and p + nr <= length)
+                                pixels = image + place * size
+                                for panel in range(low, high):
+                                    k = panel * mr
+                                    a = wblock + panel * cg * taps * mr * size
+                                    c = corner + k * ldc + (row * ow + col) * size
+                                    add = 0
+                                    if is_last and bias != 0:
+                                        add = bias + (group * kg + k) * size
+                                    if whole and k + mr <= kg:
+                                        register_tile(
+                                            bits, mr, nv, vl, 1, kc, a, pixels, offsets,
+                                            c, ldc, accumulate, add, kind, g + SLOPES,
+                                        )  # fmt: skip
+                                        continue
+                                    count_k = min(mr, kg - k)
+                                    if add != 0:
+                                        for i in range(count_k):
+                                            move_real(
+                                                bits, edges + bias_at + i * size, add + i * size
+                                            )
+                                        add = edges + bias_at
+                                    to = corner + k * ldc
+                                    if accumulate != 0:
+                                        edge(bits, nr, 1, edges, to, ldc, count_k, row, col,
+                                             rows, cols, pitch, ow)  # fmt: skip
+                                    register_tile(
+                                        bits, mr, nv, vl, 1, kc, a, pixels, offsets,
+                                        edges, nr * size, accumulate, add, kind, g + SLOPES,
+                                    )  # fmt: skip
+                                    edge(bits, nr, 0, edges, to, ldc, count_k, row, col,
+                                         rows, cols, pitch, ow)  # fmt: skip
+                        low = high
+            if control == 0:
+                first = last
+
+    return kernel
+
+
+# -------------------------------------------------------------------- blocking
+
+
+@dataclass(frozen=True, slots=True)
+class Blocking:
+    """Sizes of the loops, see :func:`build`; ``cycles`` is the model's for all tasks together."""
+
+    tile: Tile
+    cblock: int
+    rows: int
+    cols: int
+    task_panels: int
+    pass_panels: int
+    flat: bool
+    tasks: int
+    executed: int  # multiply-adds of register tiles, edge waste included
+    filled: int  # numbers written to polyphase images
+    cycles: float
+    makespan: float
+
+
+@lru_cache(maxsize=1024)
+def blocking(p: Problem, isa: str, cores: int, tile: Tile | None = None) -> Blocking:
+    """The blocking whose modelled time on ``cores`` threads is least."""
+    blocks = problem.blocks_of(p.dtype)
+    candidates = targets.tiles(isa, p.dtype) if tile is None else (tile,)
+    parts = max(1, -(-p.depth // (DEPTH * blocks.depth)))
+    cblock = -(-p.cg // min(parts, p.cg))
+    cblocks = -(-p.cg // cblock)
+    phases = len(_residues(p, 1)) * len(_residues(p, 2))
+    extra_h, extra_w = _extra(p, 1), _extra(p, 2)
+    units = p.batch * p.groups * p.out[0]
+    best: Blocking | None = None
+    for t in candidates:
+        panels = -(-p.kg // t.mr)
+        if t is not candidates[-1] and tile is None and t.mr >= 2 * p.kg:
+            continue
+        step = targets.tile_cycles(t) + 0.2
+        per_panel = t.mr * cblock * p.taps * p.bytes
+        pass_panels = max(1, blocks.weights // per_panel)
+        for cols in targets.splits(p.out[2], 1 + p.out[2] // (2 * t.nr)):
+            if cols > MAX_FLAT_COLUMNS and p.out[2] // cols < 12 and p.out[1] > 1:
+                continue
+            pitch = cols + extra_w
+            for rows in targets.splits(p.out[1], p.out[1]):
+                image = cblock * p.kernel[0] * phases * (rows + extra_h) * pitch
+                flat_tiles = -(-((rows - 1) * pitch + cols) // t.nr)
+                row_tiles = rows * -(-cols // t.nr)
+                flat = flat_tiles < row_tiles
+                tiles = min(flat_tiles, row_tiles)
+                spatial = -(-p.out[1] // rows) * -(-p.out[2] // cols)
+                miss = 1.0 if image * p.bytes <= blocks.image else 1.35
+                few = units * spatial < 4 * cores
+                for task_panels in targets.splits(panels, panels if few else 1):
+                    splits = -(-panels // task_panels)
+                    tasks = units * spatial * splits
+                    # A tile that wraps around a row goes through a buffer, twice if it adds.
+                    wraps = 0.0 if pitch == p.out[2] else min(1.0, t.nr / cols)
+                    edges = 40 + wraps * 20 * t.mr
+                    compute = tiles * task_panels * (p.depth * step * miss + cblocks * edges)
+                    cycles = compute + image * cblocks * 1.0 + 300
+                    makespan = cycles * (-(-tasks // cores) + (0.15 if cores > 1 else 0.0))
+                    if best is None or makespan < best.makespan:
+                        best = Blocking(
+                            t, cblock, rows, cols, task_panels, min(pass_panels, task_panels),
+                            flat, tasks, units * spatial * panels * tiles * t.mr * t.nr * p.depth,
+                            image * cblocks * tasks, cycles * tasks, makespan,
+                        )  # fmt: skip
+    assert best is not None
+    return best
+
+
+def _residues(p: Problem, axis: int) -> list[int]:
+    """The residues of tap positions modulo the stride: the phases of that axis."""
+    return sorted({t * p.dilation[axis] % p.stride[axis] for t in range(p.kernel[axis])})
+
+
+def _extra(p: Problem, axis: int) -> int:
+    """Samples that a phase has beyond the outputs."""
+    return (p.kernel[axis] - 1) * p.dilation[axis] // p.stride[axis]
+
+
+def _offsets(p: Problem, b: Blocking) -> np.ndarray[Any, Any]:
+    """Bytes from an output's place in the image to its input, for each step of a channel block."""
+    residues_h, residues_w = _residues(p, 1), _residues(p, 2)
+    pitch, plane, slice_ = _strides(p, b)
+
+    def axis(kernel: int, dilation: int, stride: int, residues: list[int]) -> tuple[Any, Any]:
+        position = np.arange(kernel) * dilation
+        return np.searchsorted(residues, position % stride), position // stride
+
+    a, r = axis(p.kernel[1], p.dilation[1], p.stride[1], residues_h)
+    b_, c = axis(p.kernel[2], p.dilation[2], p.stride[2], residues_w)
+    taps = (a[:, None] * len(residues_w) + b_) * plane + r[:, None] * pitch + c
+    slices = np.arange(b.cblock * p.kernel[0]) * slice_
+    return ((slices[:, None] + taps.reshape(1, -1)) * p.bytes).astype(np.int32).reshape(-1)
+
+
+def _strides(p: Problem, b: Blocking) -> tuple[int, int, int]:
+    """Numbers from row to row, from phase to phase and from channel to channel of the image."""
+    pitch = b.cols + _extra(p, 2)
+    plane = (b.rows + _extra(p, 1)) * pitch
+    return pitch, plane, plane * len(_residues(p, 1)) * len(_residues(p, 2))
+
+
+def _scratch(p: Problem, b: Blocking) -> Scratch:
+    image = b.cblock * p.kernel[0] * _strides(p, b)[2]
+    return Scratch(image * p.bytes, b.tile, p.bytes)
+
+
+# -------------------------------------------------------------------- the solver
+
+
+class Direct:
+    """Summation over the taps of a padded polyphase image, any stride, dilation and groups."""
+
+    id = "numba.direct"
+    algorithm = "direct"
+
+    def refuse(self, spec: ConvSpec, target: Target) -> Refusal | None:
+        refusal = problem.refuse(spec)
+        if refusal is not None:
+            return refusal
+        p = Problem.of(spec)
+        b = blocking(p, problem.isa_of(target), target.cores)
+        if _scratch(p, b).bytes > problem.MAX_SLOT:
+            return Refusal(Feature.SIZE, "the input of one block of rows exceeds 1 GiB")
+        return None
+
+    def estimate(self, spec: ConvSpec, target: Target) -> Work:
+        p = Problem.of(spec)
+        b = blocking(p, problem.isa_of(target), target.cores)
+        weights = int(np.prod(pack.packed_shape(p, b.tile.mr))) * p.bytes
+        return problem.work(
+            self.algorithm, p, b.tile, weights,
+            filled=b.filled // target.cores,
+            vectors=False,
+            # Threads without a task count as if they computed.
+            executed=b.executed * b.makespan * target.cores / b.cycles,
+            streamed=b.tasks * b.task_panels * b.tile.mr * p.depth * p.bytes,
+            workspace=min(target.cores, b.tasks) * _scratch(p, b).bytes,
+            numerics=Numerics("direct"),
+        )  # fmt: skip
+
+    def configs(self, spec: ConvSpec, target: Target) -> Iterable[Config]:
+        yield DEFAULT_CONFIG
+        for tile in targets.tiles(problem.isa_of(target), spec.dtype):
+            yield (("mr", tile.mr), ("nv", tile.nv))
+
+    def plan(self, spec: ConvSpec, target: Target, config: Config) -> Executable:
+        p = Problem.of(spec)
+        isa = problem.isa_of(target)
+        b = blocking(p, isa, target.cores, targets.tile_of(isa, p.dtype, config))
+        tile, bits = b.tile, targets.BITS[p.dtype]
+        kernel = cache.function(
+            f"direct.{targets.SHORT[p.dtype]}.{tile}", 7, partial(build, bits, *tile)
+        )
+        offsets = _offsets(p, b)
+        pitch, plane, slice_ = _strides(p, b)
+        residues_h, residues_w = _residues(p, 1), _residues(p, 2)
+        slots = min(target.cores, b.tasks)
+        slot_bytes = _scratch(p, b).bytes
+        seconds = b.cycles / problem.cycles_per_second(target, p.dtype, isa)
+        panels = -(-p.kg // tile.mr)
+        geometry = problem.pack_geometry(
+            p.geometry()
+            | problem.activation_fields(spec)
+            | {
+                "tasks": b.tasks,
+                "grain": targets.grain(b.tasks, slots, seconds),
+                "slot_bytes": slot_bytes,
+                "cblock": b.cblock,
+                "cblocks": -(-p.cg // b.cblock),
+                "panels": panels,
+                "task_panels": b.task_panels,
+                "task_splits": -(-panels // b.task_panels),
+                "pass_panels": b.pass_panels,
+                "offsets": problem.address(offsets),
+                "rows": b.rows,
+                "cols": b.cols,
+                "hblocks": -(-p.out[1] // b.rows),
+                "wblocks": -(-p.out[2] // b.cols),
+                "pitch": pitch,
+                "plane": plane,
+                "slice": slice_,
+                "phases_h": len(residues_h),
+                "phases_w": len(residues_w),
+                "extra_h": _extra(p, 1),
+                "extra_w": _extra(p, 2),
+                "flat": int(b.flat),
+            },
+            (*residues_h, *residues_w),
+        )
+        return PanelExecutable(
+            kernel, pack.packer(p, tile.mr), geometry, (offsets,),
+            slots=slots, slot_bytes=slot_bytes, seconds=seconds,
+        )  # fmt: skip

@@ -1,0 +1,335 @@
+"""What the direct and the GEMM solver share: the problem on three axes, geometry, executable.
+
+Both compute ``y[k, p] = sum over (c, t) of w[k, (c, t)] * x[(c, t), p]`` with the register tile of
+:mod:`convjit_numba.microkernel`, on weights packed alike, and differ in how a task prepares its
+pixels.  Both treat a 1-D or 2-D problem as a 3-D one with leading axes of size 1.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from convjit.precision import Numerics
+from convjit.spec import ConvSpec, Direction
+from convjit.spi import Array, Feature, Phase, Refusal, Target, Work, num_threads
+from convjit_numba import targets, threads
+from convjit_numba.targets import Tile
+
+Axes = tuple[int, int, int]
+MAX_SLOT = 1 << 30  # offsets within a slot of workspace are int32
+
+# Slots of the packed geometry, an int64 array that a kernel reads its sizes from.
+FIELDS = (
+    "tasks", "grain", "slot_bytes", "batch", "groups", "cg", "kg",
+    "d", "h", "w", "od", "oh", "ow", "kd", "kh", "kw",
+    "sd", "sh", "sw", "pd", "ph", "pw", "dd", "dh", "dw",
+    "cblock", "cblocks", "panels", "task_panels", "task_splits", "pass_panels",
+    "activation", "slope0", "slope1", "offsets",
+    # direct
+    "rows", "cols", "hblocks", "wblocks", "pitch", "plane", "slice", "phases_h", "phases_w",
+    "extra_h", "extra_w", "flat",
+    # gemm
+    "pixels", "task_pixels", "pixel_blocks",
+)  # fmt: skip
+FIELD = {name: 8 * place for place, name in enumerate(FIELDS)}
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A forward problem on three spatial axes."""
+
+    batch: int
+    groups: int
+    cg: int
+    kg: int
+    size: Axes
+    out: Axes
+    kernel: Axes
+    stride: Axes
+    pad: Axes
+    dilation: Axes
+    dtype: str
+
+    @classmethod
+    def of(cls, spec: ConvSpec) -> Problem:
+        def three(values: tuple[int, ...], fill: int) -> Axes:
+            a, b, c = (fill,) * (3 - len(values)) + tuple(values)
+            return a, b, c
+
+        return cls(
+            spec.batch,
+            spec.groups,
+            spec.in_channels // spec.groups,
+            spec.out_channels // spec.groups,
+            three(spec.in_size, 1),
+            three(spec.out_size, 1),
+            three(spec.kernel_size, 1),
+            three(spec.stride, 1),
+            three(tuple(lo for lo, _ in spec.padding), 0),
+            three(spec.dilation, 1),
+            spec.dtype,
+        )
+
+    @property
+    def bytes(self) -> int:
+        """Of one number."""
+        return targets.BITS[self.dtype] // 8
+
+    @property
+    def taps(self) -> int:
+        return prod(self.kernel)
+
+    @property
+    def depth(self) -> int:
+        """Products summed for one result."""
+        return self.cg * self.taps
+
+    @property
+    def pixels(self) -> int:
+        """Results per image and channel."""
+        return prod(self.out)
+
+    @property
+    def traffic(self) -> dict[str, float]:
+        """Compulsory bytes of memory: x read, y written, weights read."""
+        x = self.batch * self.groups * self.cg * prod(self.size)
+        y = self.batch * self.groups * self.kg * self.pixels
+        w = self.groups * self.kg * self.depth
+        return {"memory": float((x + y + w) * self.bytes)}
+
+    def geometry(self) -> dict[str, int]:
+        values = {
+            "batch": self.batch, "groups": self.groups, "cg": self.cg, "kg": self.kg,
+        }  # fmt: skip
+        for letter, axes in (
+            ("", self.size), ("o", self.out), ("k", self.kernel), ("s", self.stride),
+            ("p", self.pad), ("d", self.dilation),
+        ):  # fmt: skip
+            for axis, value in zip("dhw", axes, strict=True):
+                values[letter + axis] = value
+        return values
+
+
+def refuse(spec: ConvSpec) -> Refusal | None:
+    """What both solvers refuse; cheapest first."""
+    if spec.dtype not in targets.BITS:
+        return Refusal(Feature.DTYPE, f"computes float32 and float64, not {spec.dtype}")
+    if spec.direction is not Direction.FORWARD:
+        return Refusal(Feature.DIRECTION, f"computes the forward direction, not {spec.direction}")
+    if spec.strided:
+        return Refusal(Feature.STRIDED, "reads contiguous arrays")
+    if spec.channels_last:
+        return Refusal(Feature.LAYOUT, f"reads channels-first arrays, not {spec.layout}")
+    if spec.pad_mode != "zeros" and any(lo or hi for lo, hi in spec.padding):
+        return Refusal(Feature.PAD_MODE, f"pads with zeros, not with {spec.pad_mode}")
+    if spec.flip:
+        return Refusal(Feature.FLIP, "does not reverse the kernel")
+    if spec.is_empty:
+        return Refusal(Feature.SIZE, "there is nothing to sum")
+    return None
+
+
+# -------------------------------------------------------------------- the executable
+
+
+_DATA = object.__basicsize__  # PyArrayObject's first field after the object's header is ``data``
+
+
+def _address_by_field(array: Array) -> int:
+    return ctypes.c_size_t.from_address(id(array) + _DATA).value
+
+
+def _address_by_name(array: Array) -> int:
+    return int(array.__array_interface__["data"][0])
+
+
+def _choose_address() -> Callable[[Array], int]:
+    """The cheap way (0.2 µs instead of 1.5) where it gives what NumPy says."""
+    trials = [np.empty(3), np.empty((2, 5), np.float32)[1:, 2:], np.empty((), np.uint8)]
+    if all(_address_by_field(a) == _address_by_name(a) for a in trials):
+        return _address_by_field
+    return _address_by_name
+
+
+address = _choose_address()
+
+
+@dataclass(frozen=True, slots=True)
+class Scratch:
+    """A thread's part of the workspace, in bytes from its start.
+
+    First a register tile's worth of results (edges go through it), then ``mr`` numbers of bias,
+    then the pixels that a task prepares.
+    """
+
+    pixel_bytes: int
+    tile: Tile
+    size: int
+
+    @property
+    def bias(self) -> int:
+        return _aligned(self.tile.mr * self.tile.nr * self.size)
+
+    @property
+    def pixels(self) -> int:
+        return self.bias + _aligned(self.tile.mr * self.size)
+
+    @property
+    def bytes(self) -> int:
+        # The last register tile of a run may load one tile's width beyond the pixels.
+        return self.pixels + _aligned(self.pixel_bytes + self.tile.nr * self.size)
+
+
+def _aligned(size: int) -> int:
+    return -(-size // 64) * 64
+
+
+def activation_fields(spec: ConvSpec) -> dict[str, int]:
+    """Kind and bit patterns of the two parameters of an activation."""
+    kind, first, second = 0, 0.0, 0.0
+    if spec.activation is not None:
+        name, *arguments = spec.activation
+        if name == "relu":
+            kind, first, second = 2, 0.0, math.inf
+        elif name == "leaky_relu":
+            kind, first = 1, float(arguments[0])
+        else:
+            kind, first, second = 2, float(arguments[0]), float(arguments[1])
+    if spec.dtype == "float32":
+        packed = np.array([first, second], np.float32).view(np.int64)
+        return {"activation": kind, "slope0": int(packed[0]), "slope1": 0}
+    bits = np.array([first, second]).view(np.int64)
+    return {"activation": kind, "slope0": int(bits[0]), "slope1": int(bits[1])}
+
+
+def pack_geometry(values: Mapping[str, int], tail: tuple[int, ...] = ()) -> np.ndarray[Any, Any]:
+    """The geometry array; ``tail`` follows the named fields."""
+    unknown = set(values) - set(FIELDS)
+    if unknown:
+        raise KeyError(f"no geometry fields {sorted(unknown)}")
+    array = np.zeros(len(FIELDS) + len(tail), np.int64)
+    for name, value in values.items():
+        array[FIELD[name] // 8] = value
+    array[len(FIELDS) :] = tail
+    return array
+
+
+class PanelExecutable:
+    """A planned problem: kernel, geometry and packer; immutable."""
+
+    __slots__ = (
+        "_geometry",
+        "_keep",
+        "_kernel",
+        "_pack",
+        "_place",
+        "_seconds",
+        "_slots",
+        "workspace",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        kernel: Any,
+        pack: Callable[[Array], Any],
+        geometry: np.ndarray[Any, Any],
+        keep: tuple[Any, ...],
+        *,
+        slots: int,
+        slot_bytes: int,
+        seconds: float,
+    ) -> None:
+        self._kernel = kernel
+        self._pack = pack
+        self._geometry = geometry
+        self._place = address(geometry)
+        self._keep = keep
+        self._slots = slots
+        self._seconds = seconds
+        self.workspace = slots * slot_bytes
+
+    def pack(self, rhs: Array) -> Any:
+        """Panels of weights, see :mod:`convjit_numba.pack`."""
+        return self._pack(rhs)
+
+    def run(
+        self, lhs: Array, packed: Any, bias: Array | None, out: Array, workspace: Array | None
+    ) -> None:
+        """Compute into ``out`` on as many threads as are in force and had been at planning."""
+        arguments = (
+            self._place,
+            address(lhs),
+            address(packed),
+            0 if bias is None else address(bias),
+            address(out),
+            0 if workspace is None else address(workspace),
+        )
+        if self._seconds < threads.WORTH_WAKING or self._slots == 1:
+            self._kernel(*arguments, 0)
+        else:
+            count = min(num_threads(), self._slots)
+            threads.run(self._kernel, arguments, count, self._seconds)
+
+
+@lru_cache(maxsize=1)
+def _caches() -> dict[str, int]:
+    return targets.cache_sizes()
+
+
+def blocks_of(dtype: str) -> targets.Blocks:
+    """Block sizes on this machine."""
+    caches = _caches()
+    return targets.blocks(dtype, caches["l1"], caches["l2"])
+
+
+def isa_of(target: Target) -> str:
+    """Instruction set of a target (plans may be made for another machine in tests)."""
+    return target.features.get("isa", "") or targets.codegen().isa
+
+
+def cycles_per_second(target: Target, dtype: str, isa: str) -> float:
+    """Cycles of the model (two vector FMAs each) that one core does a second."""
+    lanes = targets.tiles(isa, dtype)[0].vl
+    return max(target.peak.get(dtype, 0.0) / max(target.cores, 1), 1e8) / (4 * lanes)
+
+
+def work(
+    algorithm: str,
+    p: Problem,
+    tile: Tile,
+    weights: int,
+    *,
+    filled: int,
+    vectors: bool,
+    executed: float,
+    streamed: float,
+    workspace: int,
+    numerics: Numerics,
+) -> Work:
+    """What a call costs: pixels prepared (``filled`` numbers), then ``executed`` multiply-adds.
+
+    ``filled`` counts what one of the threads in force prepares, as ``vectors`` or row by row.
+    Register tiles with few rows load more than they multiply; their flops are counted as many
+    more, so that one rate stands for all tiles.  ``streamed`` is the traffic of weights from L3.
+    """
+    share = tile.mr * tile.nv / 2 / targets.tile_cycles(tile)
+    rate = f"numba.{algorithm}.{p.dtype}"
+    return Work(
+        (
+            Phase("fill", bytes={"l2" if vectors else "copy": 2.0 * filled * p.bytes}),
+            Phase(algorithm, 2.0 * executed / share, rate, {**p.traffic, "l3": float(streamed)}),
+        ),
+        numerics,
+        Phase("pack", bytes={"copy": 2.0 * weights}),
+        launches=1,
+        workspace=workspace,
+        packed_bytes=weights,
+    )

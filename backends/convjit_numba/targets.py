@@ -1,0 +1,235 @@
+"""What the kernels know about machines: instruction sets, register tiles, block sizes, rates.
+
+Every size that a kernel is built or called with comes out of the tables in this file.  They are
+keyed by instruction set and dtype; the instruction set is the one that numba's code generator
+targets, which is not always the processor's (``NUMBA_CPU_NAME``, ``NUMBA_CPU_FEATURES``).
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+BITS = {"float32": 32, "float64": 64}
+SHORT = {"float32": "f32", "float64": "f64"}
+
+
+class CodeGen(NamedTuple):
+    """For which machine code is generated."""
+
+    triple: str
+    cpu: str
+    features: str
+
+    @property
+    def isa(self) -> str:
+        """Key into the tables: the widest vectors in force."""
+        arch = self.triple.partition("-")[0].lower()
+        if arch in ("aarch64", "arm64"):
+            return "neon"
+        on = {f[1:] for f in self.features.split(",") if f.startswith("+")}
+        if {"avx512f", "avx512vl", "avx512dq"} <= on:
+            return "avx512"
+        if {"avx2", "fma"} <= on:
+            return "avx2"
+        return "sse2" if arch in ("x86_64", "amd64") else "generic"
+
+
+@lru_cache(maxsize=1)
+def codegen() -> CodeGen:
+    """The machine that numba generates code for in this process.
+
+    numba derives it from two environment variables and from LLVM's idea of the host, which
+    llvmlite tells without the half second that importing numba costs.  Where numba may have been
+    configured otherwise (a configuration file, AVX switched off), numba itself is asked.
+    """
+    special = ("NUMBA_ENABLE_AVX", "NUMBA_CPU_FEATURES_GENERIC")
+    if Path(".numba_config.yaml").exists() or any(name in os.environ for name in special):
+        return _codegen_of_numba()
+    import llvmlite.binding as llvm
+
+    cpu = os.environ.get("NUMBA_CPU_NAME") or llvm.get_host_cpu_name()
+    features = os.environ.get("NUMBA_CPU_FEATURES")
+    if features is None:
+        if cpu == "generic":
+            features = ""
+        else:
+            features = llvm.get_host_cpu_features().flatten()
+    return CodeGen(llvm.get_process_triple(), cpu, features)
+
+
+def _codegen_of_numba() -> CodeGen:
+    from numba.core.registry import cpu_target
+
+    return CodeGen(*cpu_target.target_context.codegen().magic_tuple())
+
+
+class Tile(NamedTuple):
+    """A register tile: rows (channels) by vectors (pixels) of ``vl`` lanes."""
+
+    mr: int
+    nv: int
+    vl: int
+
+    @property
+    def nr(self) -> int:
+        """Pixels of a tile."""
+        return self.nv * self.vl
+
+    def __str__(self) -> str:
+        return f"{self.mr}x{self.nv}x{self.vl}"
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """A row of the table of instruction sets.
+
+    Attributes
+    ----------
+    vector_bytes : int
+    shapes : tuple of (rows, vectors)
+        Register tiles offered, for many channels first.  ``rows * vectors`` accumulators, the
+        vectors and one broadcast have to fit the registers.
+    flops_per_cycle : int
+        Of one core in float32 (half of it in float64).
+    fraction : float
+        Of that peak, what the register tile reaches on operands in L1.
+    """
+
+    vector_bytes: int
+    shapes: tuple[tuple[int, int], ...]
+    flops_per_cycle: int
+    fraction: float
+
+
+# 16 registers: 6x2 needs 12 + 2 + 1; with one row the pixels are memory operands, 12 + 1.
+# 32 registers: 6x4 needs 24 + 4 + 1 (7x4 was measured to spill).
+# Without FMA a product needs a register of its own, hence 5x2.
+MACHINES = {
+    "avx512": Machine(64, ((6, 4), (4, 6), (2, 12), (1, 16)), 64, 0.9),
+    "avx2": Machine(32, ((6, 2), (4, 3), (2, 5), (1, 10)), 32, 0.85),
+    "sse2": Machine(16, ((5, 2), (3, 3), (1, 8)), 8, 0.8),
+    "neon": Machine(16, ((6, 4), (4, 5), (2, 8), (1, 16)), 16, 0.85),
+    "generic": Machine(16, ((4, 2), (1, 8)), 4, 0.7),
+}
+CLOCK = 3.0e9  # Hz, where nothing was measured
+BANDWIDTH = {  # byte/s of all cores' first level etc. where nothing was measured; per core
+    "l1": 1.2e11, "l2": 6e10, "l3": 2.5e10, "memory": 8e9, "copy": 4e9,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """Block sizes of one dtype.
+
+    Attributes
+    ----------
+    depth : int
+        Products that one pass over a tile sums (kc): a panel of weights (``mr * kc``) and one of
+        pixels (``nr * kc``) share L1.
+    image : int
+        Bytes of pixels that a task prepares, which stay in L2 while the weights pass.
+    weights : int
+        Bytes of weights that pass over the pixels of a task at a time, the other part of L2.
+    tasks : int
+        Tasks per thread to aim for, so that a thread that is interrupted does not hold the
+        others up.
+    """
+
+    depth: int
+    image: int
+    weights: int
+    tasks: int = 3
+
+
+def blocks(dtype: str, l1: int, l2: int) -> Blocks:
+    """Block sizes from the sizes of the caches (Low et al. 2016, "Analytical modeling ...").
+
+    Three quarters of L1 hold the two panels of at most 6 and 16 numbers a step (float32, AVX2);
+    of L2 two fifths hold pixels, two fifths weights, the rest results in flight.
+    """
+    size = BITS[dtype] // 8
+    depth = max(64, (l1 * 3 // 4) // (22 * size) // 32 * 32)
+    return Blocks(depth, l2 * 2 // 5, l2 * 2 // 5)
+
+
+def tiles(isa: str, dtype: str) -> tuple[Tile, ...]:
+    """Register tiles of an instruction set."""
+    machine = MACHINES[isa]
+    lanes = machine.vector_bytes * 8 // BITS[dtype]
+    return tuple(Tile(mr, nv, lanes) for mr, nv in machine.shapes)
+
+
+def tile_cycles(tile: Tile) -> float:
+    """Relative cost of one step of a tile: FMAs or loads, two a cycle each.
+
+    A vector of pixels at any address crosses a cache line every other time (32 of 64 bytes), a
+    broadcast never does.
+    """
+    loads = tile.mr + 1.5 * tile.nv
+    return max(tile.mr * tile.nv, loads) / 2
+
+
+def choose_tile(isa: str, dtype: str, rows: int, runs: int, pixels: int) -> Tile:
+    """The tile that covers ``rows`` channels by ``runs`` runs of ``pixels`` at the least cost."""
+
+    def cost(tile: Tile) -> float:
+        return -(-rows // tile.mr) * runs * -(-pixels // tile.nr) * (tile_cycles(tile) + 0.5)
+
+    return min(tiles(isa, dtype), key=cost)
+
+
+def cache_sizes() -> dict[str, int]:
+    """Bytes of each cache level of one core, from the system where it tells."""
+    sizes = {"l1": 32 << 10, "l2": 512 << 10, "l3": 8 << 20}
+    base = Path("/sys/devices/system/cpu/cpu0/cache")
+    try:
+        for index in base.glob("index*"):
+            if (index / "type").read_text().strip() == "Instruction":
+                continue
+            level = (index / "level").read_text().strip()
+            text = (index / "size").read_text().strip()
+            unit = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(text[-1], 1)
+            sizes[f"l{level}"] = int(text.rstrip("KMG")) * unit
+    except (OSError, ValueError):
+        return sizes
+    return sizes
+
+
+def default_peak(isa: str, dtype: str) -> float:
+    """Flop/s of one core where nothing was measured."""
+    return MACHINES[isa].flops_per_cycle * CLOCK / (1 if dtype == "float32" else 2)
+
+
+def tile_of(isa: str, dtype: str, config: tuple[tuple[str, int], ...]) -> Tile | None:
+    """The tile that a configuration names (``mr``, ``nv``), None for the default choice."""
+    sizes = dict(config)
+    if not sizes:
+        return None
+    return Tile(sizes["mr"], sizes["nv"], tiles(isa, dtype)[0].vl)
+
+
+def grain(tasks: int, threads: int, seconds: float) -> int:
+    """Tasks to take at a time: some 5 microseconds' worth, but not more than balances."""
+    fair = max(1, tasks // (8 * threads))
+    return max(1, min(fair, int(5e-6 * tasks / max(seconds, 1e-9))))
+
+
+def splits(n: int, most: int, largest: int | None = None) -> list[int]:
+    """Block sizes that divide ``n`` into 1, 2, 3, 4, 6, 9, ... parts as evenly as possible.
+
+    At most ``most`` parts, none above ``largest``, and never fewer than one size.
+    """
+    parts = 1 if largest is None else -(-n // max(1, largest))
+    sizes = [-(-n // parts)]
+    while len(sizes) < 12:
+        parts = parts + 1 if parts < 4 else parts * 3 // 2
+        if parts > most:
+            break
+        size = -(-n // parts)
+        if size < sizes[-1]:
+            sizes.append(size)
+    return sizes

@@ -1,0 +1,108 @@
+"""im2col and BLAS: every direction as a matrix product (:mod:`convjit.algorithms.im2col`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import prod
+
+import numpy as np
+
+from convjit import precision
+from convjit.algorithms import im2col
+from convjit.algorithms.composed import Im2colGemm, gemm_workspace
+from convjit.spec import ConvSpec, Direction
+from convjit.spi import Config, Executable, Feature, Numerics, Phase, Refusal, Target, Work
+
+DTYPES = ("float32", "float64", "complex64", "complex128")
+
+# KiB of columns in one block: the default fits a share of a last-level cache, the smaller one an
+# L2, the larger one pays where rows of the image are long.
+BLOCKS = (4096, 1024, 16384)
+
+# A GEMM inside a batch costs about a microsecond beside its arithmetic, a quarter of a step.
+PRODUCTS_PER_STEP = 4
+
+
+class GemmSolver:
+    """``scipy.gemm``."""
+
+    id = "scipy.gemm"
+    algorithm = "gemm"
+
+    def refuse(self, spec: ConvSpec, target: Target) -> Refusal | None:
+        if spec.dtype not in DTYPES:
+            return Refusal(
+                Feature.DTYPE, f"BLAS multiplies {', '.join(DTYPES)}; this is {spec.dtype}"
+            )
+        if spec.is_empty:
+            return Refusal(Feature.SIZE, "an operand is empty, there is nothing to multiply")
+        if spec.pad_mode != "zeros":
+            return Refusal(Feature.PAD_MODE, f"im2col pads with zeros, not {spec.pad_mode}")
+        forward = spec.direction is Direction.FORWARD
+        if spec.channels_last and not forward:
+            return Refusal(
+                Feature.LAYOUT, f"only forward problems are taken channels-last, not {spec.layout}"
+            )
+        if spec.strided and (spec.computes_input or not im2col.needs_columns(spec)):
+            return Refusal(
+                Feature.STRIDED, "the first operand goes to BLAS as it is, and must be contiguous"
+            )
+        return None
+
+    def estimate(self, spec: ConvSpec, target: Target) -> Work:
+        itemsize = precision.numpy_dtype(spec.dtype).itemsize
+        budget = _budget(())
+        blocks = im2col.blocking(spec, itemsize, budget).count(spec)
+        _, p, depth = im2col.gemm_shape(spec)
+        columns = float(spec.batch * spec.groups * depth * p * itemsize)
+        operands = itemsize * (prod(spec.x_shape) + prod(spec.w_shape) + prod(spec.y_shape))
+        phases = []
+        steps = 1
+        if im2col.needs_columns(spec):
+            # Reading and writing; columns that are added into x are read and written once more.
+            passes = 3.0 if spec.computes_input else 2.0
+            phases.append(Phase("im2col", bytes={"copy": passes * columns}))
+            steps += 1 if _is_one_copy(spec) else prod(spec.kernel_size)
+        # With few rows the product waits for its columns, which the last-level cache holds.
+        phases.append(
+            Phase(
+                "gemm",
+                float(spec.flops),
+                f"scipy.gemm.{spec.dtype}",
+                {"l3": columns, "memory": float(operands)},
+            )
+        )
+        if spec.bias or spec.activation:
+            result = itemsize * prod(spec.result_shape)
+            phases.append(Phase("bias, activation", bytes={"memory": 2.0 * result}))
+        rhs = itemsize * prod(spec.rhs_shape)
+        copied = spec.channels_last or spec.conjugates
+        return Work(
+            tuple(phases),
+            # OpenBLAS splits the sums differently for other numbers of threads.
+            Numerics("gemm", deterministic=False),
+            Phase("pack", bytes={"copy": 2.0 * rhs}) if copied else None,
+            blocks * steps + spec.batch * spec.groups // PRODUCTS_PER_STEP,
+            gemm_workspace(spec, budget),
+            rhs if copied else 0,
+        )
+
+    def configs(self, spec: ConvSpec, target: Target) -> Iterable[Config]:
+        return [(("block_kib", size),) for size in BLOCKS]
+
+    def plan(self, spec: ConvSpec, target: Target, config: Config) -> Executable:
+        return Im2colGemm(np, spec, _budget(config))
+
+
+def _budget(config: Config) -> int:
+    return dict(config).get("block_kib", BLOCKS[0]) * 2**10
+
+
+def _is_one_copy(spec: ConvSpec) -> bool:
+    """Whether a window view makes the columns at once."""
+    return (
+        set(spec.padding) == {(0, 0)}
+        and not spec.flip
+        and not spec.channels_last
+        and not spec.computes_input
+    )

@@ -1,0 +1,121 @@
+"""The CPU as SciPy's kernels see it: a table of rates per core, by instruction set.
+
+The rows give flop/s of one core at 3 GHz.  GEMM is OpenBLAS on square matrices of 768, transforms
+are batches of 256 x 256 in scipy.fft, the products of spectra and the direct loops are NumPy's;
+the avx2 row was measured on an AMD Zen 3, the others follow from it by the vectors' width where
+the library is compiled for it (OpenBLAS is; NumPy's loops and pocketfft gain about a quarter).
+"""
+
+from __future__ import annotations
+
+import platform
+from functools import lru_cache
+from pathlib import Path
+
+from convjit import spi
+from convjit.spi import Target
+
+CLOCK = 3.0e9  # Hz, to which the table refers
+
+# flop per cycle and core in float32; half of it in float64.
+VECTORS = {"avx512": 64.0, "avx2": 32.0, "sse2": 8.0, "neon": 16.0, "generic": 4.0}
+
+# Share of that peak which OpenBLAS reaches.
+GEMM_SHARE = 0.8
+
+# 10^9 flop/s of one core with AVX2.  A complex multiply-add is 8 flops.
+AVX2_RATES = {
+    "scipy.direct.float32": 8.0,
+    "scipy.direct.float64": 4.0,
+    "scipy.direct.complex64": 2.5,
+    "scipy.direct.complex128": 2.5,
+    "scipy.direct.int64": 2.5,
+    "scipy.direct.uint64": 2.5,
+    "scipy.fft.float32": 9.0,
+    "scipy.fft.float64": 5.5,
+    "scipy.fft.complex64": 11.0,
+    "scipy.fft.complex128": 6.0,
+    # Products of spectra: element by element, and as a batch of small matrices.
+    "scipy.fft.multiply.float32": 6.0,
+    "scipy.fft.multiply.float64": 2.5,
+    "scipy.fft.multiply.complex64": 5.0,
+    "scipy.fft.multiply.complex128": 2.3,
+    "scipy.fft.matmul.float32": 20.0,
+    "scipy.fft.matmul.float64": 9.0,
+    "scipy.fft.matmul.complex64": 20.0,
+    "scipy.fft.matmul.complex128": 9.0,
+    # Additions of whole arrays in cache, and a batch of matrices of a few hundred rows.
+    "scipy.winograd.transform.float32": 1.5,
+    "scipy.winograd.transform.float64": 0.8,
+    "scipy.winograd.matmul.float32": 35.0,
+    "scipy.winograd.matmul.float64": 17.0,
+}
+LOOPS = {"avx512": 1.25, "avx2": 1.0, "sse2": 0.6, "neon": 0.8, "generic": 0.4}
+
+# NumPy runs its loops, and hence these rates, on one core; only these families use all of them.
+THREADED = ("scipy.fft.float", "scipy.fft.complex", "scipy.gemm", "scipy.winograd.matmul")
+
+# Seconds that a step of a few NumPy calls takes beside its arithmetic.
+STEP = 5e-6
+
+BANDWIDTH = {"l1": 1.0e11, "l2": 5.0e10, "l3": 2.5e10, "memory": 1.0e10, "copy": 1.0e10}
+CACHES = {"l1": 32 * 2**10, "l2": 2**20, "l3": 8 * 2**20}
+
+
+@lru_cache(maxsize=1)
+def _processor() -> tuple[str, str]:
+    """(model, widest instruction set) of this machine."""
+    machine = platform.machine().lower()
+    model, flags = machine or "unknown CPU", set[str]()
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == "model name":
+            model = value.strip()
+        elif key.strip() in ("flags", "Features"):
+            flags = set(value.split())
+            break
+    if machine in ("aarch64", "arm64"):
+        return model, "neon"
+    if machine not in ("x86_64", "amd64"):
+        return model, "generic"
+    if "avx512f" in flags:
+        return model, "avx512"
+    # Without /proc/cpuinfo (macOS, Windows): what every x86-64 of the last ten years has.
+    return model, "avx2" if "avx2" in flags or not flags else "sse2"
+
+
+def target() -> Target:
+    """This machine with the number of threads in force."""
+    return _target(spi.num_threads())
+
+
+@lru_cache(maxsize=16)
+def _target(cores: int) -> Target:
+    model, isa = _processor()
+    peak = {"float32": VECTORS[isa] * CLOCK * cores, "float64": VECTORS[isa] / 2 * CLOCK * cores}
+    rates = {key: rate * 1e9 * LOOPS[isa] for key, rate in AVX2_RATES.items()}
+    for real, pair in (("float32", "complex64"), ("float64", "complex128")):
+        rates[f"scipy.gemm.{real}"] = rates[f"scipy.gemm.{pair}"] = GEMM_SHARE * peak[real] / cores
+    for key in rates:
+        if key.startswith(THREADED):
+            rates[key] *= cores
+    import numpy
+    import scipy
+
+    return Target(
+        fingerprint=f"{model}|{isa}|{cores}|numpy {numpy.__version__}|scipy {scipy.__version__}",
+        device="cpu",
+        description=f"{model}, {cores} cores, {isa}, NumPy {numpy.__version__}",
+        cores=cores,
+        peak=peak,
+        rates=rates,
+        bandwidth=BANDWIDTH,
+        caches=CACHES,
+        launch=STEP,
+        call=STEP,
+        features={"isa": isa},
+    )

@@ -1,0 +1,461 @@
+"""The numba solvers by themselves: right, within bounds, independent of blocking and threads."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from convjit.algorithms.error import error_bound, relative_error
+from convjit.algorithms.oracle import magnitudes, oracle
+from convjit.spec import ConvSpec
+from convjit.spi import Backend, Feature, Solver
+from convjit_numba import NumbaBackend, problem, targets
+
+BACKEND = NumbaBackend()
+SOLVERS = {solver.id: solver for solver in BACKEND.solvers()}
+
+SPECS = [
+    "conv_f32_NCHW_n1c1k1g1_i1x1_w1x1",
+    "conv_f32_NCHW_n2c3k5g1_i9x11_w3x3_p1",
+    "conv_f32_NCHW_n1c64k64g1_i28x28_w3x3_p1_bias_act=relu",
+    "conv_f32_NCHW_n1c37k29g1_i7x7_w3x3_p1_bias_act=leaky_relu,0.25",
+    "conv_f32_NCHW_n1c130k67g1_i13x9_w1x1_bias_act=clip,-1.0,2.5",
+    "conv_f32_NCHW_n3c8k12g1_i15x14_w1x1_s2",
+    "conv_f32_NCHW_n2c5k7g1_i13x17_w3x2_s2x3_p1x0.2_d2x1",
+    "conv_f32_NCHW_n1c3k16g1_i31x33_w7x7_s2_p3",
+    "conv_f32_NCHW_n1c1k1g1_i70x600_w11x11_p5",
+    "conv_f32_NCHW_n1c1k3g1_i20x20_w19x17_p9x8",
+    "conv_f32_NCHW_n1c4k4g1_i6x6_w3x3_p5x4_d3",
+    "conv_f32_NCHW_n2c24k24g24_i19x21_w3x3_p1_bias",
+    "conv_f32_NCHW_n1c6k18g6_i14x14_w5x5_s2_p2",
+    "conv_f32_NCHW_n2c12k20g4_i8x9_w3x3_p1",
+    "conv_f32_NCHW_n1c700k13g1_i5x6_w3x3_p1_bias_act=relu",
+    "conv_f32_NCL_n2c4k6g2_i3001_w5_p8.0_d4",
+    "conv_f32_NCL_n1c1k1g1_i400_w300_p3",
+    "conv_f32_NCDHW_n1c5k9g1_i6x7x8_w3x3x3_p1_s1x2x1",
+    "conv_f64_NCHW_n1c33k20g1_i17x12_w3x3_p1_bias",
+    "conv_f64_NCHW_n1c300k11g1_i9x9_w1x1",
+    "conv_f64_NCDHW_n2c4k6g2_i5x6x7_w3x2x3_p1_d1x2x1_act=relu",
+    "conv_f64_NCL_n3c2k2g2_i50_w3_s3",
+]
+
+
+class Guarded:
+    """An array between canaries, which say whether anything was written beside it."""
+
+    CANARY = 0xA5
+    MARGIN = 512
+
+    def __init__(self, shape: tuple[int, ...], dtype: object) -> None:
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        self.memory = np.full(size + 2 * self.MARGIN + 64, self.CANARY, np.uint8)
+        start = self.MARGIN + -(self.memory.ctypes.data + self.MARGIN) % 64
+        self.inside = slice(start, start + size)
+        self.array = self.memory[self.inside].view(dtype).reshape(shape)
+
+    def fill(self, values: np.ndarray) -> Guarded:
+        self.array[...] = values
+        self.before = self.array.copy()
+        return self
+
+    def intact(self) -> bool:
+        outside = np.delete(self.memory, self.inside)
+        return bool((outside == self.CANARY).all())
+
+    def unchanged(self) -> bool:
+        return self.intact() and self.array.tobytes() == self.before.tobytes()
+
+
+def operands(spec: ConvSpec, seed: int = 0):
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal(spec.lhs_shape).astype(spec.dtype)
+    w = rng.standard_normal(spec.rhs_shape).astype(spec.dtype)
+    bias = rng.standard_normal(spec.result_channels).astype(spec.dtype) if spec.bias else None
+    return x, w, bias
+
+
+def compute(solver: Solver, spec: ConvSpec, x, w, bias=None, *, cores=None, config=()):
+    """Plan, pack and run as the core does, with canaries around everything."""
+    target = BACKEND.target()
+    if cores is not None:
+        target = replace(target, cores=cores)
+    executable = solver.plan(spec, target, config)
+    gx = Guarded(spec.lhs_shape, spec.dtype).fill(x)
+    gw = Guarded(spec.rhs_shape, spec.dtype).fill(w)
+    packed = executable.pack(gw.array)
+    assert gw.unchanged()
+    gw.array[...] = np.nan  # the packed form is a copy
+    gb = None if bias is None else Guarded(bias.shape, spec.dtype).fill(bias)
+    out = Guarded(spec.result_shape, spec.result_dtype).fill(np.full(spec.result_shape, np.nan))
+    workspace = Guarded((executable.workspace,), np.uint8)
+    executable.run(gx.array, packed, None if gb is None else gb.array, out.array, workspace.array)
+    assert gx.unchanged()
+    assert gb is None or gb.unchanged()
+    assert out.intact()
+    assert workspace.intact()
+    return out.array.copy()
+
+
+def check(spec: ConvSpec, solver: Solver, result, x, w, bias) -> None:
+    numerics = solver.estimate(spec, BACKEND.target()).numerics
+    expected, sizes = oracle(spec, x, w, bias), magnitudes(spec, x, w, bias)
+    assert result.dtype == spec.result_dtype
+    assert relative_error(spec, result, expected, sizes) <= error_bound(spec, numerics)
+
+
+def test_protocol() -> None:
+    assert isinstance(BACKEND, Backend)
+    assert BACKEND.probe() is None
+    for solver in SOLVERS.values():
+        assert isinstance(solver, Solver)
+
+
+@pytest.mark.parametrize("solver", SOLVERS.values(), ids=list(SOLVERS))
+@pytest.mark.parametrize("text", SPECS)
+def test_matches_oracle_and_stays_inside(text: str, solver: Solver) -> None:
+    spec = ConvSpec.parse(text)
+    assert solver.refuse(spec, BACKEND.target()) is None
+    x, w, bias = operands(spec)
+    check(spec, solver, compute(solver, spec, x, w, bias), x, w, bias)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+def test_every_tile_and_any_thread_count_agree_bit_by_bit(name: str, dtype: str) -> None:
+    """The order of summation is the blocking of the channels, which nothing else changes."""
+    solver = SOLVERS[name]
+    spec = ConvSpec.parse(f"conv_{dtype}_NCHW_n1c90k26g2_i17x29_w3x3_p1_bias_act=relu")
+    x, w, bias = operands(spec)
+    reference = compute(solver, spec, x, w, bias, cores=1)
+    check(spec, solver, reference, x, w, bias)
+    for cores in (2, 3, 7):
+        assert np.array_equal(compute(solver, spec, x, w, bias, cores=cores), reference)
+    for config in list(solver.configs(spec, BACKEND.target()))[1:]:
+        assert np.array_equal(compute(solver, spec, x, w, bias, config=config), reference)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize(
+    ("text", "feature"),
+    [
+        ("conv_f16_NCHW_n1c1k1g1_i8x8_w3x3", Feature.DTYPE),
+        ("conv_c64_NCHW_n1c1k1g1_i8x8_w3x3", Feature.DTYPE),
+        ("conv_i32_NCHW_n1c1k1g1_i8x8_w3x3", Feature.DTYPE),
+        ("convt_f32_NCHW_n1c1k1g1_i8x8_w3x3", Feature.DIRECTION),
+        ("igrad_f32_NCHW_n1c1k1g1_i8x8_w3x3", Feature.DIRECTION),
+        ("wgrad_f32_NCHW_n1c1k1g1_i8x8_w3x3", Feature.DIRECTION),
+        ("conv_f32_NCHW_n1c1k1g1_i8x8_w3x3_strided", Feature.STRIDED),
+        ("conv_f32_NHWC_n1c1k1g1_i8x8_w3x3", Feature.LAYOUT),
+        ("conv_f32_NCHW_n1c1k1g1_i8x8_w3x3_p1_reflect", Feature.PAD_MODE),
+        ("conv_f32_NCHW_n1c1k1g1_i8x8_w3x3_flip", Feature.FLIP),
+    ],
+)
+def test_refuses_with_the_feature_to_lower(name: str, text: str, feature: Feature) -> None:
+    refusal = SOLVERS[name].refuse(ConvSpec.parse(text), BACKEND.target())
+    assert refusal is not None
+    assert refusal.feature is feature
+    assert refusal.reason
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_nan_passes_activations_and_stays_local(name: str) -> None:
+    for activation in (("relu",), ("leaky_relu", 0.5), ("clip", -1.0, 1.0)):
+        spec = ConvSpec.parse("conv_f32_NCHW_n1c2k7g1_i12x30_w3x3_p1_bias").replace(
+            activation=activation
+        )
+        x, w, bias = operands(spec)
+        x[0, 1, 5, 0] = np.nan
+        x[0, 0, 0, 29] = np.nan
+        result = compute(SOLVERS[name], spec, x, w, bias)
+        assert np.array_equal(np.isnan(result), np.isnan(oracle(spec, x, w, bias)))
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_work_counts_what_is_executed(name: str) -> None:
+    spec = ConvSpec.parse("conv_f32_NCHW_n1c64k64g1_i56x56_w3x3_p1")
+    target = replace(BACKEND.target(), cores=2)
+    work = SOLVERS[name].estimate(spec, target)
+    executable = SOLVERS[name].plan(spec, target, ())
+    assert work.workspace == executable.workspace
+    assert work.packed_bytes == executable.pack(np.zeros(spec.w_shape, np.float32)).nbytes
+    assert spec.flops <= work.flops <= 1.5 * spec.flops
+    assert work.phases[-1].rate in target.rates
+    # Nothing like the 7 MB of all columns.
+    assert work.workspace < 2**21
+
+
+def test_tiles_fit_the_registers() -> None:
+    registers = {"avx512": 32, "avx2": 16, "sse2": 16, "neon": 32, "generic": 16}
+    for isa, machine in targets.MACHINES.items():
+        for mr, nv in machine.shapes:
+            vectors = nv if mr > 2 else 0  # with one or two rows pixels are memory operands
+            assert mr * nv + vectors + 1 <= registers[isa]
+
+
+def test_splits_cover() -> None:
+    for n in (1, 2, 7, 56, 1000):
+        for size in targets.splits(n, n):
+            assert 1 <= size <= n
+        assert max(targets.splits(n, n, 3)) <= 3
+
+
+def test_geometry_names_are_checked() -> None:
+    with pytest.raises(KeyError, match="no geometry fields"):
+        problem.pack_geometry({"colour": 1})
+
+
+# -------------------------------------------------------------------- in processes of their own
+
+
+def run_script(body: str, **environment: str) -> str:
+    """Output of a script in a fresh process; it must succeed without a warning."""
+    script = "import warnings\nwarnings.simplefilter('error')\n" + textwrap.dedent(body)
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.subprocess
+def test_imports_neither_numba_nor_llvmlite() -> None:
+    run_script(
+        """
+        import sys
+        from convjit_numba import NumbaBackend
+        backend = NumbaBackend()
+        assert backend.probe() is None
+        assert not {"numba", "llvmlite"} & set(sys.modules)
+        backend.solvers()
+        assert "numba" not in sys.modules
+        """
+    )
+
+
+CONVOLVE = """
+import numpy as np
+from convjit.algorithms.oracle import oracle
+from convjit.spec import ConvSpec
+from convjit_numba import NumbaBackend
+backend = NumbaBackend()
+
+def convolve(text, solver):
+    spec = ConvSpec.parse(text)
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal(spec.x_shape).astype(spec.dtype)
+    w = rng.standard_normal(spec.w_shape).astype(spec.dtype)
+    executable = solver.plan(spec, backend.target(), ())
+    out = np.empty(spec.result_shape, spec.dtype)
+    workspace = np.empty(executable.workspace, np.uint8)
+    executable.run(x, executable.pack(w), None, out, workspace)
+    np.testing.assert_allclose(out, oracle(spec, x, w), rtol=1e-3, atol=1e-4)
+    return out
+"""
+
+
+@pytest.mark.subprocess
+def test_warm_process_needs_no_numba() -> None:
+    body = CONVOLVE + textwrap.dedent(
+        """
+        import sys
+        for solver in backend.solvers():
+            convolve("conv_f32_NCHW_n1c64k64g1_i28x28_w3x3_p1", solver)
+        print("numba" in sys.modules)
+        """
+    )
+    run_script(body)
+    assert run_script(body).strip() == "False"
+
+
+@pytest.mark.slow
+@pytest.mark.subprocess
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="names of x86-64 processors")
+def test_baseline_processor() -> None:
+    features = "+sse2,-sse3,-ssse3,-sse4.1,-sse4.2,-avx,-avx2,-fma,-avx512f"
+    run_script(
+        CONVOLVE
+        + textwrap.dedent(
+            """
+            from convjit_numba import targets
+            assert targets.codegen().isa == "sse2"
+            for solver in backend.solvers():
+                convolve("conv_f32_NCHW_n1c5k10g1_i12x14_w3x3_p1", solver)
+            from numba.core.registry import cpu_target
+            magic = cpu_target.target_context.codegen().magic_tuple()
+            assert tuple(targets.codegen()) == tuple(magic)
+            """
+        ),
+        NUMBA_CPU_NAME="x86-64",
+        NUMBA_CPU_FEATURES=features,
+    )
+
+
+def test_codegen_is_numbas() -> None:
+    from numba.core.registry import cpu_target
+
+    assert tuple(targets.codegen()) == tuple(cpu_target.target_context.codegen().magic_tuple())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mprotect by its Linux numbers")
+@pytest.mark.subprocess
+def test_reads_nothing_beyond_the_arrays() -> None:
+    """Each array ends at, or begins after, a page that must not be touched."""
+    body = CONVOLVE + textwrap.dedent(
+        """
+        import ctypes, mmap
+        PAGE = mmap.PAGESIZE
+        libc = ctypes.CDLL(None, use_errno=True)
+
+        def fenced(shape, dtype, at_end):
+            size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+            pages = -(-size // PAGE) + 2
+            area = mmap.mmap(-1, pages * PAGE)
+            base = ctypes.addressof(ctypes.c_char.from_buffer(area))
+            for page in (0, pages - 1):
+                address = ctypes.c_void_p(base + page * PAGE)
+                assert libc.mprotect(address, ctypes.c_size_t(PAGE), 0) == 0
+            start = (pages - 1) * PAGE - size if at_end else PAGE
+            return np.frombuffer(area, np.uint8)[start : start + size].view(dtype).reshape(shape)
+
+        for text in SPECS:
+            spec = ConvSpec.parse(text)
+            for solver in backend.solvers():
+                executable = solver.plan(spec, backend.target(), ())
+                for at_end in (True, False):
+                    arrays = [fenced(s, spec.dtype, at_end) for s in
+                              (spec.x_shape, spec.w_shape, (spec.out_channels,), spec.y_shape)]
+                    x, w, bias, out = arrays
+                    x[...], w[...], bias[...] = 1, 2, 3
+                    workspace = fenced((executable.workspace,), np.uint8, at_end)
+                    packed = executable.pack(w)
+                    copy = fenced(packed.shape, packed.dtype, at_end)
+                    copy[...] = packed
+                    executable.run(x, copy, bias if spec.bias else None, out, workspace)
+        """
+    )
+    run_script(f"SPECS = {SPECS!r}\n" + body)
+
+
+@pytest.mark.subprocess
+def test_forked_child_and_concurrent_callers() -> None:
+    run_script(
+        CONVOLVE
+        + textwrap.dedent(
+            """
+            import os, threading
+            warnings.simplefilter("default")  # later Pythons warn of forks beside threads
+            text = "conv_f32_NCHW_n1c64k64g1_i56x56_w3x3_p1"
+            solver = backend.solvers()[0]
+            first = convolve(text, solver)
+            child = os.fork()
+            if child == 0:
+                os._exit(0 if np.array_equal(convolve(text, solver), first) else 1)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+            results = []
+            workers = [
+                threading.Thread(target=lambda: results.append(convolve(text, solver)))
+                for _ in range(4)
+            ]
+            for worker in workers:
+                worker.start()
+            for worker in workers:
+                worker.join()
+            assert len(results) == 4
+            assert all(np.array_equal(r, first) for r in results)
+            """
+        ),
+        CONVJIT_NUM_THREADS="3",
+    )
+
+
+# -------------------------------------------------------------------- the cache of kernels
+
+TRIVIAL = """
+from convjit_numba import cache
+
+def build():
+    from convjit_numba.microkernel import zero_bytes
+    def kernel(address, count):
+        zero_bytes(address, count)
+    return kernel
+
+import ctypes
+def use():
+    place = (ctypes.c_char * 8)(*b"12345678")
+    cache.function("trivial", 2, build)(ctypes.addressof(place), 4)
+    assert bytes(place) == b"\\0\\0\\0\\x005678"
+"""
+
+
+@pytest.mark.subprocess
+def test_kernels_are_kept_and_damage_is_noticed(tmp_path) -> None:
+    body = TRIVIAL + "use(); print(cache.compiled)"
+    kept = {"CONVJIT_CACHE_DIR": str(tmp_path)}
+    assert run_script(body, **kept).strip() == "['trivial']"
+    assert run_script(body, **kept).strip() == "[]"
+    (stored,) = tmp_path.rglob("trivial.o")
+    data = stored.read_bytes()
+    stored.write_bytes(data[: len(data) // 2])
+    assert run_script(body, **kept).strip() == "['trivial']"
+    assert stored.read_bytes() == data
+    # Code for another machine is other code.
+    other = {"NUMBA_CPU_NAME": "generic"}
+    assert run_script(body, **kept, **other).strip() == "['trivial']"
+    assert len(list(tmp_path.rglob("trivial.o"))) == 2
+
+
+@pytest.mark.subprocess
+def test_a_directory_that_cannot_be_written_warns_once(tmp_path) -> None:
+    blocked = tmp_path / "blocked"
+    blocked.mkdir()
+    (blocked / "numba").write_text("a file where a directory should be")
+    run_script(
+        TRIVIAL
+        + textwrap.dedent(
+            """
+            from convjit.errors import ConvjitWarning
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                use()
+                cache.function("again", 2, build)
+            assert [w.category for w in caught] == [ConvjitWarning]
+            assert "CONVJIT_CACHE_DIR" in str(caught[0].message)
+            assert cache.compiled == ["trivial", "again"]
+            """
+        ),
+        CONVJIT_CACHE_DIR=str(blocked),
+    )
+
+
+@pytest.mark.subprocess
+def test_measured_figures_are_remembered(tmp_path) -> None:
+    run_script(
+        """
+        from convjit_numba import NumbaBackend, peak
+        backend = NumbaBackend()
+        before = backend.target()
+        assert not before.measured
+        assert before is backend.target()
+        figures = {"peak": {"float32": 1.5e11}, "rates": {}, "bandwidth": {}}
+        found = peak._with(before, figures, 1e-6)
+        peak._store(found)
+        after = backend.target()
+        assert after.measured
+        assert after.fingerprint == before.fingerprint
+        assert after.peak == {**before.peak, "float32": 1.5e11}
+        path = peak._path(before.fingerprint)
+        path.write_text(path.read_text()[:-20])
+        assert not backend.target().measured
+        """,
+        CONVJIT_CACHE_DIR=str(tmp_path),
+    )

@@ -1,0 +1,10 @@
+"""``convjit_scipy`` runs the suite that strangers run; it is the reference that takes everything."""
+
+from convjit.testing.requirements import Requirements as Base
+from convjit.testing.suite import *  # noqa: F403
+
+
+class Requirements(Base):
+    backend = "scipy"
+    max_examples = 100
+    must_take = ("*",)
