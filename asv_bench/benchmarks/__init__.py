@@ -1,0 +1,1 @@
+"""Benchmarks of convjit for asv: times, memory, accuracy and regret of named problems."""
