@@ -170,9 +170,11 @@ def forget_failures() -> None:
 
 def _pool(request: Request) -> list[Backend]:
     """The backends asked for that take the data's array type."""
-    pool = registry.resolve(request.backend)
+    # Without a backend= data stays where it is, so that other devices need not even be probed.
+    device = "cpu" if request.array_type == "numpy:ndarray" else "cuda"
+    pool = registry.resolve(request.backend, device=device)
     taking = [b for b in pool if request.array_type in b.array_types]
-    if taking or not pool:
+    if taking:
         return taking
     offered = "; ".join(f"{b.name} takes {', '.join(b.array_types)}" for b in pool)
     raise UnsupportedError(
@@ -204,13 +206,15 @@ def _ranked(spec: ConvSpec, request: Request) -> list[_Ranked]:
     ]
     _check_algorithm(request, [solver for _, solver in asked])
     rows = []
-    targets: dict[str, Target] = {}
+    targets: dict[str, Target | None] = {}
     for backend, solver in asked:
         if not _matches(solver, request.algorithm):
             continue
         if backend.name not in targets:
             targets[backend.name] = _target(backend, request)
         target = targets[backend.name]
+        if target is None:
+            continue
         excluded = None
         if solver.id in disabled:
             excluded = Refusal(Feature.OTHER, "disabled by disable= or CONVJIT_DISABLE")
@@ -230,14 +234,17 @@ def _ranked(spec: ConvSpec, request: Request) -> list[_Ranked]:
     )
 
 
-def _target(backend: Backend, request: Request) -> Target:
+def _target(backend: Backend, request: Request) -> Target | None:
+    """The machine as a backend sees it; None where it fails at that and was not asked for."""
     try:
         return backend.target()
     except Exception as error:
-        registry.mark_broken(backend.name, f"its target() failed: {error}", error)
-        raise BackendError(
-            f"backend {backend.name!r} failed while it described its device: {error}"
-        ) from error
+        named = (request.backend,) if isinstance(request.backend, str) else request.backend or ()
+        reason = f"its target() failed: {type(error).__name__}: {error}"
+        registry.mark_broken(backend.name, reason, error, raises=backend.name in named)
+        if backend.name in named:
+            raise registry.broken_error(backend.name) from error
+        return None
 
 
 def candidates(spec: ConvSpec, request: Request) -> list[Candidate]:

@@ -326,7 +326,9 @@ def resolve(
         and for a device kind on which no backend is healthy.
     """
     if backend is None:
-        return default_pool(device)
+        if pool := default_pool(device):
+            return pool
+        raise BackendError(f"no backend is left{_told(device)}.")
     if not source:
         outside = config.current().backend == backend == config.environment().backend
         source = "CONVJIT_BACKEND" if outside else "backend"
@@ -344,9 +346,14 @@ def resolve(
 def _kind(device: str) -> list[Backend]:
     if pool := default_pool(device):
         return pool
-    rows = [i for i in status() if i.device == device or not i.device]
-    told = "; ".join(f"{i.name}: {i.reason}" for i in rows if i.reason)
-    raise BackendError(f"no backend works on the device {device!r}. {told or 'None is installed'}.")
+    raise BackendError(f"no backend works on the device {device!r}{_told(device)}.")
+
+
+def _told(device: str | None) -> str:
+    """Why those backends that may be meant are not used."""
+    rows = [row for row in status() if not row.device or device in (None, row.device)]
+    told = "; ".join(f"{row.name} is {row.state}: {row.reason}" for row in rows if row.reason)
+    return f" ({told})" if told else "; none is installed for it"
 
 
 def get(name: str, *, source: str = "backend") -> Backend:
@@ -449,11 +456,22 @@ def probe_answer(name: str) -> str | None:
     return entry.answer or None
 
 
-def mark_broken(name: str, reason: str, error: BaseException | None = None) -> None:
-    """Take a backend out of use until :func:`refresh`, warning once."""
-    for entry in _named(name):
-        _break(entry, reason, error)
-        _warn(_warning(entry, entry.reason))
+def mark_broken(
+    name: str, reason: str, error: BaseException | None = None, *, raises: bool = False
+) -> None:
+    """Take a backend out of use until :func:`refresh`, warning once.
+
+    ``raises`` says that the caller raises the error, so that a warning must not stand in its way.
+    """
+    entry = _entry(name)
+    _break(entry, reason, error)
+    _warn(_warning(entry, entry.reason), swallow=raises)
+
+
+def broken_error(name: str) -> BackendError:
+    """The error of a backend that is broken, to be raised from its cause."""
+    entry = _entry(name)
+    return _replay(entry, entry.reason, entry.error)
 
 
 def status(load: Iterable[str] = ()) -> list[BackendInfo]:

@@ -74,8 +74,8 @@ def backends_to_test(
     ]
     told = [f"{r.name} is {r.state}: {r.reason}" for r in rows if r.state is not State.LOADED]
     if not healthy:
-        where = f"on the device {device!r}" if device else "here"
-        raise BackendError(f"no backend works {where}. {'; '.join(told) or 'None is installed.'}")
+        what = f"no backend for the device {device!r} works here" if device else "no backend works"
+        raise BackendError(f"{what}{''.join(f'; {line}' for line in told)}.")
     return healthy, told
 
 

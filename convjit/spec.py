@@ -237,6 +237,10 @@ class ConvSpec:
             return self.batch * prod(self.out_size)
         used = prod(-(-k // s) for k, s in zip(self.kernel_size, self.stride, strict=True))
         taps = used if all(d == 1 for d in self.dilation) else taps
+        if self.pad_mode == "replicate":  # a corner collects all of the border around it
+            taps *= prod(1 + lo + hi for lo, hi in self.padding)
+        elif self.pad_mode != "zeros":  # a sample collects its images on either side
+            taps *= 3**self.ndim
         return self.out_channels // max(self.groups, 1) * taps
 
     def replace(self, **changes: Any) -> Self:

@@ -19,6 +19,9 @@ DTYPES = ("float32", "float64", "complex64", "complex128")
 # L2, the larger one pays where rows of the image are long.
 BLOCKS = (4096, 1024, 16384)
 
+# What NumPy's iterator costs for each innermost row, as bytes that L2 would move meanwhile (20 ns).
+ROW_BYTES = 1000.0
+
 # A GEMM inside a batch costs about a microsecond beside its arithmetic, a quarter of a step.
 PRODUCTS_PER_STEP = 4
 
@@ -61,7 +64,8 @@ class GemmSolver:
         if im2col.needs_columns(spec):
             # Reading and writing; columns that are added into x are read and written once more.
             passes = 3.0 if spec.computes_input else 2.0
-            phases.append(Phase("im2col", bytes={"copy": passes * columns}))
+            rows = columns / itemsize / max(spec.out_size[-1], 1)
+            phases.append(Phase("im2col", bytes={"l2": passes * columns + ROW_BYTES * rows}))
             steps += 1 if _is_one_copy(spec) else prod(spec.kernel_size)
         # With few rows the product waits for its columns, which the last-level cache holds.
         phases.append(

@@ -66,6 +66,11 @@ class Blocking:
         """Tiles of one block."""
         return self.images * prod(self.tiles)
 
+    def count(self, spec: ConvSpec) -> int:
+        """Number of blocks."""
+        along = (-(-n // b) for n, b in zip(self.counts, self.tiles, strict=True))
+        return -(-spec.batch // self.images) * prod(along)
+
     def blocks(self, spec: ConvSpec) -> Iterator[tuple[slice, tuple[slice, ...]]]:
         """(images, tiles per axis) of every block; each tile of each image once."""
         for first in range(0, spec.batch, self.images):
@@ -121,8 +126,6 @@ class WinogradCounts:
     data, multiply, output, pack : float
         Operations of the data transform, the products, the output transform and the weights'
         transform, tiles at the edges in full.
-    passes : float
-        Bytes that the transforms read and write in cache, operation by operation.
     copied : float
         Bytes of the strided copies of x into tiles and of tiles into the result.
     calls : int
@@ -134,7 +137,6 @@ class WinogradCounts:
     multiply: float
     output: float
     pack: float
-    passes: float
     copied: float
     calls: int
     blocks: int
@@ -149,7 +151,7 @@ def winograd_counts(spec: ConvSpec, m: int, budget: int = BLOCK_BYTES) -> Winogr
     itemsize = precision.numpy_dtype(spec.dtype).itemsize
     tiles = spec.batch * prod(plan.counts)
     c, k, g = spec.in_channels, spec.out_channels, spec.groups
-    data = output = pack = touched = 0.0
+    data = output = pack = 0.0
     calls = plan.points + prod(t.m for t in plan.axes)  # products, copies out
     # Axis by axis: the axes before are transformed already, those after are not yet.  Counted for
     # one tile and one channel, the samples that neighbouring tiles share with the first tile.
@@ -164,17 +166,14 @@ def winograd_counts(spec: ConvSpec, m: int, budget: int = BLOCK_BYTES) -> Winogr
         data += times_in * into.flops
         output += times_out * onto.flops
         calls += before * (into.flops + onto.flops)
-        # An operation on arrays reads one or two and writes one; a multiply-add is two operations.
-        touched += (times_in * 3 * into.flops + times_out * 3 * onto.flops) * itemsize
     return WinogradCounts(
         data,
         multiply=2.0 * tiles * plan.points * k * (c // g),
         output=output,
         pack=pack,
-        passes=touched,
         copied=2.0 * itemsize * spec.batch * (c * prod(spec.in_size) + k * prod(spec.out_size)),
         calls=calls,
-        blocks=sum(1 for _ in plan.blocks(spec)),
+        blocks=plan.count(spec),
         workspace=_arrays(plan.axes, plan.images, plan.tiles, c, k).nbytes(itemsize)[1],
         packed_bytes=plan.points * k * (c // g) * itemsize,
     )

@@ -50,7 +50,7 @@ import numpy as np
 import numpy.typing as npt
 
 from convjit import precision
-from convjit.algorithms import winograd
+from convjit.algorithms import geometry, winograd
 from convjit.precision import Numerics, Policy
 from convjit.spec import ConvSpec, Direction
 
@@ -156,17 +156,28 @@ def reduction(spec: ConvSpec) -> int:
 
 def _taps(spec: ConvSpec) -> tuple[int, ...]:
     """Per axis, how many products meet in the result that sums most."""
-    taps = []
-    for n, m, k, s, d in zip(
-        spec.in_size, spec.out_size, spec.kernel_size, spec.stride, spec.dilation, strict=True
-    ):
-        inside = k if spec.pad_mode != "zeros" else min(k, -(-n // d))
-        if spec.direction is Direction.WEIGHT_GRAD:
-            inside = min(m, n) if spec.pad_mode == "zeros" else m
-        elif spec.computes_input:
-            inside = min(m, k if d > 1 else -(-k // s))
-        taps.append(max(1, inside))
-    return tuple(taps)
+    return tuple(max(1, _taps_along(spec, axis)) for axis in range(spec.ndim))
+
+
+def _taps_along(spec: ConvSpec, axis: int) -> int:
+    n, m, k = spec.in_size[axis], spec.out_size[axis], spec.kernel_size[axis]
+    s, d = spec.stride[axis], spec.dilation[axis]
+    zeros = spec.pad_mode == "zeros"
+    if spec.direction is Direction.FORWARD:
+        return min(k, -(-n // d)) if zeros else k
+    if spec.direction is Direction.WEIGHT_GRAD:
+        return min(m, n) if zeros else m
+    if zeros:
+        return min(m, k if d > 1 else -(-k // s))
+    # The border folds back: samples near it also collect what belongs to the positions beyond.
+    lo = spec.padding[axis][0]
+    reads = np.add.outer(np.arange(m) * s, np.arange(k) * d).ravel()
+    collected = np.zeros(n, np.int64)
+    for position, count in enumerate(np.bincount(reads)):
+        source = geometry.source_index(position - lo, n, spec.pad_mode)
+        if source is not None:
+            collected[source] += count
+    return int(collected.max())
 
 
 def _summation(spec: ConvSpec, u: float, u_operands: float, worst_case: bool) -> float:

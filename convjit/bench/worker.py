@@ -82,6 +82,10 @@ def serve(name: str, requests: IO[str], answers: IO[str]) -> None:
 
 
 def main() -> int:
+    """Serve the engine that the command line names."""
+    if len(sys.argv) != 2 or sys.argv[1] not in ENGINES:
+        sys.stderr.write(f"usage: python -m convjit.bench.worker ({'|'.join(ENGINES)})\n")
+        return 2
     # The answers keep the real standard output; a library's prints are sent elsewhere.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)

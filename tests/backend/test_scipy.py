@@ -1,4 +1,4 @@
-"""``convjit_scipy`` runs the suite that strangers run; it is the reference that takes everything."""
+"""``convjit_scipy``, the reference that takes everything, runs the suite that strangers run."""
 
 from convjit.testing.requirements import Requirements as Base
 from convjit.testing.suite import *  # noqa: F403

@@ -208,3 +208,12 @@ def test_half_the_spectrum_and_packing_once() -> None:
     assert packed.nbytes == work.packed_bytes
     assert work.pack is not None
     assert work.numerics.spreads_nonfinite
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular", "symmetric"])
+@pytest.mark.parametrize("direction", [Direction.TRANSPOSED, Direction.INPUT_GRAD])
+def test_the_border_folds_back_within_the_bound(mode: str, direction: Direction) -> None:
+    """Where the border folds back more products meet in a sample than the kernel has taps."""
+    for text in ("conv_f64_NCL_n2c1k1g1_i2_w2_s2_p1", "conv_f32_NCHW_n1c2k3g1_i4x3_w3x3_p2x1"):
+        spec = ConvSpec.parse(text).replace(direction=direction, pad_mode=mode)
+        check(SOLVERS["scipy.direct"], spec)

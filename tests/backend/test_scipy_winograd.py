@@ -92,6 +92,7 @@ def test_blocks_cover_every_tile_once(spec: ConvSpec, m: int, kib: int) -> None:
         assert all(t.stop - t.start <= b for t, b in zip(tiles, plan.tiles, strict=True))
         seen[(images, *tiles)] += 1
     assert (seen == 1).all()
+    assert plan.count(spec) == sum(1 for _ in plan.blocks(spec))
     for count, t, outputs in zip(plan.counts, plan.axes, spec.out_size, strict=True):
         assert (count - 1) * t.m < outputs <= count * t.m
 

@@ -231,6 +231,23 @@ def test_unreadable_metadata_hides_nobody(site):
     assert "scipy" in registry.names()
 
 
+def test_a_target_that_raises_opted_in(site):
+    site.backend("bad", "\nBackend.target = lambda self, device_id=0: 1 / 0")
+    with convjit.use(priority="bad"):
+        with pytest.warns(convjit.ConvjitWarning, match=r"target\(\) failed: ZeroDivisionError"):
+            np.testing.assert_allclose(convjit.conv(X, W), Y)
+        np.testing.assert_allclose(convjit.conv(X, W), Y)
+    assert info("bad").state == "broken"
+
+
+def test_a_target_that_raises_forced(site):
+    site.backend("bad", "\nBackend.target = lambda self, device_id=0: 1 / 0")
+    for backend in ("bad", ("scipy", "bad")):
+        with pytest.raises(convjit.BackendError, match=r"target\(\) failed") as error:
+            convjit.conv(X, W, backend=backend)
+        assert isinstance(error.value.__cause__, ZeroDivisionError)
+
+
 # ------------------------------------------------------------------------ solvers that raise
 
 _RAISES = """

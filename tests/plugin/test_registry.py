@@ -180,6 +180,14 @@ def test_a_device_without_a_healthy_backend(site):
         registry.resolve("cuda")
 
 
+def test_no_backend_left():
+    with (
+        convjit.use(disable=registry.names()),
+        pytest.raises(convjit.BackendError, match=r"no backend is left \(numba is blocked: by"),
+    ):
+        convjit.conv(X, W)
+
+
 def test_unknown_name_lists_the_choices():
     said = r"backend='nunba' is not known; choose one of numba, scipy.*or a device: cpu, cuda\."
     with pytest.raises(convjit.ConfigError, match=said):

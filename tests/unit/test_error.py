@@ -223,6 +223,18 @@ def test_reduction_leaves_the_border_out() -> None:
     assert error.reduction(strided.replace(direction=Direction.TRANSPOSED)) == 8 * 4
 
 
+def test_reduction_counts_a_border_that_folds_back() -> None:
+    """The adjoint of replicate padding sums all of the border into the edge sample."""
+    spec = ConvSpec.forward((1, 1, 2), (1, 1, 1), padding=1, pad_mode="replicate")
+    assert error.reduction(spec.replace(direction=Direction.INPUT_GRAD)) == 2
+    wide = ConvSpec.forward((1, 1, 9), (1, 1, 3), padding=4, direction=Direction.INPUT_GRAD)
+    # Outputs 0 to 14 read positions -4 to 12 in threes, fewer at the ends.
+    assert error.reduction(wide) == 3
+    assert error.reduction(wide.replace(pad_mode="replicate")) == 1 + 2 + 3 + 3 + 3
+    assert error.reduction(wide.replace(pad_mode="reflect")) == 3 + 3
+    assert error.reduction(wide.replace(pad_mode="circular")) == 3 + 3
+
+
 def test_slope_of_leaky_relu_scales_errors() -> None:
     spec = layer(4, 3)
     steep = spec.replace(activation=("leaky_relu", -3.0))
