@@ -13,7 +13,7 @@ from math import prod
 from typing import Any
 
 from convjit import layout as layouts
-from convjit import precision
+from convjit import precision, profiling
 from convjit.precision import Numerics
 from convjit.spec import ConvSpec, Direction
 from convjit.spi import Array, Config, Executable, Phase, Refusal, Solver, Target, Work
@@ -157,7 +157,8 @@ class _Lowered:
         step = self._step
         if step.fill_lhs is not None:
             inner_lhs = carve(workspace, 0, step.inner.lhs_shape, step.inner.dtype)
-            step.fill_lhs(inner_lhs, lhs)
+            with profiling.phase(step.name):
+                step.fill_lhs(inner_lhs, lhs)
         else:
             inner_lhs = lhs if step.view_lhs is None else step.view_lhs(lhs)
         if step.fill_result is not None:
@@ -171,9 +172,11 @@ class _Lowered:
         space = _rest(workspace, self._inner_start) if self._inner.workspace else None
         self._inner.run(inner_lhs, packed, inner_bias, inner_out, space)
         if step.fill_result is not None:
-            step.fill_result(out, inner_out)
+            with profiling.phase(f"{step.name}, back"):
+                step.fill_result(out, inner_out)
         if step.epilogue_outside:
-            apply_epilogue(step.outer, out, bias)
+            with profiling.phase("bias, activation"):
+                apply_epilogue(step.outer, out, bias)
 
 
 class _Groups:
@@ -219,10 +222,12 @@ class _Groups:
         for g, (source, result) in enumerate(
             zip(lhs_parts, self._slices(result_role, out), strict=True)
         ):
-            inner_lhs[...] = source
+            with profiling.phase(step.name):
+                inner_lhs[...] = source
             inner_bias = None if bias is None else bias[g * channels : (g + 1) * channels]
             self._inner.run(inner_lhs, packed[g], inner_bias, inner_out, space)
-            result[...] = inner_out
+            with profiling.phase(f"{step.name}, back"):
+                result[...] = inner_out
 
 
 def _like(array: Array, shape: tuple[int, ...], dtype: str) -> Array:

@@ -352,7 +352,11 @@ class Plan:
         inner_x = x if self._lhs_view is None else x.reshape(self._lhs_view)
         inner_out = target if self._result_view is None else target.reshape(self._result_view)
         try:
-            self.executable.run(inner_x, packed, bias, inner_out, workspace)
+            if profiling.enabled:
+                with profiling.phase(self.solver):
+                    self.executable.run(inner_x, packed, bias, inner_out, workspace)
+            else:
+                self.executable.run(inner_x, packed, bias, inner_out, workspace)
         except MemoryError:
             raise
         except Exception as error:

@@ -139,7 +139,7 @@ class Totals:
         The part of it in cold calls.
     flops : float
     phases : mapping of name to seconds
-        Phases directly inside calls; what no phase covers is under ``"(other)"``.
+        Without what lies in phases inside them; what no phase covers is under ``"(other)"``.
     """
 
     calls: int
@@ -201,14 +201,9 @@ class profile:
     def totals(self) -> Totals:
         """Sums over all records."""
         phases: dict[str, float] = {}
-        other = 0.0
         for record in self.records:
-            top = [p for p in record.phases if p.depth == 0]
-            for phase in top:
-                phases[phase.name] = phases.get(phase.name, 0.0) + phase.seconds
-            other += record.seconds - sum(p.seconds for p in top)
-        if phases and other > 0:
-            phases["(other)"] = other
+            for name, taken in exclusive(record).items():
+                phases[name] = phases.get(name, 0.0) + taken
         cold = [r for r in self.records if r.cold]
         return Totals(
             len(self.records),
@@ -327,6 +322,23 @@ def _microseconds(seconds: float) -> float:
 # -------------------------------------------------------------------- rows of the table
 
 
+def exclusive(record: Record) -> dict[str, float]:
+    """Seconds of a call by phase, each without the phases inside it, so that they add up.
+
+    Empty for a call without phases; else the rest of the call is under ``"(other)"``.
+    """
+    if not record.phases:
+        return {}
+    found: dict[str, float] = {"(other)": record.seconds}
+    enclosing = ["(other)"]
+    for phase in record.phases:  # in the order in which they began, so that the stack is right
+        del enclosing[phase.depth + 1 :]
+        found[phase.name] = found.get(phase.name, 0.0) + phase.seconds
+        found[enclosing[-1]] -= phase.seconds
+        enclosing.append(phase.name)
+    return found
+
+
 @dataclass(slots=True)
 class _Row:
     """Calls of one problem by one algorithm."""
@@ -375,9 +387,8 @@ def _row(order: int, records: list[Record]) -> _Row:
     gflops = first.flops / mean / 1e9 if mean else None
     phases: dict[str, float] = {}
     for record in records:
-        for phase in record.phases:
-            if phase.depth == 0:
-                phases[phase.name] = phases.get(phase.name, 0.0) + phase.seconds
+        for name, taken in exclusive(record).items():
+            phases[name] = phases.get(name, 0.0) + taken
     ranked = sorted(phases.items(), key=lambda item: -item[1])[:4]
     return _Row(
         order, first.spec, first.label, first.backend, len(records),

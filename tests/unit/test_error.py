@@ -235,6 +235,25 @@ def test_reduction_counts_a_border_that_folds_back() -> None:
     assert error.reduction(wide.replace(pad_mode="circular")) == 3 + 3
 
 
+def test_reductions_bound_what_is_summed() -> None:
+    """Against the oracle on ones, in every padding mode; the spec's own is the coarser one."""
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        mode = str(rng.choice(["zeros", "reflect", "replicate", "circular", "symmetric"]))
+        n, k, d, s = (int(rng.integers(1, top)) for top in (13, 6, 4, 4))
+        most = {"zeros": 9, "replicate": 9, "reflect": n - 1}.get(mode, n)
+        pads = ((int(rng.integers(0, most + 1)), int(rng.integers(0, most + 1))),)
+        if n + sum(pads[0]) < d * (k - 1) + 1:
+            continue
+        spec = ConvSpec.forward(
+            (2, 3, n), (2, 3, k), stride=s, dilation=d, padding=pads, pad_mode=mode
+        )
+        for direction in Direction:
+            posed = spec.replace(direction=direction)
+            summed = oracle(posed, np.ones(posed.lhs_shape), np.ones(posed.rhs_shape)).max()
+            assert summed <= error.reduction(posed) <= max(posed.reduction, 1), str(posed)
+
+
 def test_slope_of_leaky_relu_scales_errors() -> None:
     spec = layer(4, 3)
     steep = spec.replace(activation=("leaky_relu", -3.0))

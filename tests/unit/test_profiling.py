@@ -7,8 +7,10 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+import convjit
 from convjit import profiling
 from convjit.errors import ConvSpecError
 from convjit.profiling import Record, profile
@@ -154,7 +156,42 @@ def test_totals_split_cold_from_warm() -> None:
     assert (totals.calls, totals.cold_calls) == (2, 1)
     assert (totals.seconds, totals.cold_seconds) == (1.5, 1.0)
     assert totals.gflops == pytest.approx(2 / 1.5)
-    assert totals.phases == {"gemm": 0.3, "(other)": pytest.approx(1.2)}
+    assert totals.phases == {"gemm": 0.3, "(other)": pytest.approx(0.2)}
+
+
+def test_times_of_phases_leave_out_the_phases_inside_them() -> None:
+    def phase(name: str, start: float, seconds: float, depth: int) -> profiling.PhaseRecord:
+        return profiling.PhaseRecord(name, start, seconds, depth, 1)
+
+    made = record(A, 1.0, phases=(
+        phase("pack", 0.0, 0.1, 0), phase("run", 0.1, 0.8, 0), phase("pad", 0.1, 0.2, 1),
+        phase("copy", 0.1, 0.05, 2), phase("pad", 0.4, 0.1, 1),
+    ))  # fmt: skip
+    assert profiling.exclusive(made) == {
+        "(other)": pytest.approx(0.1), "pack": pytest.approx(0.1), "run": pytest.approx(0.5),
+        "pad": pytest.approx(0.25), "copy": pytest.approx(0.05),
+    }  # fmt: skip
+    assert sum(profiling.exclusive(made).values()) == pytest.approx(made.seconds)
+
+
+def test_real_calls_show_their_steps() -> None:
+    image = np.ones((40, 40), np.float32)
+    kernel = np.ones((3, 3), np.float32)
+    with profile() as prof:
+        for _ in range(2):
+            convjit.conv(
+                image, kernel, padding=1, pad_mode="reflect", backend="scipy", algorithm="gemm"
+            )
+    cold, warm = prof.records
+    assert warm.solver == "scipy.gemm"
+    assert not warm.cold
+    assert warm.gflops > 0
+    names = [(p.name, p.depth) for p in warm.phases]
+    assert ("pack", 0) in names
+    assert ("scipy.gemm", 0) in names
+    assert ("pad reflect", 1) in names
+    assert warm.label == "pad reflect + scipy.gemm"
+    assert cold.spec == warm.spec
 
 
 def lines_of(prof: profile, sort_by: str, **more: Any) -> list[str]:
