@@ -119,8 +119,12 @@ def _add_info(add: Any) -> None:
     parser = add(
         "info",
         "show versions, the machine, the settings in force and the backends",
-        "  python -m convjit info\n  python -m convjit info --json",
+        "  python -m convjit info\n  python -m convjit info --measure --json",
     )
+    parser.add_argument(
+        "--measure", action="store_true",
+        help="measure what the machine can do first (some seconds; the backends remember it)",
+    )  # fmt: skip
     parser.add_argument(
         "--lazy", action="store_true", help="import no backend to ask for its health"
     )
@@ -249,6 +253,8 @@ def _tell(text: str) -> None:
 def _info(options: argparse.Namespace) -> int:
     from convjit import environment
 
+    if options.measure:
+        environment.measure()
     if options.json:
         _print_json(environment.facts(load=not options.lazy))
     else:

@@ -280,7 +280,7 @@ def show_layers(show: Show, seconds: float, told: Callable[[str], None]) -> None
         # All candidates of one layer in the middle of the network, the choice alone of the others.
         whole = tuple(layer["w"]) == DETAILED
         measured = explanation.measure(
-            seconds=seconds, budget=4.0 if whole else 0.0, hopeless=HOPELESS,
+            seconds=seconds, budget=12.0 if whole else 0.0, hopeless=HOPELESS,
             operands=(x, w, bias), reference=Reference(spec, x, w, bias).error,
         )  # fmt: skip
         if whole:

@@ -14,11 +14,12 @@ from convjit import config, cost, precision, registry
 from convjit.algorithms import error as error_model
 from convjit.arguments import Problem, Request
 from convjit.errors import BackendError, ConvSpecError, UnsupportedError
+from convjit.guard import Guarded, check_phase
 from convjit.lowering import Lowered, complete, descend
 from convjit.plans import Fill, Plan
 from convjit.precision import Policy
 from convjit.spec import ConvSpec
-from convjit.spi import Backend, Feature, Refusal, Solver, Target, Work
+from convjit.spi import Backend, Executable, Feature, Refusal, Solver, Target, Work
 
 FAMILIES = ("direct", "gemm", "fft", "winograd", "depthwise")
 
@@ -73,10 +74,30 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class _Ranked:
+    """A candidate with what plans it; ``local`` computes what the finite check rejects."""
+
     candidate: Candidate
     backend: Backend
     target: Target
     lowered: Lowered | None
+    is_guarded: bool = False
+    local: _Ranked | None = None
+
+    def executable(self) -> Executable:
+        if self.lowered is None:
+            raise AssertionError("an admitted candidate has a lowering")
+        configs = iter(self.lowered.solver.configs(self.lowered.spec, self.target))
+        executable = self.lowered.plan(self.target, next(configs, ()))
+        if self.local is None:
+            return executable
+        return Guarded(self.spec, executable, self.local.executable)
+
+    @property
+    def spec(self) -> ConvSpec:
+        """The problem asked for."""
+        if self.lowered is None or not self.lowered.steps:
+            return self.candidate.spec
+        return self.lowered.steps[0].outer
 
 
 def error_bound(spec: ConvSpec, inner: ConvSpec, work: Work) -> float:
@@ -108,9 +129,18 @@ def _consider(
         doing = "estimated"
         lowered = complete(solver, spec, steps, target)
         work = lowered.work
+        steps_taken = [step.name for step in lowered.steps]
+        guarded = request.policy.nonfinite == "local" and work.numerics.spreads_nonfinite
+        if guarded:
+            steps_taken.insert(0, "finite check")
+            work = replace(
+                work,
+                phases=(*work.phases, check_phase(spec)),
+                numerics=replace(work.numerics, spreads_nonfinite=False),
+            )
         candidate = replace(
             base,
-            steps=tuple(step.name for step in lowered.steps),
+            steps=tuple(steps_taken),
             spec=lowered.spec,
             work=work,
             seconds=cost.seconds(work, target),
@@ -119,20 +149,20 @@ def _consider(
             error_bound=error_bound(spec, lowered.spec, work),
         )
     except Exception as error:
-        return refused(_broken(backend, solver, doing, spec, error, request))
+        return refused(_broken(backend, solver.id, doing, spec, error, request))
     refusal = _policy_refusal(spec, candidate, work, request.policy)
-    return _Ranked(replace(candidate, refusal=refusal), backend, target, lowered)
+    return _Ranked(replace(candidate, refusal=refusal), backend, target, lowered, guarded)
 
 
 def _broken(
-    backend: Backend, solver: Solver, doing: str, spec: ConvSpec, error: Exception, request: Request
+    backend: Backend, solver: str, doing: str, spec: ConvSpec, error: Exception, request: Request
 ) -> Refusal:
     """A solver that raised: an error when it was asked for by name, else a warning."""
     message = (
-        f"backend {backend.name!r}: solver {solver.id!r} failed while it {doing} {spec}: "
+        f"backend {backend.name!r}: solver {solver!r} failed while it {doing} {spec}: "
         f"{type(error).__name__}: {error}"
     )
-    if request.is_forced and (request.algorithm == solver.id or request.backend == backend.name):
+    if request.is_forced and (request.algorithm == solver or request.backend == backend.name):
         raise BackendError(message) from error
     registry.warn_once(f"{message}. It is not used for such problems.")
     return Refusal(Feature.BROKEN, message)
@@ -199,7 +229,42 @@ def _check_algorithm(request: Request, offered: Sequence[Solver]) -> None:
 
 
 def _ranked(spec: ConvSpec, request: Request) -> list[_Ranked]:
-    """Every solver of the pool: those that can run by predicted time, then the refused ones."""
+    """Every solver of the pool: those that can run by predicted time, then the refused ones.
+
+    What spreads a NaN or Inf takes part under ``nonfinite="local"`` behind a finite check, if
+    there is a candidate that computes what the check rejects.
+    """
+    rows = _asked(spec, request)
+    if any(row.is_guarded for row in rows):
+        local = _best_local(rows)
+        if local is None and request.algorithm is not None:
+            local = _best_local(_asked(spec, replace(request, algorithm=None)))
+        rows = [_with_local(row, local) if row.is_guarded else row for row in rows]
+    return sorted(
+        rows,
+        key=lambda row: (
+            row.candidate.refusal is not None,
+            0.0 if row.candidate.refusal else row.candidate.total(request.packed),
+        ),
+    )
+
+
+def _best_local(rows: list[_Ranked]) -> _Ranked | None:
+    """The fastest candidate that keeps a NaN or Inf in its receptive field by itself."""
+    fit = [row for row in rows if row.candidate.refusal is None and not row.is_guarded]
+    return min(fit, key=lambda row: row.candidate.total(packed=False), default=None)
+
+
+def _with_local(row: _Ranked, local: _Ranked | None) -> _Ranked:
+    if local is not None or row.candidate.refusal is not None:
+        return replace(row, local=local)
+    reason = "it spreads a NaN or Inf, and nothing else is allowed that would keep them local"
+    refusal = Refusal(Feature.POLICY, f"nonfinite='local' was asked; {reason}")
+    return replace(row, candidate=replace(row.candidate, refusal=refusal))
+
+
+def _asked(spec: ConvSpec, request: Request) -> list[_Ranked]:
+    """What every solver of the pool answers, in the declared order."""
     disabled = config.current().disable
     asked: list[tuple[Backend, Solver]] = [
         (backend, solver) for backend in _pool(request) for solver in registry.solvers(backend)
@@ -225,13 +290,7 @@ def _ranked(spec: ConvSpec, request: Request) -> list[_Ranked]:
         else:
             base = Candidate(backend.name, backend.device, solver.id, solver.algorithm, (), spec)
             rows.append(_Ranked(replace(base, refusal=excluded), backend, target, None))
-    return sorted(
-        rows,
-        key=lambda row: (
-            row.candidate.refusal is not None,
-            0.0 if row.candidate.refusal else row.candidate.total(request.packed),
-        ),
-    )
+    return rows
 
 
 def _target(backend: Backend, request: Request) -> Target | None:
@@ -291,15 +350,12 @@ def select(problem: Problem, request: Request, array_type: type | None) -> Plan:
     admitted = [row for row in rows if row.candidate.refusal is None]
     while admitted:
         row = admitted[0]
-        candidate, lowered = row.candidate, row.lowered
-        if lowered is None:
-            raise AssertionError("an admitted candidate has a lowering")
+        candidate = row.candidate
         try:
-            settings = iter(lowered.solver.configs(lowered.spec, row.target))
-            executable = lowered.plan(row.target, next(settings, ()))
+            executable = row.executable()
             namespace = row.backend.array_namespace()
         except Exception as error:
-            _broken(row.backend, lowered.solver, "planned", spec, error, request)
+            _broken(row.backend, candidate.solver_id, "planned", spec, error, request)
             admitted.pop(0)
             continue
         return Plan(

@@ -128,6 +128,18 @@ def _target(name: str) -> dict[str, Any] | None:
     }
 
 
+def measure() -> list[str]:
+    """Let every backend that can measure its device do so, and remember it; names of those."""
+    measured = []
+    for row in registry.status(load=registry.names()):
+        if row.state is registry.State.LOADED:
+            function = getattr(registry.get(row.name), "measure", None)
+            if callable(function):
+                function()
+                measured.append(row.name)
+    return measured
+
+
 def describe(*, load: bool = False) -> str:
     """What :func:`convjit.show_config` and ``python -m convjit info`` print."""
     from convjit.tables import table

@@ -47,7 +47,7 @@ class Networks:
 class Planned:
     """Single layers through a plan with packed weights."""
 
-    params = HEAVY + KINDS
+    params = list(dict.fromkeys(HEAVY + KINDS))
     param_names = ("spec",)
     timeout = 120
 

@@ -51,6 +51,13 @@ class NumbaBackend:
 
         return peak.measure()
 
+    def peak(self, dtype: str) -> float:
+        """Flop/s in float32 or float64 of the threads in force, measured now; 0 for others."""
+        from convjit.spi import num_threads
+        from convjit_numba import peak, targets
+
+        return peak.fma_peak(dtype, num_threads()) if dtype in targets.BITS else 0.0
+
     def solvers(self) -> Sequence[Solver]:
         """Direct and implicit GEMM."""
         if self._solvers is None:

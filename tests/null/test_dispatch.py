@@ -50,9 +50,24 @@ def test_fast_admits_narrow_operands(solvers):
     assert ranking(precision="fast")[0] == "tf32"
 
 
-def test_local_excludes_what_spreads(solvers):
-    assert "winograd" not in ranking(nonfinite="local")
-    assert "receptive field" in refusals(nonfinite="local")["winograd"]
+def test_local_puts_what_spreads_behind_a_finite_check(solvers):
+    first = dispatch.candidates(SPEC, request(nonfinite="local"))[0]
+    assert first.label == "finite check + null.winograd"
+    assert first.work.phases[-1].name == "finite check"
+    assert not first.work.numerics.spreads_nonfinite
+
+
+def test_a_forced_spreader_borrows_a_local_solver_for_the_check(solvers):
+    assert ranking(nonfinite="local", algorithm="winograd") == ["winograd"]
+
+
+def test_nothing_local_is_allowed(solvers):
+    with convjit.use(disable=("null.direct", "null.gemm", "null.loose", "null.tf32")):
+        said = refusals(nonfinite="local")["winograd"]
+    assert said == (
+        "nonfinite='local' was asked; it spreads a NaN or Inf, and nothing else is allowed that "
+        "would keep them local"
+    )
 
 
 def test_deterministic_excludes_what_is_not(solvers):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,12 @@ import numpy as np
 import pytest
 
 from convjit.algorithms.oracle import oracle
-from convjit.bench import cases, engines, report, runner, verify, worker
+from convjit.bench import cases, engines, peak, report, runner, verify, worker
 from convjit.bench.cases import Case
 from convjit.bench.runner import Row, Timing
 from convjit.errors import BackendError, ConvSpecError
 from convjit.spec import ConvSpec
+from convjit.spi import Target
 
 SPECS = [
     "conv_f32_NCHW_n2c6k4g2_i9x8_w3x2_s2x1_p1.2x0_d1x2_bias",
@@ -193,6 +196,41 @@ def test_a_wrong_result_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "wrong result" in answer["error"]
 
 
+def test_a_library_that_is_not_installed_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(engines.MODULES, "numpy", ("no_such_module_of_anybody",))
+    answers = io.StringIO()
+    worker.serve("numpy", io.StringIO(json.dumps(request(SPECS[0])) + "\n"), answers)
+    assert "no_such_module_of_anybody" in json.loads(answers.getvalue())["missing"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "complex64", "int8"])
+def test_the_peak_is_the_best_of_the_measurements(
+    dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Named:
+        name = "measuring"
+
+    rates = {"float32": 200.0, "float64": 200.0}
+    remembered = Target("", "cpu", "", 1, rates, {}, {}, {}, 0.0, measured=True)
+    monkeypatch.setattr(peak, "_matrix_product", lambda kind: 100.0)
+    monkeypatch.setattr(peak.registry, "default_pool", lambda device: [Named()])
+    monkeypatch.setattr(peak, "target_of", lambda name: remembered)
+    found = peak.measured_peak(dtype)
+    if dtype == "int8":  # accumulates in int64, for which nobody states a peak
+        assert found["peak"] == 100.0
+    else:
+        assert found == {"peak": 200.0, "how": "measured by measuring"}
+    table = dataclasses.replace(remembered, measured=False)
+    monkeypatch.setattr(peak, "target_of", lambda name: table)
+    assert peak.measured_peak(dtype)["how"] == "the best rate of NumPy's matrix product"
+    monkeypatch.setattr(Named, "peak", lambda self, kind: 300.0, raising=False)
+    assert peak.measured_peak(dtype) == {"peak": 300.0, "how": "measured by measuring"}
+
+
+def test_a_matrix_product_has_a_rate() -> None:
+    assert peak._matrix_product("float32", n=32, seconds=0.0) > 0
+
+
 @pytest.mark.subprocess
 def test_engines_take_turns_in_processes_of_their_own() -> None:
     rows: list[Row] = []
@@ -237,8 +275,8 @@ def sample() -> runner.Report:
             "ncnn": Timing(reason="boom", failed=True),
         }),
     ]  # fmt: skip
-    peak = {"float32": {"peak": 1e9, "how": "measured by numba"}}
-    return runner.Report(rows, ["convjit", "torch", "ncnn"], {"openvino": "No module"}, 2, peak)
+    peaks = {"float32": {"peak": 1e9, "how": "measured by numba"}}
+    return runner.Report(rows, ["convjit", "torch", "ncnn"], {"openvino": "No module"}, 2, peaks)
 
 
 def test_totals_weigh_by_count_and_leave_out_the_incomplete() -> None:
