@@ -139,25 +139,31 @@ def _request(
     )
 
 
-def _run(plan: Plan, key: tuple[Any, ...] | None, operands: tuple[Any, ...], out: Any) -> Any:
-    """Run a plan that was found or made for a plain call; on to the next solver if it fails.
+def _run_another(
+    plan: Plan,
+    error: BackendError,
+    key: tuple[Any, ...] | None,
+    operands: tuple[Any, ...],
+    out: Any,
+) -> Any:
+    """What happens when the solver of a plain call fails: the next best one runs.
 
     A solver that the caller forced is not replaced: its error is the answer.
     """
-    try:
-        return plan(*operands, out=out)
-    except BackendError as error:
-        from convjit import dispatch
+    from convjit import dispatch
 
-        if plan.request.is_forced:
-            raise
-        dispatch.exclude(plan.solver, str(error))
+    if plan.request.is_forced:
+        raise error
+    dispatch.exclude(plan.solver, str(error))
     with _plans_lock:
         _plans.clear()
     replacement = dispatch.select(plan.problem, plan.request, plan.array_type)
     if key is not None:
         _keep(key, replacement)
-    return _run(replacement, key, operands, out)
+    try:
+        return replacement(*operands, out=out)
+    except BackendError as another:
+        return _run_another(replacement, another, key, operands, out)
 
 
 # -------------------------------------------------------------------- running
@@ -196,7 +202,10 @@ def call(
             except TypeError:
                 plan, key = None, None
         if plan is not None:
-            return _run(plan, key, (lhs, rhs, bias), out)
+            try:
+                return plan.run_known(lhs, rhs, bias, out)
+            except BackendError as error:
+                return _run_another(plan, error, key, (lhs, rhs, bias), out)
     first, second = as_array(names[0], lhs), as_array(names[1], rhs)
     dtype = _dtype_of((names[0], first.dtype), (names[1], second.dtype))
     strided = first.dtype.name == dtype and _is_strided(first)
@@ -212,7 +221,11 @@ def call(
     plan = dispatch.select(problem, request, type(first))
     if key is not None:
         _keep(key, plan)
-    return _run(plan, key, (first, rhs if type(rhs) is Weights else second, bias), out)
+    operands = (first, rhs if type(rhs) is Weights else second, bias)
+    try:
+        return plan(*operands, out=out)
+    except BackendError as error:
+        return _run_another(plan, error, key, operands, out)
 
 
 # -------------------------------------------------------------------- planning

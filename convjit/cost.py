@@ -61,7 +61,7 @@ def pack_seconds(work: Work, target: Target) -> float:
     """Predicted seconds of packing the second operand, 0 for a solver that packs nothing."""
     if work.pack is None:
         return 0.0
-    return phase_seconds(work.pack, target) + target.launch
+    return phase_seconds(work.pack, target) + target.call
 
 
 def phase_seconds(phase: Phase, target: Target) -> float:

@@ -206,9 +206,7 @@ def _windows(spec: ConvSpec) -> Iterator[tuple[slice, ...]]:
     side = max(1, int((WINDOW_MACS / max(one, 1.0)) ** (1 / spec.ndim)))
     for where in (0.0, 0.5, 1.0):
         starts = [int(where * max(0, n - side)) for n in spec.out_size]
-        yield tuple(
-            slice(s, min(s + side, n)) for s, n in zip(starts, spec.out_size, strict=True)
-        )
+        yield tuple(slice(s, min(s + side, n)) for s, n in zip(starts, spec.out_size, strict=True))
 
 
 # -------------------------------------------------------------------- the show

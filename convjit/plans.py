@@ -7,6 +7,7 @@ result and the workspace, packs the second operand unless that was done, and run
 from __future__ import annotations
 
 import threading
+from contextlib import AbstractContextManager
 from math import prod
 from typing import Any
 
@@ -26,6 +27,9 @@ _OPERANDS = {
     Direction.INPUT_GRAD: ("gy", "w"),
     Direction.WEIGHT_GRAD: ("x", "gy"),
 }
+# Bytes up to which a plan keeps a workspace for the next call: aligning a new one takes longer than
+# a tiny kernel.  4096 plans of that size stay below 64 MiB.
+KEPT_WORKSPACE = 16 << 10
 PACKED_FORMS = 16  # how many plans' forms one Weights object remembers
 
 
@@ -145,8 +149,9 @@ class Plan:
 
     __slots__ = (
         "_dtype", "_lhs_view", "_namespace", "_peak", "_result_dtype", "_result_view", "_rhs_view",
-        "_warm", "_zero_bias", "algorithm", "array_type", "backend", "error_bound", "executable",
-        "label", "problem", "reason", "request", "seconds", "solver", "spec", "work", "workspace",
+        "_spare", "_warm", "_zero_bias", "algorithm", "array_type", "backend", "error_bound",
+        "executable", "label", "problem", "reason", "request", "seconds", "solver", "spec", "work",
+        "workspace",
     )  # fmt: skip
 
     def __init__(
@@ -184,6 +189,7 @@ class Plan:
         self._rhs_view = _if_other(self.spec.rhs_shape, problem.rhs_shape)
         self._result_view = _if_other(self.spec.result_shape, problem.result_shape)
         self._zero_bias: Array | None = None
+        self._spare: list[Array] = []  # popped and appended by any thread, each step atomic
         self._warm = False
 
     # ---------------------------------------------------------------- packing
@@ -326,29 +332,50 @@ class Plan:
             ``out``, or fresh memory.
         """
         if profiling.enabled:
-            with profiling.call(
-                spec=str(self.spec), backend=self.backend, solver=self.solver, label=self.label,
-                flops=self.spec.flops, peak=self._peak, cold=not self._warm,
-            ):  # fmt: skip
-                return self._run(x, w, bias, out)
-        return self._run(x, w, bias, out)
+            with self._recorded():
+                return self._checked(x, w, bias, out)
+        return self._checked(x, w, bias, out)
 
-    def _run(self, x: Any, w: Any, bias: Any, out: Any) -> Any:
-        spec, problem = self.spec, self.problem
+    def run_known(self, x: Array, w: Any, bias: Any, out: Any) -> Any:
+        """Run for the plan cache, whose key vouches for the operands' types, shapes and dtypes."""
+        if profiling.enabled:
+            with self._recorded():
+                return self._known(x, w, bias, out)
+        return self._known(x, w, bias, out)
+
+    def _recorded(self) -> AbstractContextManager[None]:
+        return profiling.call(
+            spec=str(self.spec), backend=self.backend, solver=self.solver, label=self.label,
+            flops=self.spec.flops, peak=self._peak, cold=not self._warm,
+        )  # fmt: skip
+
+    def _checked(self, x: Any, w: Any, bias: Any, out: Any) -> Any:
         if (
             type(x) is not self.array_type
-            or x.shape != problem.lhs_shape
+            or x.shape != self.problem.lhs_shape
             or x.dtype != self._dtype
-            or not (spec.strided or _is_plain(x))
+            or not (self.spec.strided or _is_plain(x))
         ):
             x = self._contiguous(self._operand(0, x))
-        packed = self._payload(w)
+        return self._run(x, w, self._payload(w), bias, out)
+
+    def _known(self, x: Array, w: Any, bias: Any, out: Any) -> Any:
+        if x.dtype is not self._dtype:
+            x = self._contiguous(x)
+        if profiling.enabled:
+            packed = self._payload(w)
+        else:
+            packed = w.form_for(self) if type(w) is Weights else self.pack_operand(w)
+        return self._run(x, w, packed, bias, out)
+
+    def _run(self, x: Array, w: Any, packed: Any, bias: Any, out: Any) -> Any:
+        spec, problem = self.spec, self.problem
         if bias is not None or spec.bias:
             bias = self._bias(bias)
         target = self._target(out, x, w, bias) if out is not None else None
         if target is None:
             target = empty(self._namespace, problem.result_shape, self._result_dtype, "the result")
-        workspace = self._allocate() if self.workspace else None
+        workspace = self._workspace() if self.workspace else None
         inner_x = x if self._lhs_view is None else x.reshape(self._lhs_view)
         inner_out = target if self._result_view is None else target.reshape(self._result_view)
         try:
@@ -362,6 +389,8 @@ class Plan:
         except Exception as error:
             raise self._failure("ran", error) from error
         self._warm = True
+        if workspace is not None and self.workspace <= KEPT_WORKSPACE:
+            self._spare.append(workspace)
         if out is None:
             return target
         if target is not out:
@@ -385,8 +414,14 @@ class Plan:
                 return None
         return out
 
+    def _workspace(self) -> Array:
+        """The workspace, aligned to a cache line: a small one that is spare, or a new one."""
+        try:
+            return self._spare.pop()
+        except IndexError:
+            return self._allocate()
+
     def _allocate(self) -> Array:
-        """The workspace, aligned to a cache line."""
         size, what = (self.workspace + ALIGNMENT,), f"the workspace of {self.label}"
         block = empty(self._namespace, size, np.uint8, what)
         if self._namespace is np:

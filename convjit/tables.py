@@ -64,9 +64,7 @@ def table(
     out = io.StringIO()
     sentences = any(heading.startswith("~") for heading in columns)
     wide = columns_wide or width(FOLDED if sentences else UNFOLDED)
-    console = Console(
-        file=out, width=wide, color_system=None, legacy_windows=False, emoji=False
-    )
+    console = Console(file=out, width=wide, color_system=None, legacy_windows=False, emoji=False)
     console.print(drawn, highlight=False)
     body = "\n".join(line.rstrip() for line in out.getvalue().rstrip("\n").split("\n"))
     return "\n".join(part for part in (title, body, caption) if part)

@@ -13,6 +13,7 @@ from convjit.testing import plugin
 for variable in [name for name in os.environ if name.startswith("CONVJIT_")]:
     if variable != "CONVJIT_CACHE_DIR":
         del os.environ[variable]
+os.environ.pop("COLUMNS", None)  # tables are as wide as a terminal that says so
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:

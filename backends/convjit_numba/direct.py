@@ -330,14 +330,18 @@ class Direct:
         p = Problem.of(spec)
         b = blocking(p, problem.isa_of(target), target.cores)
         weights = int(np.prod(pack.packed_shape(p, b.tile.mr))) * p.bytes
+        isa = problem.isa_of(target)
+        slots = min(target.cores, b.tasks)
+        wakes = problem.wakes_helpers(target, p, isa, b.cycles, slots)
         return problem.work(
             self.algorithm, p, b.tile, weights,
             filled=b.filled // target.cores,
             vectors=False,
             # Threads without a task count as if they computed.
-            executed=b.executed * b.makespan * target.cores / b.cycles,
+            executed=b.executed * target.cores * (b.makespan / b.cycles if wakes else 1.0),
             streamed=b.tasks * b.task_panels * b.tile.mr * p.depth * p.bytes,
-            workspace=min(target.cores, b.tasks) * _scratch(p, b).bytes,
+            workspace=slots * _scratch(p, b).bytes,
+            wakes=wakes,
             numerics=Numerics("direct"),
         )  # fmt: skip
 

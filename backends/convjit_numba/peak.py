@@ -28,7 +28,7 @@ from convjit_numba.problem import address
 
 CHAINS = {"avx512": 20, "neon": 20}  # independent FMAs in flight; 10 elsewhere
 LAUNCH = 12e-6  # seconds until a parked helper runs, where nothing was measured
-CALL = 2e-6
+CALL = 4e-6  # geometry, addresses and a ctypes call
 RATE_SPEC = "conv_{dtype}_NCHW_n1c64k96g1_i56x56_w3x3_p1"
 VERSION = 1
 

@@ -301,6 +301,12 @@ def cycles_per_second(target: Target, dtype: str, isa: str) -> float:
     return max(target.peak.get(dtype, 0.0) / max(target.cores, 1), 1e8) / (4 * lanes)
 
 
+def wakes_helpers(target: Target, p: Problem, isa: str, cycles: float, slots: int) -> bool:
+    """Whether a call with that much work and that many tasks runs on more than one thread."""
+    seconds = cycles / cycles_per_second(target, p.dtype, isa)
+    return slots > 1 and seconds >= threads.WORTH_WAKING
+
+
 def work(
     algorithm: str,
     p: Problem,
@@ -312,6 +318,7 @@ def work(
     executed: float,
     streamed: float,
     workspace: int,
+    wakes: bool,
     numerics: Numerics,
 ) -> Work:
     """What a call costs: pixels prepared (``filled`` numbers), then ``executed`` multiply-adds.
@@ -329,7 +336,7 @@ def work(
         ),
         numerics,
         Phase("pack", bytes={"copy": 2.0 * weights}),
-        launches=1,
+        launches=int(wakes),
         workspace=workspace,
         packed_bytes=weights,
     )

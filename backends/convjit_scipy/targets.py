@@ -56,7 +56,7 @@ LOOPS = {"avx512": 1.25, "avx2": 1.0, "sse2": 0.6, "neon": 0.8, "generic": 0.4}
 THREADED = ("scipy.fft.float", "scipy.fft.complex", "scipy.gemm", "scipy.winograd.matmul")
 
 # Seconds that a step of a few NumPy calls takes beside its arithmetic.
-STEP = 5e-6
+STEP = 14e-6
 
 BANDWIDTH = {"l1": 1.0e11, "l2": 5.0e10, "l3": 2.5e10, "memory": 1.0e10, "copy": 1.0e10}
 CACHES = {"l1": 32 * 2**10, "l2": 2**20, "l3": 8 * 2**20}

@@ -112,9 +112,7 @@ def test_threads_are_told_apart() -> None:
     assert len(prof.records) == 200
     assert all([p.name for p in r.phases] == [f"phase {r.spec}"] for r in prof.records)
     names = {
-        e["args"]["name"]
-        for e in prof.trace_events()["traceEvents"]
-        if e["name"] == "thread_name"
+        e["args"]["name"] for e in prof.trace_events()["traceEvents"] if e["name"] == "thread_name"
     }
     assert names == {f"worker-{n}" for n in range(4)}
 
@@ -196,9 +194,7 @@ def test_real_calls_show_their_steps() -> None:
 
 def lines_of(prof: profile, sort_by: str, **more: Any) -> list[str]:
     """The specs in the order in which a table lists them."""
-    return [
-        line.split()[0] for line in prof.table(sort_by, **more).splitlines() if "conv_" in line
-    ]
+    return [line.split()[0] for line in prof.table(sort_by, **more).splitlines() if "conv_" in line]
 
 
 @pytest.mark.parametrize(
