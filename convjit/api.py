@@ -76,7 +76,8 @@ def conv(
         is below 1e-5 of the largest sum of magnitudes; ``fast`` admits wider ones.
     nonfinite : {"local", "spread"}, optional
         Whether a NaN or Inf may reach outputs outside its receptive field; ``local`` for plain
-        data, ``spread`` for layers.
+        data, ``spread`` for layers.  Under ``local`` an algorithm that spreads them runs behind a
+        finite check, and another computes what the check rejects.
     workspace_limit : int, optional
         Bytes.
     deterministic : bool, optional

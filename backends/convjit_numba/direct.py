@@ -159,6 +159,9 @@ def build(bits: int, mr: int, nv: int, vl: int) -> Callable[..., None]:
                                 row = place // pitch
                                 col = place - row * pitch
                                 whole = col + nr <= cols or (joined and p + nr <= length)
+                                # A run of one row ends with it: lanes that reach into the next
+                                # row are that row's own tile's to add.
+                                row_end = rows if flat != 0 else row + 1
                                 pixels = image + place * size
                                 for panel in range(low, high):
                                     k = panel * mr
@@ -183,13 +186,13 @@ def build(bits: int, mr: int, nv: int, vl: int) -> Callable[..., None]:
                                     to = corner + k * ldc
                                     if accumulate != 0:
                                         edge(bits, nr, 1, edges, to, ldc, count_k, row, col,
-                                             rows, cols, pitch, ow)  # fmt: skip
+                                             row_end, cols, pitch, ow)  # fmt: skip
                                     register_tile(
                                         bits, mr, nv, vl, 1, kc, a, pixels, offsets,
                                         edges, nr * size, accumulate, add, kind, g + SLOPES,
                                     )  # fmt: skip
                                     edge(bits, nr, 0, edges, to, ldc, count_k, row, col,
-                                         rows, cols, pitch, ow)  # fmt: skip
+                                         row_end, cols, pitch, ow)  # fmt: skip
                         low = high
             if control == 0:
                 first = last

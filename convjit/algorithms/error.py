@@ -16,7 +16,8 @@ and of one scale, like the normal data of the tests.  Then, with products of uni
 mean magnitude of 2/pi (:data:`MEAN_MAGNITUDE`):
 
 *Summation* in sequence rounds partial sums of variance 1, 2, ... R: the error's variance is
-``(RHO u)**2 R**2 / 2``, so the relative error does not grow with R.  A blocked sum errs less.
+``(RHO u)**2 R**2 / 2``, so the relative error does not grow with R; but it varies with the walk
+that the partial sums take (:func:`wandering`).  A blocked sum errs less.
 
 *Winograd*: every product is an intermediate whose relative error is that of the transforms
 (``DATA_ROUNDINGS`` per axis), of the packed weights (one) and of its own sum (``C / 2``); the
@@ -189,7 +190,22 @@ def _summation(spec: ConvSpec, u: float, u_operands: float, worst_case: bool) ->
     # One rounding of each product, and of partial sums of variance 2 .. R.
     variance = (RHO * u) ** 2 * (terms + _triangle(terms) - 1 + spec.bias * terms)
     variance += 2 * (RHO * u_operands) ** 2 * terms
-    return min(rigorous, _quantile(spec, sqrt(variance) / terms))
+    rms = sqrt(variance) / terms
+    tail = wandering(_results(spec)) * rms / MEAN_MAGNITUDE
+    return min(rigorous, max(tail, _quantile(spec, rms)))
+
+
+def wandering(results: int) -> float:
+    """Root mean squares that no error of ``results`` sequential sums exceeds, but for FAILURE.
+
+    The partial sums that are rounded are a random walk W, so that the error's own variance is
+    random: in units of ``RHO u R`` it is the integral of ``W**2`` over [0, 1], of mean 1/2.  As
+    ``E exp(a**2 / 2 * integral) = cos(a) ** (-1/2)`` (R. Cameron and W. Martin, "Transformations
+    of Wiener integrals under a general class of linear transformations", Trans. AMS 58, 1945), the
+    error exceeds t of those units with a probability below ``exp(-pi t / 2)`` (the factor before
+    it is ``(4 / pi**1.5) / sqrt(t) < 1``): a heavier tail than a normal error's.
+    """
+    return sqrt(2) * 2 / pi * log(max(results, 1) / FAILURE)
 
 
 def _triangle(terms: float) -> float:

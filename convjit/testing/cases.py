@@ -196,6 +196,8 @@ _PLANE = (
     "n1c2k2g1_i24x29_w11x9_p5x4",
     "n1c1k1g1_i40x40_w17x17",
     "n1c64k32g1_i6x6_w3x3_p1",
+    "n1c160k14g1_i9x13_w3x3_s2_p1",  # sums longer than a block of channels, short rows
+    "n1c96k7g1_i5x11_w3x3_p1",
     "n5c3k2g1_i4x4_w3x3_p1",
     "n1c2k3g1_i1x40_w1x5_p0x2",
     "n1c2k3g1_i40x1_w5x1_p2x0",
