@@ -337,6 +337,47 @@ def _describe(name: str, shape: Shape, view: DataView) -> str:
     return f"{name} is {shape} " + ("plain" if view.plain else view.layout[0 if view.lead else 1 :])
 
 
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What both kinds of problem read from their arguments first."""
+
+    view: DataView
+    kernel: Shape
+    groups: int
+    stride: Shape
+    dilation: Shape
+    names: str  # the operands, for messages
+
+
+def _read(
+    x_shape: Shape,
+    w_shape: Shape,
+    layout: str | None,
+    groups: Any,
+    stride: Any,
+    dilation: Any,
+    *,
+    transposed: bool = False,
+) -> _Read:
+    view = view_data("x", x_shape, w_shape, layout)
+    number_of_groups = _integer("groups", groups, 1)
+    kernel = w_shape if view.plain else w_shape[2:]
+    described = _describe("x", x_shape, view)
+    names = f"{described}, w is {w_shape}."
+    if not view.plain:
+        _check_groups(number_of_groups, view.channels, w_shape, described, transposed=transposed)
+    elif number_of_groups != 1:
+        raise ConvSpecError(f"groups={groups} needs channels, {names} Use groups=1.")
+    return _Read(
+        view,
+        kernel,
+        number_of_groups,
+        per_axis("stride", stride, len(kernel), 1),
+        per_axis("dilation", dilation, len(kernel), 1),
+        names,
+    )
+
+
 def forward_problem(
     x_shape: Shape,
     w_shape: Shape,
@@ -355,18 +396,9 @@ def forward_problem(
     strided: bool = False,
 ) -> Problem:
     """The problem of ``conv`` and of its two gradients, from the shapes of x and w."""
-    view = view_data("x", x_shape, w_shape, layout)
-    number_of_groups = _integer("groups", groups, 1)
-    kernel = w_shape if view.plain else w_shape[2:]
-    names = f"{_describe('x', x_shape, view)}, w is {w_shape}."
-    if view.plain and number_of_groups != 1:
-        raise ConvSpecError(f"groups={groups} needs channels, {names} Use groups=1.")
-    if not view.plain:
-        described = _describe("x", x_shape, view)
-        _check_groups(number_of_groups, view.channels, w_shape, described)
-    ndim = len(kernel)
-    strides = per_axis("stride", stride, ndim, 1)
-    dilations = per_axis("dilation", dilation, ndim, 1)
+    given = _read(x_shape, w_shape, layout, groups, stride, dilation)
+    view, kernel, names = given.view, given.kernel, given.names
+    ndim, strides, dilations = len(kernel), given.stride, given.dilation
     pads = explicit_padding(padding, view.spatial, kernel, strides, dilations)
     spec = ConvSpec(
         direction=direction,
@@ -375,7 +407,7 @@ def forward_problem(
         batch=view.batch,
         in_channels=view.channels,
         out_channels=1 if view.plain else w_shape[0],
-        groups=number_of_groups,
+        groups=given.groups,
         in_size=view.spatial,
         kernel_size=kernel,
         out_size=(0,) * ndim,
@@ -418,18 +450,9 @@ def transposed_problem(
     strided: bool = False,
 ) -> Problem:
     """The problem of ``conv_transpose``: the forward problem whose adjoint it is."""
-    view = view_data("x", x_shape, w_shape, layout)
-    number_of_groups = _integer("groups", groups, 1)
-    kernel = w_shape if view.plain else w_shape[2:]
-    names = f"{_describe('x', x_shape, view)}, w is {w_shape}."
-    if view.plain and number_of_groups != 1:
-        raise ConvSpecError(f"groups={groups} needs channels, {names} Use groups=1.")
-    if not view.plain:
-        described = _describe("x", x_shape, view)
-        _check_groups(number_of_groups, view.channels, w_shape, described, transposed=True)
-    ndim = len(kernel)
-    strides = per_axis("stride", stride, ndim, 1)
-    dilations = per_axis("dilation", dilation, ndim, 1)
+    given = _read(x_shape, w_shape, layout, groups, stride, dilation, transposed=True)
+    view, kernel, names = given.view, given.kernel, given.names
+    ndim, strides, dilations = len(kernel), given.stride, given.dilation
     for axis, k in enumerate(kernel):
         if k < 1:
             raise ConvSpecError(
@@ -486,9 +509,9 @@ def transposed_problem(
         dtype=dtype,
         layout=view.layout,
         batch=view.batch,
-        in_channels=1 if view.plain else w_shape[1] * number_of_groups,
+        in_channels=1 if view.plain else w_shape[1] * given.groups,
         out_channels=view.channels,
-        groups=number_of_groups,
+        groups=given.groups,
         in_size=in_size,
         kernel_size=kernel,
         out_size=view.spatial,

@@ -9,15 +9,18 @@ buffers of the chain come out of the one workspace that the core allocates.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 from typing import Any
+
+import numpy as np
 
 from convjit import layout as layouts
 from convjit import precision, profiling
+from convjit.algorithms.epilogue import epilogue
+from convjit.algorithms.workspace import aligned, carve, nbytes
 from convjit.precision import Numerics
 from convjit.spec import ConvSpec, Direction
 from convjit.spi import Array, Config, Executable, Phase, Refusal, Solver, Target, Work
-from convjit.steps import Step, aligned, nbytes, next_step
+from convjit.steps import Step, next_step
 
 MAX_STEPS = 20
 
@@ -118,12 +121,6 @@ def _times(phase: Phase, factor: int) -> Phase:
 # -------------------------------------------------------------------- execution
 
 
-def carve(workspace: Array, start: int, shape: tuple[int, ...], dtype: str) -> Array:
-    """A view of part of a workspace as an array."""
-    kind = precision.numpy_dtype(dtype)
-    return workspace[start : start + prod(shape) * kind.itemsize].view(kind).reshape(shape)
-
-
 def _rest(workspace: Array, start: int) -> Array:
     """The workspace that is left for the inner problem."""
     return workspace[start:]
@@ -176,7 +173,7 @@ class _Lowered:
                 step.fill_result(out, inner_out)
         if step.epilogue_outside:
             with profiling.phase("bias, activation"):
-                apply_epilogue(step.outer, out, bias)
+                epilogue(np, step.outer, out, bias)
 
 
 class _Groups:
@@ -232,41 +229,4 @@ class _Groups:
 
 def _like(array: Array, shape: tuple[int, ...], dtype: str) -> Array:
     """A new array of the same kind (NumPy's, CuPy's) as another."""
-    import numpy as np
-
     return np.empty_like(array, dtype=precision.numpy_dtype(dtype), order="C", shape=shape)
-
-
-def apply_epilogue(spec: ConvSpec, out: Array, bias: Array | None) -> None:
-    """Add the bias and apply the activation, in place, with whole-array operations.
-
-    ``relu`` and ``clip`` pass NaN on, as :func:`numpy.maximum` does.
-    """
-    import numpy as np
-
-    if bias is not None:
-        shape = [1] * out.ndim
-        shape[layouts.channel_axis(spec.layout, spec.ndim)] = -1
-        out += bias.reshape(shape)
-    if spec.activation is None:
-        return
-    name, *numbers = spec.activation
-    if name == "relu":
-        np.maximum(out, 0, out=out)
-    elif name == "leaky_relu":
-        np.multiply(out, out.dtype.type(numbers[0]), out=out, where=out < 0)
-    else:
-        lo, hi = (_bound(v, out.dtype) for v in numbers)
-        np.clip(out, lo, hi, out=out)
-
-
-def _bound(value: float, dtype: Any) -> Any:
-    """A clipping bound as a number of a dtype; beyond an integer type's range, its end."""
-    import numpy as np
-
-    if dtype.kind not in "iu":
-        return dtype.type(value)
-    info = np.iinfo(dtype)
-    if value >= float(info.max):
-        return dtype.type(info.max)
-    return dtype.type(info.min if value <= float(info.min) else int(value))

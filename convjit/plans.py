@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from convjit import precision, profiling
+from convjit.algorithms.epilogue import epilogue
+from convjit.algorithms.workspace import ALIGNMENT
 from convjit.arguments import Problem, Request
 from convjit.errors import BackendError, ConvSpecError
-from convjit.lowering import apply_epilogue
 from convjit.spec import ConvSpec, Direction
 from convjit.spi import Array, Executable, Work
-from convjit.steps import ALIGNMENT
 
 _OPERANDS = {
     Direction.FORWARD: ("x", "w"),
@@ -119,7 +119,7 @@ class Fill:
         self, lhs: Array, packed: Any, bias: Array | None, out: Array, workspace: Array | None
     ) -> None:
         out[...] = 0
-        apply_epilogue(self._spec, out, bias)
+        epilogue(np, self._spec, out, bias)
 
 
 class Plan:

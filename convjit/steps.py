@@ -8,28 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 from convjit import layout as layouts
 from convjit import precision
 from convjit.algorithms import adjoint, geometry
+from convjit.algorithms.workspace import aligned, nbytes
 from convjit.layout import to_channels_first, to_channels_last
 from convjit.spec import ConvSpec, Direction
 from convjit.spi import Array, Feature, Phase, Refusal
 
-ALIGNMENT = 64  # bytes: a cache line, and the widest vector
-
 Fill = Callable[[Array, Array], None]  # fill(destination, source): writes every element
 View = Callable[[Array], Array]
-
-
-def nbytes(shape: tuple[int, ...], dtype: str) -> int:
-    return prod(shape) * precision.numpy_dtype(dtype).itemsize
-
-
-def aligned(nbytes: int) -> int:
-    return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,8 @@ import numpy as np
 from convjit import layout as layouts
 from convjit import precision
 from convjit.algorithms import geometry, im2col
-from convjit.algorithms.composed import Carver, aligned, epilogue
+from convjit.algorithms.epilogue import epilogue
+from convjit.algorithms.workspace import Carver, aligned
 from convjit.spec import ConvSpec, Direction
 from convjit.spi import (
     DEFAULT_CONFIG,

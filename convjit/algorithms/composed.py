@@ -19,68 +19,20 @@ from typing import Any
 
 import numpy as np
 
-from convjit import layout as layouts
 from convjit import precision
 from convjit.algorithms import fft as tiles
 from convjit.algorithms import im2col
+from convjit.algorithms.epilogue import epilogue
+from convjit.algorithms.workspace import ALIGNMENT, Carver, aligned
 from convjit.spec import ConvSpec, Direction
 
 Array = Any
-ALIGNMENT = 64
 
 # Arrays of one block of FFT tiles together.
 FFT_BLOCK_BYTES = 16 * 2**20
 # Channel pairs per group up to which spectra are multiplied element by element; beyond, frequency
 # by frequency as matrices, which costs two transpositions of the spectra.
 ELEMENTWISE_PAIRS = 4
-
-
-class Carver:
-    """Arrays cut from a workspace, one after the other, each aligned to a cache line."""
-
-    __slots__ = ("_workspace", "used")
-
-    def __init__(self, workspace: Array) -> None:
-        self._workspace = workspace
-        self.used = 0
-
-    def take(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        start = self.used
-        nbytes = prod(shape) * np.dtype(dtype).itemsize
-        self.used += aligned(nbytes)
-        return self._workspace[start : start + nbytes].view(dtype).reshape(shape)
-
-
-def aligned(nbytes: int) -> int:
-    """Bytes that :meth:`Carver.take` uses for an array of ``nbytes``."""
-    return -(-nbytes // ALIGNMENT) * ALIGNMENT
-
-
-def epilogue(xp: Any, spec: ConvSpec, out: Array, bias: Array | None) -> None:
-    """Add the bias and apply the activation in place; relu and clip pass NaN on."""
-    if bias is not None:
-        shape = [1] * out.ndim
-        shape[layouts.channel_axis(spec.layout, spec.ndim)] = -1
-        out += bias.reshape(shape)
-    if spec.activation is None:
-        return
-    name, *numbers = spec.activation
-    if name == "relu":
-        xp.maximum(out, 0, out=out)
-    elif name == "leaky_relu":
-        xp.multiply(out, out.dtype.type(numbers[0]), out=out, where=out < 0)
-    else:
-        xp.clip(out, *(_bound(v, out.dtype) for v in numbers), out=out)
-
-
-def _bound(value: float, dtype: Any) -> Any:
-    """A clipping bound in a dtype; outside an integer type's range, the end on that side."""
-    if dtype.kind not in "iu":
-        return dtype.type(value)
-    info = np.iinfo(dtype)
-    if not info.min <= value <= info.max:
-        return dtype.type(info.max if value > 0 else info.min)
-    return dtype.type(min(int(value), int(info.max)))
 
 
 # -------------------------------------------------------------------- im2col and matmul

@@ -20,9 +20,10 @@ import numpy as np
 from convjit import layout as layouts
 from convjit import precision
 from convjit.algorithms import straightline, winograd
-from convjit.algorithms.composed import Array, Carver, aligned, epilogue
+from convjit.algorithms.epilogue import epilogue
 from convjit.algorithms.straightline import Program
 from convjit.algorithms.winograd import Transforms
+from convjit.algorithms.workspace import Array, Carver, aligned
 from convjit.spec import ConvSpec
 
 # Bytes of a block's transformed tiles and products: within a last-level cache, so that the three

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from convjit import layout as layouts
 from convjit.algorithms import composed
+from convjit.algorithms.epilogue import epilogue
 from convjit.algorithms.oracle import magnitudes, oracle
+from convjit.algorithms.workspace import Carver, aligned
 from convjit.spec import ConvSpec, Direction
 from convjit.testing.cases import Case
 from convjit.testing.strategies import specs
@@ -96,10 +98,10 @@ def test_workspaces_shrink_with_the_budget() -> None:
 
 def test_a_carver_hands_out_aligned_pieces() -> None:
     workspace = np.zeros(1024, np.uint8)
-    carver = composed.Carver(workspace)
+    carver = Carver(workspace)
     first, second = carver.take((3, 5), np.float32), carver.take((2,), np.complex128)
     assert first.shape == (3, 5)
-    assert second.ctypes.data - first.ctypes.data == composed.aligned(60) == 64
+    assert second.ctypes.data - first.ctypes.data == aligned(60) == 64
     assert carver.used == 128
     first[...] = second[...] = 1
     assert workspace[:60].any()
@@ -114,7 +116,7 @@ def test_epilogue(layout: str) -> None:
     )  # fmt: skip
     out = np.full(spec.y_shape, -1, np.float32)
     out.flat[0] = np.nan
-    composed.epilogue(np, spec, out, np.array([3, -1], np.float32))
+    epilogue(np, spec, out, np.array([3, -1], np.float32))
     rows = out[0] if layout == "NCL" else out[0].T
     np.testing.assert_array_equal(rows, [[np.nan, 2, 2], [-1, -1, -1]])
 
@@ -126,5 +128,5 @@ def test_epilogue(layout: str) -> None:
 def test_clip_of_integers(lo: float, hi: float, expected: list[int]) -> None:
     spec = ConvSpec.forward((1, 1, 3), (1, 1, 1), dtype="int64", activation=("clip", lo, hi))
     out = np.array([-5, 0, 5]).reshape(1, 1, 3)
-    composed.epilogue(np, spec, out, None)
+    epilogue(np, spec, out, None)
     assert out.ravel().tolist() == expected
