@@ -82,6 +82,13 @@ def _integer(name: str, value: Any, least: int) -> int:
     return number
 
 
+def flag(name: str, value: Any) -> bool:
+    """A bool; 0 and 1 are taken for one, as Python does."""
+    if not isinstance(value, (bool, int)) or value not in (0, 1):
+        raise TypeError(f"{name}={value!r} is not a bool; give True or False.")
+    return bool(value)
+
+
 def per_axis(name: str, value: Any, ndim: int, least: int) -> Shape:
     """One integer for every spatial axis, or one per axis, as a tuple."""
     if isinstance(value, (tuple, list)):
@@ -348,6 +355,32 @@ class _Read:
     dilation: Shape
     names: str  # the operands, for messages
 
+    def spec(
+        self,
+        *,
+        dtype: str,
+        padding: Padding,
+        pad_mode: Any,
+        flip: Any,
+        activation: Any,
+        **sizes: Any,
+    ) -> ConvSpec:
+        """The spec of what was read, with the sizes that each kind of problem works out itself."""
+        return ConvSpec(
+            dtype=dtype,
+            layout=self.view.layout,
+            batch=self.view.batch,
+            groups=self.groups,
+            kernel_size=self.kernel,
+            stride=self.stride,
+            padding=padding,
+            dilation=self.dilation,
+            pad_mode=parse_pad_mode(pad_mode),
+            flip=flag("flip", flip),
+            activation=parse_activation(activation, dtype),
+            **sizes,
+        )
+
 
 def _read(
     x_shape: Shape,
@@ -400,26 +433,12 @@ def forward_problem(
     view, kernel, names = given.view, given.kernel, given.names
     ndim, strides, dilations = len(kernel), given.stride, given.dilation
     pads = explicit_padding(padding, view.spatial, kernel, strides, dilations)
-    spec = ConvSpec(
-        direction=direction,
-        dtype=dtype,
-        layout=view.layout,
-        batch=view.batch,
-        in_channels=view.channels,
-        out_channels=1 if view.plain else w_shape[0],
-        groups=given.groups,
-        in_size=view.spatial,
-        kernel_size=kernel,
-        out_size=(0,) * ndim,
-        stride=strides,
-        padding=pads,
-        dilation=dilations,
-        pad_mode=parse_pad_mode(pad_mode),
-        flip=_flag("flip", flip),
-        bias=bias,
-        activation=parse_activation(activation, dtype),
+    spec = given.spec(
+        direction=direction, dtype=dtype, in_channels=view.channels,
+        out_channels=1 if view.plain else w_shape[0], in_size=view.spatial, out_size=(0,) * ndim,
+        padding=pads, pad_mode=pad_mode, flip=flip, bias=bias, activation=activation,
         strided=strided,
-    )
+    )  # fmt: skip
     _check_sizes(spec, names)
     spec = spec.replace(out_size=spec.formula_out_size)
     y_shape = view.user_shape(spec.out_channels, spec.out_size)
@@ -504,34 +523,14 @@ def transposed_problem(
                 f"the result would have {n} samples on spatial axis {axis}: the padding "
                 f"{pads[axis]} removes more than the kernel adds; pad less. {names}"
             )
-    spec = ConvSpec(
-        direction=Direction.TRANSPOSED,
-        dtype=dtype,
-        layout=view.layout,
-        batch=view.batch,
-        in_channels=1 if view.plain else w_shape[1] * given.groups,
-        out_channels=view.channels,
-        groups=given.groups,
-        in_size=in_size,
-        kernel_size=kernel,
-        out_size=view.spatial,
-        stride=strides,
-        padding=pads,
-        dilation=dilations,
-        pad_mode=parse_pad_mode(pad_mode),
-        flip=_flag("flip", flip),
-        bias=bias,
-        activation=parse_activation(activation, dtype),
-        strided=strided,
-    )
+    spec = given.spec(
+        direction=Direction.TRANSPOSED, dtype=dtype,
+        in_channels=1 if view.plain else w_shape[1] * given.groups, out_channels=view.channels,
+        in_size=in_size, out_size=view.spatial, padding=pads, pad_mode=pad_mode, flip=flip,
+        bias=bias, activation=activation, strided=strided,
+    )  # fmt: skip
     _check_sizes(spec, names)
     return Problem(spec, x_shape, w_shape, view.user_shape(spec.in_channels, in_size), view.plain)
-
-
-def _flag(name: str, value: Any) -> bool:
-    if not isinstance(value, (bool, int)) or value not in (0, 1):
-        raise TypeError(f"{name}={value!r} is not a bool; give True or False.")
-    return bool(value)
 
 
 def expect_shape(name: str, given: Sequence[int], wanted: Shape, because: str) -> None:

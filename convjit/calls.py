@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any
+from operator import is_
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,11 +17,28 @@ from convjit import arguments, config, registry
 from convjit import precision as precisions
 from convjit.errors import BackendError, ConvSpecError
 from convjit.plans import Plan, Weights
-from convjit.spec import Direction
+from convjit.spec import ConvSpec, Direction
 
 PLANS_KEPT = 4096
 
-_plans: dict[tuple[Any, ...], Plan] = {}
+
+class _Place(NamedTuple):
+    """Where the plan of a call is kept."""
+
+    key: tuple[Any, ...]
+    given: tuple[Any, ...]
+    choice: tuple[Any, ...]
+
+
+class _Kept(NamedTuple):
+    """A plan, and the arguments of the call that it was made for."""
+
+    plan: Plan
+    given: tuple[Any, ...]
+    choice: tuple[Any, ...]
+
+
+_plans: dict[tuple[Any, ...], _Kept] = {}
 _plans_generation = -1
 _plans_lock = threading.Lock()
 
@@ -48,10 +66,30 @@ CHOICE = (
 # -------------------------------------------------------------------- the plan cache
 
 
-def _cached(key: tuple[Any, ...]) -> Plan | None:
+def _cached(key: tuple[Any, ...], given: tuple[Any, ...], choice: tuple[Any, ...]) -> Plan | None:
+    """The plan of a key, if it was made for arguments of the same types.
+
+    Keys are compared by value, and ``1 == 1.0 == True``: what was checked for one of them was not
+    checked for the others.  Nearly always the arguments are the same objects (small integers,
+    names, None), which takes a fraction of the time that it takes to compare their types.
+    """
     if _plans_generation != registry.generation():
         _forget_plans()
-    return _plans.get(key)
+    kept = _plans.get(key)
+    if kept is None:
+        return None
+    if not (all(map(is_, given, kept.given)) and all(map(is_, choice, kept.choice))):
+        kinds = _kinds((given, choice))
+        if kinds != _kinds((kept.given, kept.choice)):
+            kept = _plans.get((*key, kinds))
+            if kept is None:
+                return None
+    return kept.plan
+
+
+def _kinds(value: Any) -> Any:
+    """The types of an argument and of what it holds."""
+    return tuple(map(_kinds, value)) if isinstance(value, (list, tuple)) else type(value)
 
 
 def _forget_plans() -> None:
@@ -61,11 +99,25 @@ def _forget_plans() -> None:
         _plans_generation = registry.generation()
 
 
-def _keep(key: tuple[Any, ...], plan: Plan) -> None:
+def _place(
+    key: tuple[Any, ...] | None, given: tuple[Any, ...], choice: tuple[Any, ...]
+) -> _Place | None:
+    return None if key is None else _Place(key, given, choice)
+
+
+def _keep(place: _Place | None, plan: Plan, generation: int) -> None:
+    """Keep a plan, unless the backends changed since ``generation``, when it was being selected."""
+    if place is None:
+        return
+    key, given, choice = place
     with _plans_lock:
+        if not generation == _plans_generation == registry.generation():
+            return
         while len(_plans) >= PLANS_KEPT:
             del _plans[next(iter(_plans))]
-        _plans[key] = plan
+        if key in _plans:  # for equal arguments of other types
+            key = (*key, _kinds((given, choice)))
+        _plans[key] = _Kept(plan, given, choice)
 
 
 def hashable(value: Any) -> Any:
@@ -124,15 +176,19 @@ def _request(
     backend, algorithm = choice["backend"], choice["algorithm"]
     if algorithm is not None and not isinstance(algorithm, str):
         raise TypeError(f"algorithm={algorithm!r} is not a name; give a family or a solver's id.")
-    limit = choice["workspace_limit"]
+    deterministic = choice["deterministic"]
+
+    def first(*values: Any) -> Any:
+        return next((value for value in values if value is not None), None)
+
     return arguments.Request(
-        backend=hashable(backend if backend is not None else settings.backend),
-        algorithm=algorithm if algorithm is not None else settings.algorithm,
+        backend=hashable(first(backend, settings.backend)),
+        algorithm=first(algorithm, settings.algorithm),
         policy=precisions.Policy(
-            precision=choice["precision"] or settings.precision or "default",
-            nonfinite=choice["nonfinite"] or ("local" if is_plain else "spread"),
-            workspace_limit=limit if limit is not None else settings.workspace_limit,
-            deterministic=bool(choice["deterministic"]),
+            precision=first(choice["precision"], settings.precision, "default"),
+            nonfinite=first(choice["nonfinite"], "local" if is_plain else "spread"),
+            workspace_limit=first(choice["workspace_limit"], settings.workspace_limit),
+            deterministic=arguments.flag("deterministic", first(deterministic, False)),
         ),
         packed=packed,
         array_type=array_type,
@@ -142,7 +198,7 @@ def _request(
 def _run_another(
     plan: Plan,
     error: BackendError,
-    key: tuple[Any, ...] | None,
+    place: _Place | None,
     operands: tuple[Any, ...],
     out: Any,
 ) -> Any:
@@ -157,13 +213,13 @@ def _run_another(
     dispatch.exclude(plan.solver, str(error))
     with _plans_lock:
         _plans.clear()
+    generation = registry.generation()
     replacement = dispatch.select(plan.problem, plan.request, plan.array_type)
-    if key is not None:
-        _keep(key, replacement)
+    _keep(place, replacement, generation)
     try:
         return replacement(*operands, out=out)
     except BackendError as another:
-        return _run_another(replacement, another, key, operands, out)
+        return _run_another(replacement, another, place, operands, out)
 
 
 # -------------------------------------------------------------------- running
@@ -194,18 +250,19 @@ def call(
             rhs.dtype, type(rhs), bias is None, given, choice, id(settings),
         )  # fmt: skip
         try:
-            plan = _cached(key)
+            plan = _cached(key, given, choice)
         except TypeError:  # a list among the arguments
-            key = (*key[:8], hashable(given), hashable(choice), id(settings))
+            given, choice = hashable(given), hashable(choice)
+            key = (*key[:8], given, choice, id(settings))
             try:
-                plan = _cached(key)
+                plan = _cached(key, given, choice)
             except TypeError:
                 plan, key = None, None
         if plan is not None:
             try:
                 return plan.run_known(lhs, rhs, bias, out)
             except BackendError as error:
-                return _run_another(plan, error, key, (lhs, rhs, bias), out)
+                return _run_another(plan, error, _place(key, given, choice), (lhs, rhs, bias), out)
     first, second = as_array(names[0], lhs), as_array(names[1], rhs)
     dtype = _dtype_of((names[0], first.dtype), (names[1], second.dtype))
     strided = first.dtype.name == dtype and _is_strided(first)
@@ -218,14 +275,15 @@ def call(
         packed=type(rhs) is Weights,
         array_type=_array_type(first),
     )
+    generation = registry.generation()
     plan = dispatch.select(problem, request, type(first))
-    if key is not None:
-        _keep(key, plan)
+    place = _place(key, given, choice)
+    _keep(place, plan, generation)
     operands = (first, rhs if type(rhs) is Weights else second, bias)
     try:
         return plan(*operands, out=out)
     except BackendError as error:
-        return _run_another(plan, error, key, operands, out)
+        return _run_another(plan, error, place, operands, out)
 
 
 # -------------------------------------------------------------------- planning
@@ -237,6 +295,24 @@ def _shape_and_dtype(name: str, value: Any) -> tuple[tuple[int, ...], Any, Any]:
         return arguments.as_shape(name, value), None, None
     array = as_array(name, value)
     return tuple(array.shape), array.dtype, array
+
+
+def described(spec: ConvSpec) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], dict[str, Any]]:
+    """The two shapes and the keyword arguments with which ``plan`` and ``explain`` mean a spec."""
+    if spec.strided:
+        raise ConvSpecError(f"{spec}: shapes have no strides; leave out the word 'strided'.")
+    # The x that a user transposes is the forward problem's y.
+    transposed = spec.direction is Direction.TRANSPOSED
+    shapes = (spec.y_shape if transposed else spec.x_shape, spec.w_shape)
+    given: dict[str, Any] = {
+        "direction": spec.direction.value, "dtype": spec.dtype, "stride": spec.stride,
+        "padding": spec.padding, "dilation": spec.dilation, "groups": spec.groups,
+        "pad_mode": spec.pad_mode, "flip": spec.flip, "layout": spec.layout, "bias": spec.bias,
+        "activation": spec.activation,
+    }  # fmt: skip
+    if transposed:
+        given["output_size"] = spec.in_size
+    return shapes, given
 
 
 def problem_and_request(

@@ -1,4 +1,4 @@
-"""The command line: ``python -m convjit {info,demo,explain,bench,selftest}``.
+"""The command line: ``python -m convjit {info,demo,explain,bench,warmup,selftest}``.
 
 Exit codes: 0 all is well; 1 a check or a library of ours failed; 2 the arguments, the settings or
 the environment are wrong, told in one line on the standard error stream; 3 the device asked for is
@@ -16,6 +16,7 @@ from typing import Any
 
 from convjit import config
 from convjit._version import __version__
+from convjit.cli_values import activation, padding, positive, shape, sizes, words
 from convjit.errors import BackendError, ConfigError, ConvSpecError, UnsupportedError
 
 OK, FAILED, USAGE, NO_DEVICE = 0, 1, 2, 3
@@ -25,63 +26,6 @@ _EXIT_CODES = "exit codes: 0 well, 1 failed, 2 wrong arguments or settings, 3 no
 
 class UsageError(Exception):
     """An argument that argparse cannot judge; the message is the line to print."""
-
-
-# -------------------------------------------------------------------- values of arguments
-
-
-def shape(text: str) -> tuple[int, ...]:
-    """``1,64,56,56`` or ``1x64x56x56``."""
-    try:
-        return tuple(int(part) for part in text.replace("x", ",").split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a shape; write it as 1,64,56,56"
-        ) from None
-
-
-def sizes(text: str) -> int | tuple[int, ...]:
-    """``2`` or ``2,1``: one number for every axis, or one for each."""
-    values = shape(text)
-    return values[0] if len(values) == 1 else values
-
-
-def padding(text: str) -> Any:
-    """``1``, ``1,2``, ``0:1,2:2`` (lo:hi for each axis), or a name such as ``same``."""
-    if text.replace("_", "").isalpha():
-        return text
-    try:
-        if ":" in text:
-            pairs = [part.split(":") for part in text.split(",")]
-            return tuple((int(lo), int(hi)) for lo, hi in pairs)
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a padding; write 1, or 1,2, or 0:1,2:2 for lo:hi, or a name"
-        ) from None
-    return sizes(text)
-
-
-def activation(text: str) -> Any:
-    """``relu``, ``leaky_relu,0.1`` or ``clip,0,6``."""
-    name, *arguments = text.split(",")
-    try:
-        return (name, *(float(argument) for argument in arguments)) if arguments else name
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not an activation; write relu, or leaky_relu,0.1, or clip,0,6"
-        ) from None
-
-
-def positive(text: str) -> int:
-    """A whole number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
-
-
-def words(text: str) -> list[str]:
-    """Names separated by commas."""
-    return [part for part in text.split(",") if part]
 
 
 # -------------------------------------------------------------------- the parser
@@ -111,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(add)
     _add_explain(add)
     _add_bench(add)
+    _add_warmup(add)
     _add_selftest(add)
     return parser
 
@@ -224,6 +169,25 @@ def _add_bench(add: Any) -> None:
     parser.set_defaults(run=_bench)
 
 
+def _add_warmup(add: Any) -> None:
+    parser = add(
+        "warmup",
+        "compile ahead what convolutions need, so that no first call waits for it",
+        "  python -m convjit warmup resnet50 mobilenet_v2\n"
+        "  python -m convjit warmup layers.json --batch 8 --dtype float64\n"
+        "  python -m convjit warmup conv_f32_NCHW_n1c64k64g1_i56x56_w3x3_p1",
+    )
+    parser.add_argument(
+        "problems", nargs="+", metavar="SPEC | NETWORK | FILE",
+        help="a spec, a network that bench knows, or a JSON file of layers by network",
+    )  # fmt: skip
+    parser.add_argument("--dtype", default="float32", help="of layers (default: float32)")
+    parser.add_argument("--batch", type=positive, help="of layers")
+    parser.add_argument("--backend", type=words, metavar="NAME[,NAME]")
+    parser.add_argument("--quiet", action="store_true", help="no progress on the error stream")
+    parser.set_defaults(run=_warmup)
+
+
 def _add_selftest(add: Any) -> None:
     parser = add(
         "selftest",
@@ -294,6 +258,7 @@ _CHOICE = ("algorithm", "precision", "nonfinite", "workspace_limit", "determinis
 
 def _explain(options: argparse.Namespace) -> int:
     import convjit
+    from convjit import calls
 
     first, *rest = options.problem
     given = {
@@ -312,12 +277,10 @@ def _explain(options: argparse.Namespace) -> int:
         if given:
             named = ", ".join(f"--{name.replace('_', '-')}" for name in given)
             raise UsageError(f"a spec says everything about the convolution; leave out {named}")
-        shapes, given = described(convjit.ConvSpec.parse(first))
+        shapes, given = calls.described(convjit.ConvSpec.parse(first))
     for name in _CHOICE:
         given[name] = getattr(options, name)
-    if options.backend:
-        names = tuple(options.backend)
-        given["backend"] = names[0] if len(names) == 1 else names
+    given["backend"] = _one_or_more(options.backend)
     if "dtype" in given:
         given["dtype"] = _dtype(given["dtype"])
     try:
@@ -340,26 +303,6 @@ def _dtype(name: str) -> Any:
     if full not in precision.SHORT:
         raise UsageError(f"--dtype {name} is not known; choose one of {', '.join(precision.SHORT)}")
     return precision.numpy_dtype(full)
-
-
-def described(spec: Any) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], dict[str, Any]]:
-    """The two shapes and the keyword arguments with which ``plan`` and ``explain`` mean a spec."""
-    from convjit.spec import Direction
-
-    if spec.strided:
-        raise ConvSpecError(f"{spec}: shapes have no strides; leave out the word 'strided'.")
-    # The x that a user transposes is the forward problem's y.
-    transposed = spec.direction is Direction.TRANSPOSED
-    shapes = (spec.y_shape if transposed else spec.x_shape, spec.w_shape)
-    given: dict[str, Any] = {
-        "direction": spec.direction.value, "dtype": spec.dtype, "stride": spec.stride,
-        "padding": spec.padding, "dilation": spec.dilation, "groups": spec.groups,
-        "pad_mode": spec.pad_mode, "flip": spec.flip, "layout": spec.layout, "bias": spec.bias,
-        "activation": spec.activation,
-    }  # fmt: skip
-    if transposed:
-        given["output_size"] = spec.in_size
-    return shapes, given
 
 
 def _bench(options: argparse.Namespace) -> int:
@@ -415,6 +358,25 @@ def _check_timed(case: Any) -> None:
     from convjit.bench import verify
 
     verify.check_supported(case.problem)
+
+
+def _warmup(options: argparse.Namespace) -> int:
+    from convjit import warmup
+
+    specs = warmup.specs(options.problems, batch=options.batch, dtype=options.dtype)
+    quiet = options.quiet or options.json
+    found = warmup.run(specs, _one_or_more(options.backend), quiet=quiet)
+    if options.json:
+        _print_json(warmup.as_dict(found))
+    else:
+        _tell(warmup.text(found))
+    return FAILED if any(row.failure for row in found) else OK
+
+
+def _one_or_more(names: list[str] | None) -> str | tuple[str, ...] | None:
+    if not names:
+        return None
+    return names[0] if len(names) == 1 else tuple(names)
 
 
 def _selftest(options: argparse.Namespace) -> int:

@@ -95,9 +95,7 @@ class _Ranked:
     @property
     def spec(self) -> ConvSpec:
         """The problem asked for."""
-        if self.lowered is None or not self.lowered.steps:
-            return self.candidate.spec
-        return self.lowered.steps[0].outer
+        return self.candidate.spec if self.lowered is None else self.lowered.outer
 
 
 def error_bound(spec: ConvSpec, inner: ConvSpec, work: Work) -> float:
@@ -123,13 +121,13 @@ def _consider(
 
     doing = "refused or lowered"
     try:
-        steps = descend(solver, spec, target)
-        if isinstance(steps, Refusal):
-            return refused(steps)
+        descent = descend(solver, spec, target)
+        if isinstance(descent, Refusal):
+            return refused(descent)
         doing = "estimated"
-        lowered = complete(solver, spec, steps, target)
+        lowered = complete(solver, spec, descent, target)
         work = lowered.work
-        steps_taken = [step.name for step in lowered.steps]
+        steps_taken = list(lowered.names)
         guarded = request.policy.nonfinite == "local" and work.numerics.spreads_nonfinite
         if guarded:
             steps_taken.insert(0, "finite check")
@@ -171,7 +169,9 @@ def _broken(
 def _policy_refusal(
     spec: ConvSpec, candidate: Candidate, work: Work, policy: Policy
 ) -> Refusal | None:
-    sentence = error_model.policy_refusal(spec, work.numerics, policy, bound=candidate.error_bound)
+    sentence = error_model.policy_refusal(
+        spec, work.numerics, policy, inner=candidate.spec, bound=candidate.error_bound
+    )
     if sentence is not None:
         return Refusal(Feature.POLICY, sentence)
     limit = policy.workspace_limit

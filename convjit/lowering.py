@@ -8,7 +8,8 @@ buffers of the chain come out of the one workspace that the core allocates.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -19,67 +20,160 @@ from convjit.algorithms.epilogue import epilogue
 from convjit.algorithms.workspace import aligned, carve, nbytes
 from convjit.precision import Numerics
 from convjit.spec import ConvSpec, Direction
-from convjit.spi import Array, Config, Executable, Phase, Refusal, Solver, Target, Work
-from convjit.steps import Step, next_step
+from convjit.spi import (
+    Array,
+    Config,
+    Executable,
+    Feature,
+    Phase,
+    Refusal,
+    Solver,
+    Target,
+    Work,
+)
+from convjit.steps import Split, Step, next_step
 
 MAX_STEPS = 20
+
+# What is removed from a problem before it is split rather than from each of its parts: operands are
+# then copied or cast once.  The number of axes is no such feature, since that step splits too.
+BEFORE_SPLIT = frozenset(
+    {
+        Feature.STRIDED, Feature.LAYOUT, Feature.DTYPE, Feature.GROUPS, Feature.EPILOGUE,
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Descent:
+    """The steps from a problem to one that a solver takes (outermost first).
+
+    After them comes nothing, or a split, with one descent from each part's inner problem.
+    """
+
+    steps: tuple[Step, ...]
+    split: Split | None = None
+    parts: tuple[Descent, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Lowered:
-    """A solver, the problem it gets, and the steps that lead there (outermost first)."""
+    """A solver, the problem it gets, and the steps that lead there (outermost first).
+
+    Where the problem is split, ``parts`` has what its parts were lowered to, and ``spec`` is the
+    problem of the part that sums most.
+    """
 
     solver: Solver
     spec: ConvSpec
     steps: tuple[Step, ...]
     work: Work
+    split: Split | None = None
+    parts: tuple[Lowered, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The steps, the split and the steps of the part that sums most, outermost first."""
+        names = tuple(step.name for step in self.steps)
+        if self.split is None:
+            return names
+        return (*names, self.split.name, *_largest(self.parts).names)
 
     @property
     def label(self) -> str:
-        return " + ".join((*(step.name for step in self.steps), self.solver.id))
+        return " + ".join((*self.names, self.solver.id))
+
+    @property
+    def outer(self) -> ConvSpec:
+        """The problem asked for."""
+        if self.steps:
+            return self.steps[0].outer
+        return self.spec if self.split is None else self.split.outer
 
     def plan(self, target: Target, config: Config) -> Executable:
         """The executable of the outermost problem."""
-        executable = self.solver.plan(self.spec, target, config)
+        executable: Executable
+        if self.split is None:
+            executable = self.solver.plan(self.spec, target, config)
+        else:
+            inner = [part.plan(target, config) for part in self.parts]
+            parts = [_around(*pair) for pair in zip(self.split.parts, inner, strict=True)]
+            executable = _Split(self.split, parts)
         for step in reversed(self.steps):
-            kind = _Groups if step.repeats > 1 else _Lowered
-            executable = kind(step, executable)
+            executable = _around(step, executable)
         return executable
+
+
+def _largest(parts: tuple[Lowered, ...]) -> Lowered:
+    return max(parts, key=lambda part: (part.spec.reduction, part.spec.macs))
 
 
 def lower(solver: Solver, spec: ConvSpec, target: Target) -> Lowered | Refusal:
     """The chain of steps after which a solver takes a problem, or why there is none."""
-    steps = descend(solver, spec, target)
-    return steps if isinstance(steps, Refusal) else complete(solver, spec, steps, target)
+    descent = descend(solver, spec, target)
+    return descent if isinstance(descent, Refusal) else complete(solver, spec, descent, target)
 
 
-def complete(solver: Solver, spec: ConvSpec, steps: list[Step], target: Target) -> Lowered:
+def complete(solver: Solver, spec: ConvSpec, descent: Descent, target: Target) -> Lowered:
     """A solver and the steps that lead to it, with the work of them all."""
-    inner = steps[-1].inner if steps else spec
-    return Lowered(solver, inner, tuple(steps), _work(solver.estimate(inner, target), steps))
+    steps, split = descent.steps, descent.split
+    if split is None:
+        inner = steps[-1].inner if steps else spec
+        return Lowered(solver, inner, steps, _work(solver.estimate(inner, target), steps))
+    parts = tuple(
+        complete(solver, step.inner, below, target)
+        for step, below in zip(split.parts, descent.parts, strict=True)
+    )
+    work = _work(_sum_of_parts(split, parts), steps)
+    return Lowered(solver, _largest(parts).spec, steps, work, split, parts)
 
 
-def descend(solver: Solver, spec: ConvSpec, target: Target) -> list[Step] | Refusal:
+def descend(solver: Solver, spec: ConvSpec, target: Target) -> Descent | Refusal:
     """The steps after which a solver takes a problem, or why there are none."""
     steps: list[Step] = []
     seen = {spec}
     current = spec
     while (refusal := solver.refuse(current, target)) is not None:
         step = next_step(refusal.feature, current)
+        if isinstance(step, Split):
+            first = solver.refuse(step.parts[0].inner, target)
+            before = None
+            if first is not None and first.feature in BEFORE_SPLIT:
+                before = next_step(first.feature, current)
+            if not isinstance(before, Step):
+                return _descend_parts(solver, steps, step, target)
+            step = before
         if isinstance(step, Refusal):
             return step
         if step is None or step.inner in seen or len(steps) == MAX_STEPS:
-            if steps:
-                after = " + ".join(s.name for s in steps)
-                return Refusal(refusal.feature, f"{refusal.reason} (after {after})")
-            return refusal
+            return _after(steps, refusal)
         steps.append(step)
         current = step.inner
         seen.add(current)
-    return steps
+    return Descent(tuple(steps))
 
 
-def _work(inner: Work, steps: list[Step]) -> Work:
+def _descend_parts(
+    solver: Solver, steps: list[Step], split: Split, target: Target
+) -> Descent | Refusal:
+    parts = []
+    for part in split.parts:
+        below = descend(solver, part.inner, target)
+        if isinstance(below, Refusal):
+            return _after([*steps, part], below)
+        parts.append(below)
+    return Descent(tuple(steps), split, tuple(parts))
+
+
+def _after(steps: list[Step], refusal: Refusal) -> Refusal:
+    """A refusal that says which steps it follows."""
+    if not steps:
+        return refusal
+    names = " + ".join(step.name for step in steps)
+    return Refusal(refusal.feature, f"{refusal.reason} (after {names})")
+
+
+def _work(inner: Work, steps: tuple[Step, ...]) -> Work:
     """Work of the whole chain, from the innermost problem outwards."""
     phases = list(inner.phases)
     launches, workspace, pack, packed = (
@@ -105,10 +199,37 @@ def _work(inner: Work, steps: list[Step]) -> Work:
             numerics.deterministic,
         )
     if pack_bytes:
-        base = pack or Phase("pack")
-        moved = {**base.bytes, "copy": base.bytes.get("copy", 0.0) + pack_bytes}
-        pack = Phase(base.name, base.flops, base.rate, moved)
+        pack = _plus(pack or Phase("pack"), Phase("pack", bytes={"copy": pack_bytes}))
     return Work(tuple(phases), numerics, pack, launches, workspace, packed)
+
+
+def _sum_of_parts(split: Split, parts: tuple[Lowered, ...]) -> Work:
+    """Work of the parts, which run one after the other in the same workspace."""
+    works = [
+        _work(part.work, (step,)) for step, part in zip(split.parts, parts, strict=True)
+    ]  # fmt: skip
+    packs = [work.pack for work in works if work.pack is not None]
+    numerics = _largest(parts).work.numerics
+    return Work(
+        (*split.phases(), *(phase for work in works for phase in work.phases)),
+        replace(
+            numerics,
+            spreads_nonfinite=any(work.numerics.spreads_nonfinite for work in works),
+            deterministic=all(work.numerics.deterministic for work in works),
+        ),
+        reduce(_plus, packs) if packs else None,
+        sum(work.launches for work in works),
+        max(work.workspace for work in works),
+        sum(work.packed_bytes for work in works),
+    )
+
+
+def _plus(one: Phase, other: Phase) -> Phase:
+    """Two phases of one family as one."""
+    moved = dict(one.bytes)
+    for level, n in other.bytes.items():
+        moved[level] = moved.get(level, 0.0) + n
+    return Phase(one.name, one.flops + other.flops, one.rate or other.rate, moved)
 
 
 def _times(phase: Phase, factor: int) -> Phase:
@@ -165,7 +286,9 @@ class _Lowered:
             inner_out = out if step.view_result is None else step.view_result(out)
         inner_bias = None
         if step.inner.bias and bias is not None:
-            inner_bias = bias.astype(precision.numpy_dtype(step.inner.result_dtype), copy=False)
+            inner_bias = bias if step.fill_bias is None else step.fill_bias(bias)
+            kind = precision.numpy_dtype(step.inner.result_dtype)
+            inner_bias = inner_bias.astype(kind, copy=False)
         space = _rest(workspace, self._inner_start) if self._inner.workspace else None
         self._inner.run(inner_lhs, packed, inner_bias, inner_out, space)
         if step.fill_result is not None:
@@ -225,6 +348,45 @@ class _Groups:
             self._inner.run(inner_lhs, packed[g], inner_bias, inner_out, space)
             with profiling.phase(f"{step.name}, back"):
                 result[...] = inner_out
+
+
+class _Split:
+    """The parts one after the other, in the same workspace, after what empty sums give."""
+
+    __slots__ = ("_parts", "_split", "workspace")
+
+    def __init__(self, split: Split, parts: list[Executable]) -> None:
+        self._split = split
+        self._parts = parts
+        self.workspace = max(part.workspace for part in parts)
+
+    def pack(self, rhs: Array) -> Any:
+        return [part.pack(rhs) for part in self._parts]
+
+    def run(
+        self, lhs: Array, packed: Any, bias: Array | None, out: Array, workspace: Array | None
+    ) -> None:
+        if self._split.has_gaps:
+            with profiling.phase(f"{self._split.name}, gaps"):
+                self._fill_gaps(bias, out)
+        for part, weights in zip(self._parts, packed, strict=True):
+            part.run(lhs, weights, bias, out, workspace)
+
+    def _fill_gaps(self, bias: Array | None, out: Array) -> None:
+        """Write what bias and activation make of an empty sum wherever a part may not write."""
+        spec = self._split.outer
+        shape = [1] * out.ndim
+        shape[layouts.channel_axis(spec.layout, spec.ndim)] = -1
+        sums = _like(out, (spec.result_channels,), spec.result_dtype)
+        sums[...] = 0
+        sums = sums.reshape(shape)
+        epilogue(np, spec, sums, bias)
+        out[...] = sums
+
+
+def _around(step: Step, inner: Executable) -> Executable:
+    """A step around the executable of its inner problem."""
+    return _Groups(step, inner) if step.repeats > 1 else _Lowered(step, inner)
 
 
 def _like(array: Array, shape: tuple[int, ...], dtype: str) -> Array:

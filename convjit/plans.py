@@ -230,7 +230,7 @@ class Plan:
                 f"({rhs._plan.label} of {rhs._plan.spec}); pack it with this plan's pack()."
             )
         if type(rhs) is Weights:
-            if rhs.shape != self.problem.rhs_shape:
+            if rhs.shape != self.problem.rhs_shape or rhs.dtype != self._dtype:
                 self._operand(1, rhs.array)
             return rhs.form_for(self)
         rhs = self._operand(1, rhs)

@@ -261,11 +261,6 @@ def _usable(entry: Entry) -> bool:
 # -------------------------------------------------------------------- asking
 
 
-def discover() -> None:
-    """Find what is installed, by metadata; repeated calls do nothing until :func:`refresh`."""
-    _entries()
-
-
 def names() -> tuple[str, ...]:
     """Names of all backends that were found, ours first; broken and blocked ones too."""
     return tuple(dict.fromkeys(e.name for e in _entries()))

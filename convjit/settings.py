@@ -15,6 +15,16 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
+def _names(argument: str, value: Any) -> tuple[str, ...]:
+    """Several names, of backends or solvers."""
+    if not isinstance(value, (tuple, list)) or not all(isinstance(name, str) for name in value):
+        raise TypeError(
+            f"{argument}={value!r} is neither a name nor a tuple of names; give one such as "
+            f'{argument}="numba", or {argument}=("numba", "scipy").'
+        )
+    return tuple(value)
+
+
 class use:
     """Settings for a block of code, nestable, correct across threads and asyncio tasks.
 
@@ -56,8 +66,12 @@ class use:
     ) -> None:
         changes: dict[str, Any] = {}
         if backend is not None:
-            changes["backend"] = backend if isinstance(backend, str) else tuple(backend)
+            changes["backend"] = backend if isinstance(backend, str) else _names("backend", backend)
         if algorithm is not None:
+            if not isinstance(algorithm, str):
+                raise TypeError(
+                    f"algorithm={algorithm!r} is not a name; give a family or a solver's id."
+                )
             changes["algorithm"] = algorithm
         if precision is not None:
             precisions.Policy(precision=precision)
@@ -75,10 +89,7 @@ class use:
             changes["workspace_limit"] = workspace_limit
         for name, value in (("disable", disable), ("priority", priority)):
             if value is not None:
-                names = (value,) if isinstance(value, str) else tuple(value)
-                if not all(isinstance(n, str) for n in names):
-                    raise TypeError(f"{name}={value!r} must be names.")
-                changes[name] = names
+                changes[name] = (value,) if isinstance(value, str) else _names(name, value)
         self._changes = changes
 
     def __enter__(self) -> use:

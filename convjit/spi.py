@@ -227,6 +227,11 @@ class Backend(Protocol):
 
     The entry point names a callable without arguments (a class, usually) that returns a backend;
     calling it must be cheap, heavy imports belong into :meth:`solvers`.
+
+    A backend may have more, which is used where it is there: ``measure()`` measures the machine,
+    remembers and returns the :class:`Target`; ``peak(dtype)`` gives its flop/s, measured now;
+    ``compiled()`` names the kernels that this process compiled; ``release_memory()`` gives up
+    whatever the backend keeps for later calls.
     """
 
     name: str

@@ -40,6 +40,8 @@ class Step:
     fill_result, view_result
         A copy from a buffer with the inner result to the outer one, or a view of the outer result
         into which the inner problem writes.
+    fill_bias
+        The inner problem's bias, where it is not the outer one's.
     repeats : int
         Number of inner problems (one per group), sliced by :class:`_Groups`.
     spreads_nonfinite : bool
@@ -57,6 +59,7 @@ class Step:
     view_rhs: View | None = None
     fill_result: Fill | None = None
     view_result: View | None = None
+    fill_bias: View | None = None
     repeats: int = 1
     spreads_nonfinite: bool = False
     exact: bool = False
@@ -94,10 +97,39 @@ class Step:
         return before, after
 
 
+@dataclass(frozen=True, slots=True)
+class Split:
+    """A problem whose result several simpler ones compute, each a part of its own.
+
+    Attributes
+    ----------
+    name : str
+        As explain shows it.
+    outer : ConvSpec
+    parts : tuple of Step
+        From ``outer`` to each inner problem; what their ``fill_result`` write does not overlap.
+    has_gaps : bool
+        Whether there are elements that no part writes: those are empty sums, to which bias and
+        activation are still applied.
+    """
+
+    name: str
+    outer: ConvSpec
+    parts: tuple[Step, ...]
+    has_gaps: bool
+
+    def phases(self) -> list[Phase]:
+        """What runs before the parts."""
+        if not self.has_gaps:
+            return []
+        size = nbytes(self.outer.result_shape, self.outer.result_dtype)
+        return [Phase(f"{self.name}, gaps", bytes={"memory": float(size)})]
+
+
 # -------------------------------------------------------------------- the steps, by feature
 
 
-def next_step(feature: Feature, spec: ConvSpec) -> Step | Refusal | None:
+def next_step(feature: Feature, spec: ConvSpec) -> Step | Split | Refusal | None:
     """The step that removes a feature, or first one that it needs; None when there is none."""
     rule = RULES.get(feature)
     return None if rule is None else rule(spec)
@@ -425,7 +457,7 @@ def _epilogue(spec: ConvSpec) -> Step | None:
     return Step("epilogue", spec, spec.replace(bias=False, activation=None))
 
 
-def _ndim(spec: ConvSpec) -> Step | Refusal | None:
+def _ndim(spec: ConvSpec) -> Step | Split | Refusal | None:
     if spec.ndim == 1:
         return _one_to_two(spec)
     if spec.ndim == 3:
@@ -459,7 +491,7 @@ def _one_to_two(spec: ConvSpec) -> Step:
     )  # fmt: skip
 
 
-def _three_to_two(spec: ConvSpec) -> Step | Refusal | None:
+def _three_to_two(spec: ConvSpec) -> Step | Split | Refusal | None:
     """A volume as a batch of images, the taps of the first axis being channels.
 
     Image (n, o) has channel (c, t) = x[n, c, o * stride - lo + t * dilation], so that the kernel
@@ -504,27 +536,33 @@ def _three_to_two(spec: ConvSpec) -> Step | Refusal | None:
     return Step("3-D as 2-D", spec, inner, fill_lhs=slices, view_rhs=taps, fill_result=stack)
 
 
-def _direction(spec: ConvSpec) -> Step | Refusal | None:
-    """An adjoint as a forward problem, by :mod:`convjit.algorithms.adjoint`."""
+def _direction(spec: ConvSpec) -> Step | Split | Refusal | None:
+    """An adjoint as forward problems, by :mod:`convjit.algorithms.adjoint`."""
     if spec.direction is Direction.FORWARD:
         return None
     if (step := _pad_mode(spec)) is not None:
         return step
-    if spec.channels_last:
-        return _layout(spec)
     if spec.conjugates:
         return _conjugate(spec)
     if spec.direction is Direction.WEIGHT_GRAD:
-        name, recipe = "weights' gradient as forward", adjoint.weight_grad_as_forward(spec)
-    else:
-        name, recipe = "adjoint as forward", adjoint.input_grad_as_forward(spec)
+        if spec.channels_last:
+            return _layout(spec)
+        return _recipe("weights' gradient as forward", spec, adjoint.weight_grad_as_forward(spec))
+    parts, has_gaps = adjoint.input_grad_as_forward(spec)
+    if set(spec.stride) == {1}:
+        return _recipe("adjoint as forward", spec, parts[0])
+    name = "adjoint by phases"
+    return Split(name, spec, tuple(_recipe(name, spec, part) for part in parts), has_gaps)
+
+
+def _recipe(name: str, spec: ConvSpec, recipe: adjoint.AsForward) -> Step:
     return Step(
         name, spec, recipe.inner, fill_lhs=recipe.fill_lhs, fill_rhs=recipe.fill_rhs,
-        fill_result=recipe.fill_result,
+        fill_result=recipe.fill_result, fill_bias=recipe.fill_bias,
     )  # fmt: skip
 
 
-RULES: dict[Feature, Callable[[ConvSpec], Step | Refusal | None]] = {
+RULES: dict[Feature, Callable[[ConvSpec], Step | Split | Refusal | None]] = {
     Feature.STRIDED: _strided,
     Feature.LAYOUT: _layout,
     Feature.DTYPE: _dtype,

@@ -58,13 +58,32 @@ class NumbaBackend:
 
         return peak.fma_peak(dtype, num_threads()) if dtype in targets.BITS else 0.0
 
+    def compiled(self) -> Sequence[str]:
+        """Names of the kernels that this process compiled, in order."""
+        from convjit_numba import cache
+
+        return tuple(cache.compiled)
+
     def solvers(self) -> Sequence[Solver]:
-        """Direct and implicit GEMM."""
+        """One or more for each algorithm, in the order preferred where times are equal."""
         if self._solvers is None:
             from convjit_numba import targets
             from convjit_numba.direct import Direct
             from convjit_numba.gemm import Gemm
+            from convjit_numba.indirect import Indirect
+            from convjit_numba.weight_grad import WeightGrad
+            from convjit_numba.winograd import Winograd
 
             targets.codegen()
-            self._solvers = (Direct(), Gemm())
+            self._solvers = (
+                Direct(),
+                Gemm(),
+                WeightGrad(),
+                Indirect(),
+                Winograd(4, 3),
+                Winograd(2, 3),
+                Winograd(6, 3),
+                Winograd(4, 5),
+                Winograd(2, 5),
+            )
         return self._solvers

@@ -7,11 +7,15 @@ instead of half a second for the import and seconds for compiling.
 
 numba's own cache would not do: its stamp covers the file of the cached function, not the modules
 that the function's intrinsics come from, so that an edit of :mod:`convjit_numba.microkernel` would
-leave stale machine code in use.  Here the directory's name is a hash of every source of the
-package, the versions of numba and llvmlite and the machine that code is generated for.
+leave stale machine code in use.  Here the directory's name is, after the version of convjit, a hash
+of every source of the package and of :mod:`convjit.algorithms`, the versions of numba and llvmlite
+and the machine that code is generated for.  The directories used last are kept, the others removed.
 
 Files are written under a name of their own and renamed, and carry their own hash: concurrent
-processes may both compile, and a truncated file is ignored.
+processes may both compile, one may be killed while it does, and a truncated file is ignored.
+
+Compiling takes a second or more.  Whoever listens to the logger ``"convjit"`` at level INFO is told
+of every kernel; otherwise a person at a terminal is told once, in one line, while it goes on.
 """
 
 from __future__ import annotations
@@ -21,14 +25,20 @@ import ctypes
 import hashlib
 import os
 import platform
+import re
+import shutil
+import sys
 import tempfile
 import threading
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from convjit import algorithms
+from convjit._version import __version__
 from convjit.errors import ConvjitWarning
 from convjit.spi import cache_dir
 from convjit_numba import targets
@@ -36,6 +46,10 @@ from convjit_numba import targets
 # Kernels may call nothing but these; all else is numba's run time, which another process lacks.
 LIBC = frozenset({"memset", "memcpy", "memmove"})
 SYMBOL = "convjit_kernel"
+# Directories kept: several environments and instruction sets on one machine, a few MiB each.
+STAMPS_KEPT = 8
+ABANDONED = 3600.0  # seconds after which nobody is still writing a file
+TELL_AFTER = 1.0  # seconds of compiling after which a person wants to know
 
 _lock = threading.RLock()
 _functions: dict[tuple[str, int], Any] = {}
@@ -79,16 +93,56 @@ def function(name: str, arguments: int, build: Callable[[], Callable[..., None]]
 
 
 def _address(name: str, arguments: int, build: Callable[[], Callable[..., None]]) -> int:
-    path = cache_dir() / "numba" / stamp() / f"{name}.o"
+    path = directory() / f"{name}.o"
     stored = _read(path)
     if stored is not None:
+        _mark_used(path.parent)
         return _load(stored)
-    code, address = _compile(arguments, build)
+    with _telling(name, path.parent):
+        code, address = _compile(arguments, build)
     compiled.append(name)
     if code is None:
         return address
     _write(path, code)
     return _load(code)
+
+
+# -------------------------------------------------------------------- saying so
+
+_told = False
+
+
+@contextlib.contextmanager
+def _telling(name: str, where: Path) -> Iterator[None]:
+    """Say what is being compiled: to the log if anybody listens, else to a person who waits."""
+    import logging
+
+    logger = logging.getLogger("convjit")
+    if logger.isEnabledFor(logging.INFO):
+        logger.info("compiling %s", name)
+        start = time.perf_counter()
+        yield
+        logger.info("compiled %s in %.1f s", name, time.perf_counter() - start)
+        return
+    timer = threading.Timer(TELL_AFTER, _tell, (name, where))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _tell(name: str, where: Path) -> None:
+    """One line a process, where a person reads it: a terminal, or an interactive interpreter."""
+    global _told
+    stream = sys.stderr
+    if _told or stream is None or not (hasattr(sys, "ps1") or stream.isatty()):
+        return
+    _told = True
+    with contextlib.suppress(OSError, ValueError):
+        stream.write(f"convjit: compiling kernels for this processor ({name}), kept in {where}\n")
+        stream.flush()
 
 
 # -------------------------------------------------------------------- compile, emit, load
@@ -190,13 +244,45 @@ def stamp() -> str:
     from importlib import metadata
 
     digest = hashlib.sha256()
-    for source in sorted(Path(__file__).parent.glob("*.py")):
+    # The transforms that some kernels are generated from are the core's.
+    packages = (Path(__file__).parent, Path(algorithms.__file__).parent)
+    for source in (file for package in packages for file in sorted(package.glob("*.py"))):
         digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
     for distribution in ("numba", "llvmlite"):
         digest.update(metadata.version(distribution).encode() + b"\0")
     digest.update("\0".join(targets.codegen()).encode())
     digest.update(platform.python_version().encode())
     return digest.hexdigest()[:24]
+
+
+def directory() -> Path:
+    """Where the kernels of this version, on this machine, are kept."""
+    return cache_dir() / "numba" / f"{__version__}-{stamp()}"
+
+
+@lru_cache(maxsize=8)
+def _mark_used(where: Path) -> None:
+    """Once a process, so that the directories used last are known."""
+    with contextlib.suppress(OSError):
+        os.utime(where)
+
+
+@lru_cache(maxsize=8)
+def _prune(where: Path) -> None:
+    """Remove the directories beside ``where`` that were used longest ago, and abandoned files.
+
+    A process that still uses one of them compiles again.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        ours = re.compile(r".+-[0-9a-f]{24}")
+        others = [path for path in where.parent.iterdir() if ours.fullmatch(path.name)]
+        others.remove(where)
+        others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+        for path in others[STAMPS_KEPT - 1 :]:
+            shutil.rmtree(path, ignore_errors=True)
+        for path in where.glob("*.part"):
+            if time.time() - path.stat().st_mtime > ABANDONED:
+                path.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> bytes | None:
@@ -213,17 +299,13 @@ def _write(path: Path, code: bytes) -> None:
     """Store a kernel atomically; where that is not possible, warn once and go on without."""
     global _warned
     data = hashlib.sha256(code).digest() + code
-    temporary = ""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.replace(temporary, path)
+        try:
+            _replace(path, data)
+        except FileNotFoundError:  # another process pruned the directory just now
+            _replace(path, data)
+        _prune(path.parent)
     except OSError as error:
-        if temporary:
-            with contextlib.suppress(OSError):
-                Path(temporary).unlink(missing_ok=True)
         if not _warned:
             _warned = True
             warnings.warn(
@@ -232,3 +314,17 @@ def _write(path: Path, code: bytes) -> None:
                 ConvjitWarning,
                 stacklevel=2,
             )
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write a file as a whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise

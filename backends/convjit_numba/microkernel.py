@@ -14,6 +14,8 @@ packed weights.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from llvmlite import ir
@@ -66,6 +68,17 @@ def load_int(typingctx: Any, address: Any) -> Any:
 
 
 @intrinsic
+def store_int(typingctx: Any, address: Any, value: Any) -> Any:
+    """Store an int64 at an address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        _store(builder, arguments[1], arguments[0], 8)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
+@intrinsic
 def atomic_add(typingctx: Any, address: Any, value: Any) -> Any:
     """Add to the int64 at an address that other threads use too; the value before."""
 
@@ -74,20 +87,6 @@ def atomic_add(typingctx: Any, address: Any, value: Any) -> Any:
         return builder.atomic_rmw("add", pointer, arguments[1], "seq_cst")
 
     return types.int64(types.int64, types.int64), codegen
-
-
-@intrinsic(prefer_literal=True)
-def load_real(typingctx: Any, bits: Any, address: Any) -> Any:
-    """The float32 or float64 (``bits`` says which) at an address."""
-    literals = _literals(bits)
-    if literals is None:
-        return None
-    kind = types.float32 if literals[0] == 32 else types.float64
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return _load(builder, arguments[1], _real(literals[0]), literals[0] // 8)
-
-    return kind(bits, types.int64), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -195,6 +194,26 @@ def padded_row(bits, target, source, width, first, step, count):
         zero_bytes(target + hi * size, (count - hi) * size)
 
 
+@intrinsic
+def call_code(typingctx: Any, address: Any, numbers: Any) -> Any:
+    """Call the kernel at an address (:func:`convjit_numba.cache.function`) on a tuple of int64."""
+    signature = types.void(address, numbers)
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        values = [
+            context.cast(builder, value, kind, types.int64)
+            for value, kind in zip(
+                cgutils.unpack_tuple(builder, arguments[1]), signature.args[1], strict=True
+            )
+        ]
+        kind = ir.FunctionType(ir.VoidType(), [I64] * len(values))
+        place = context.cast(builder, arguments[0], signature.args[0], types.int64)
+        builder.call(builder.inttoptr(place, kind.as_pointer()), values)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
 # -------------------------------------------------------------------- the register tile
 
 
@@ -248,22 +267,9 @@ def _emit_register_tile(
     bias: Any, activation: Any, slopes: Any,
 ) -> None:  # fmt: skip
     size = bits // 8
-    real = _real(bits)
-    vector = ir.VectorType(real, vl)
-    undefined = ir.Constant(vector, ir.Undefined)
-    lanes0 = ir.Constant(ir.VectorType(I32, vl), [0] * vl)
-    # fmuladd, unlike fma, is no library call on machines without FMA, and the same elsewhere.
-    fma = cgutils.get_or_insert_function(
-        builder.module,
-        ir.FunctionType(vector, [vector] * 3),
-        f"llvm.fmuladd.v{vl}f{bits}",
-    )
-
-    def broadcast(address: Any) -> Any:
-        lane = builder.insert_element(
-            undefined, _load(builder, address, real, size), ir.Constant(I32, 0)
-        )
-        return builder.shuffle_vector(lane, undefined, lanes0)
+    vector = ir.VectorType(_real(bits), vl)
+    fma = declare_fma(builder, bits, vl)
+    broadcast = partial(broadcast_real, builder, bits, vl)
 
     def column(j: int) -> ir.Constant:
         return _int(j * vl * size)
@@ -309,19 +315,39 @@ def _emit_register_tile(
     builder.cbranch(builder.icmp_signed("<", next_step, kc), loop, epilogue)
 
     builder.position_at_end(epilogue)
+
+    def addends() -> list[Any]:
+        shifts = [broadcast(builder.add(bias, _int(i * size))) for i in range(mr)]
+        return [shifts[i] for i, _ in places]
+
+    results = emit_epilogue(builder, bits, vl, new, addends, bias, activation, slopes)
+    for place, (i, j) in enumerate(places):
+        _store(builder, results[place], builder.add(rows[i], column(j)), size)
+
+
+def emit_epilogue(
+    builder: Any, bits: int, vl: int, sums: list[Any], addends: Callable[[], list[Any]],
+    bias: Any, activation: Any, slopes: Any,
+) -> list[Any]:  # fmt: skip
+    """``activation(sums + addends())``, the second summand only where ``bias`` is not 0.
+
+    ``addends`` emits the vectors to add, one for each of ``sums``; ``activation`` and ``slopes``
+    are those of :func:`register_tile`.  The builder is left in the block that has the results.
+    """
+    size = bits // 8
+    vector = ir.VectorType(_real(bits), vl)
+    zero = ir.Constant(vector, [0.0] * vl)
+    epilogue = builder.block
     biased = builder.append_basic_block("biased")
     activate = builder.append_basic_block("activate")
     builder.cbranch(builder.icmp_signed("!=", bias, _int(0)), biased, activate)
     builder.position_at_end(biased)
-    shifted = []
-    for i in range(mr):
-        addend = broadcast(builder.add(bias, _int(i * size)))
-        shifted += [builder.fadd(new[i * nv + j], addend) for j in range(nv)]
+    shifted = [builder.fadd(v, shift) for v, shift in zip(sums, addends(), strict=True)]
     builder.branch(activate)
 
     builder.position_at_end(activate)
     results = []
-    for old, moved in zip(new, shifted, strict=True):
+    for old, moved in zip(sums, shifted, strict=True):
         phi = builder.phi(vector)
         phi.add_incoming(old, epilogue)
         phi.add_incoming(moved, biased)
@@ -334,7 +360,7 @@ def _emit_register_tile(
     switch.add_case(_int(ACTIVATION_CLIP), clip)
 
     builder.position_at_end(leaky)
-    slope = broadcast(slopes)
+    slope = broadcast_real(builder, bits, vl, slopes)
     leaked = [
         builder.select(builder.fcmp_ordered("<", v, zero), builder.fmul(v, slope), v)
         for v in results
@@ -342,20 +368,39 @@ def _emit_register_tile(
     builder.branch(store)
 
     builder.position_at_end(clip)
-    lo, hi = broadcast(slopes), broadcast(builder.add(slopes, _int(size)))
+    lo = broadcast_real(builder, bits, vl, slopes)
+    hi = broadcast_real(builder, bits, vl, builder.add(slopes, _int(size)))
     raised = [builder.select(builder.fcmp_ordered("<", v, lo), lo, v) for v in results]
     clipped = [builder.select(builder.fcmp_ordered(">", v, hi), hi, v) for v in raised]
     builder.branch(store)
 
     builder.position_at_end(store)
-    for place in range(len(places)):
+    for place in range(len(results)):
         phi = builder.phi(vector)
         phi.add_incoming(results[place], activate)
         phi.add_incoming(leaked[place], leaky)
         phi.add_incoming(clipped[place], clip)
         results[place] = phi
-    for place, (i, j) in enumerate(places):
-        _store(builder, results[place], builder.add(rows[i], column(j)), size)
+    return results
+
+
+def broadcast_real(builder: Any, bits: int, vl: int, address: Any) -> Any:
+    """A vector whose lanes are all the number at an address."""
+    undefined = ir.Constant(ir.VectorType(_real(bits), vl), ir.Undefined)
+    number = _load(builder, address, _real(bits), bits // 8)
+    lane = builder.insert_element(undefined, number, ir.Constant(I32, 0))
+    lanes0 = ir.Constant(ir.VectorType(I32, vl), [0] * vl)
+    return builder.shuffle_vector(lane, undefined, lanes0)
+
+
+def declare_fma(builder: Any, bits: int, vl: int) -> Any:
+    """``a * b + c`` of vectors.
+
+    fmuladd, unlike fma, is no library call on machines without FMA, and the same elsewhere.
+    """
+    vector = ir.VectorType(_real(bits), vl)
+    kind = ir.FunctionType(vector, [vector] * 3)
+    return cgutils.get_or_insert_function(builder.module, kind, f"llvm.fmuladd.v{vl}f{bits}")
 
 
 @njit(**OPTIONS)
@@ -398,9 +443,7 @@ def fma_loop(typingctx: Any, bits: Any, chains: Any, vl: Any, steps: Any, addres
         width, count, lanes = literals
         size = width // 8
         vector = ir.VectorType(_real(width), lanes)
-        name = f"llvm.fmuladd.v{lanes}f{width}"
-        kind = ir.FunctionType(vector, [vector] * 3)
-        fma = cgutils.get_or_insert_function(builder.module, kind, name)
+        fma = declare_fma(builder, width, lanes)
         factor = _load(builder, arguments[4], vector, size)
         entry, loop = builder.block, builder.append_basic_block("chains")
         done = builder.append_basic_block("done")

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from convjit.algorithms.workspace import aligned
 from convjit.precision import Numerics
 from convjit.spec import ConvSpec, Direction
 from convjit.spi import Array, Feature, Phase, Refusal, Target, Work, num_threads
@@ -38,6 +39,25 @@ FIELDS = (
     "extra_h", "extra_w", "flat",
     # gemm
     "pixels", "task_pixels", "pixel_blocks",
+    # winograd
+    "tiles_d", "tiles_h", "tiles_w", "tiles", "task_tiles", "tile_blocks", "row_bytes",
+    "md", "mh", "mw", "nd", "nh", "nw", "points", "tile_rows", "tile_columns",
+    "data_code", "output_code", "rows_code",
+    "point_bytes", "product_bytes", "at_patch", "at_fold", "at_points", "at_products", "at_outputs",
+    # indirect
+    "planes", "plane_lines", "last", "merged", "zero_bytes", "slab_pitch",
+    "at_positions", "at_zeros", "at_sums", "at_table", "at_patches", "at_slab",
+    # planes
+    "kernel", "row_blocks", "col_blocks", "apart", "span", "deep", "mode", "swapped", "in_place",
+    "wrow", "wcol", "table", "buffer_table", "per_depth", "step", "buffer_pitch", "buffer_step",
+    "wide", "all_rows",
+    # weight gradient
+    "task_rows", "row_splits", "splits", "images", "image_blocks", "gy_pitch", "at_gy",
+    "partial_bytes",
+    # fft
+    "line", "tile_h", "tile_w", "units", "task_pairs", "pair_blocks", "column_stages",
+    "column_count", "row_stages", "row_count", "twist", "panel_rows", "line_bytes",
+    "at_spectra", "at_line_sums", "at_results",
 )  # fmt: skip
 FIELD = {name: 8 * place for place, name in enumerate(FIELDS)}
 
@@ -118,15 +138,15 @@ class Problem:
         return values
 
 
-def refuse(spec: ConvSpec) -> Refusal | None:
-    """What both solvers refuse; cheapest first."""
+def refuse(spec: ConvSpec, *, channels_last: bool = False) -> Refusal | None:
+    """What the solvers refuse alike, cheapest first; ``channels_last`` arrays only some take."""
     if spec.dtype not in targets.BITS:
         return Refusal(Feature.DTYPE, f"computes float32 and float64, not {spec.dtype}")
     if spec.direction is not Direction.FORWARD:
         return Refusal(Feature.DIRECTION, f"computes the forward direction, not {spec.direction}")
     if spec.strided:
         return Refusal(Feature.STRIDED, "reads contiguous arrays")
-    if spec.channels_last:
+    if spec.channels_last and not channels_last:
         return Refusal(Feature.LAYOUT, f"reads channels-first arrays, not {spec.layout}")
     if spec.pad_mode != "zeros" and any(lo or hi for lo, hi in spec.padding):
         return Refusal(Feature.PAD_MODE, f"pads with zeros, not with {spec.pad_mode}")
@@ -162,6 +182,11 @@ def _choose_address() -> Callable[[Array], int]:
 address = _choose_address()
 
 
+def code_address(function: Any) -> int:
+    """Of a compiled kernel, for a kernel that calls it (:func:`microkernel.call_code`)."""
+    return int(ctypes.cast(function, ctypes.c_void_p).value or 0)
+
+
 @dataclass(frozen=True, slots=True)
 class Scratch:
     """A thread's part of the workspace, in bytes from its start.
@@ -176,20 +201,16 @@ class Scratch:
 
     @property
     def bias(self) -> int:
-        return _aligned(self.tile.mr * self.tile.nr * self.size)
+        return aligned(self.tile.mr * self.tile.nr * self.size)
 
     @property
     def pixels(self) -> int:
-        return self.bias + _aligned(self.tile.mr * self.size)
+        return self.bias + aligned(self.tile.mr * self.size)
 
     @property
     def bytes(self) -> int:
         # The last register tile of a run may load one tile's width beyond the pixels.
-        return self.pixels + _aligned(self.pixel_bytes + self.tile.nr * self.size)
-
-
-def _aligned(size: int) -> int:
-    return -(-size // 64) * 64
+        return self.pixels + aligned(self.pixel_bytes + self.tile.nr * self.size)
 
 
 def activation_fields(spec: ConvSpec) -> dict[str, int]:

@@ -115,6 +115,15 @@ MACHINES = {
     "neon": Machine(16, ((6, 4), (4, 5), (2, 8), (1, 16)), 16, 0.85),
     "generic": Machine(16, ((4, 2), (1, 8)), 4, 0.7),
 }
+# Row tiles (rows are pixels, vectors are channels): as many accumulators, and as many loads or more
+# of weights as broadcasts of pixels.  Fewer vectors waste less where channels are few.
+ROW_SHAPES = {
+    "avx512": ((6, 4), (8, 3), (12, 2)),
+    "avx2": ((6, 2), (4, 3), (12, 1)),
+    "sse2": ((5, 2), (3, 3), (8, 1)),
+    "neon": ((6, 4), (8, 3), (12, 2)),
+    "generic": ((4, 2), (8, 1)),
+}
 CLOCK = 3.0e9  # Hz, where nothing was measured
 BANDWIDTH = {  # byte/s of all cores' first level etc. where nothing was measured; per core
     "l1": 1.2e11, "l2": 6e10, "l3": 2.5e10, "memory": 8e9, "copy": 4e9,
@@ -163,6 +172,12 @@ def tiles(isa: str, dtype: str) -> tuple[Tile, ...]:
     return tuple(Tile(mr, nv, lanes) for mr, nv in machine.shapes)
 
 
+def row_tiles(isa: str, dtype: str) -> tuple[Tile, ...]:
+    """Row tiles of an instruction set."""
+    lanes = MACHINES[isa].vector_bytes * 8 // BITS[dtype]
+    return tuple(Tile(mr, nv, lanes) for mr, nv in ROW_SHAPES[isa])
+
+
 def tile_cycles(tile: Tile) -> float:
     """Relative cost of one step of a tile: FMAs or loads, two a cycle each.
 
@@ -171,15 +186,6 @@ def tile_cycles(tile: Tile) -> float:
     """
     loads = tile.mr + 1.5 * tile.nv
     return max(tile.mr * tile.nv, loads) / 2
-
-
-def choose_tile(isa: str, dtype: str, rows: int, runs: int, pixels: int) -> Tile:
-    """The tile that covers ``rows`` channels by ``runs`` runs of ``pixels`` at the least cost."""
-
-    def cost(tile: Tile) -> float:
-        return -(-rows // tile.mr) * runs * -(-pixels // tile.nr) * (tile_cycles(tile) + 0.5)
-
-    return min(tiles(isa, dtype), key=cost)
 
 
 def cache_sizes() -> dict[str, int]:

@@ -25,7 +25,7 @@ WORTH_WAKING = 50e-6
 # A call's control block: the next task at 0, the next slot of workspace at 64, on lines of their
 # own because every thread writes them.
 SLOT_COUNTER = 64
-_CONTROL = ctypes.c_int64 * 24
+_CONTROL = ctypes.c_int64 * 40
 _STOP = 1 << 62
 
 

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from math import prod
 
 import numpy as np
-import scipy.fft
 
 from convjit import precision
 from convjit.algorithms.composed import (
@@ -81,5 +80,7 @@ class FftSolver:
         return [(("block_kib", size),) for size in BLOCKS]
 
     def plan(self, spec: ConvSpec, target: Target, config: Config) -> Executable:
+        import scipy.fft  # as long as all else that a first call imports
+
         budget = dict(config).get("block_kib", BLOCKS[0]) * 2**10
         return OverlapSave(np, scipy.fft, spec, {"workers": target.cores}, budget)

@@ -81,6 +81,13 @@ SAFETY = 1.5
 # "fast" admits this many times the default limit.
 FAST_FACTOR = 100.0
 
+# Besides, "default" admits transforms whose products exceed what they add up to by this factor at
+# most.  The bound on the error relates it to the sum of magnitudes, which grows like the number of
+# products; results of data with mixed signs grow like its root, so that where many channels are
+# summed F(6, 3) in two dimensions (139) stays under that bound with results whose last five or six
+# bits are wrong.  F(4, 3) has 26 in two dimensions, F(2, 5) 32.
+AMPLIFICATION_LIMIT = 64.0
+
 
 def limit(dtype: str) -> float:
     """The error that ``precision="default"`` admits (0 for integers, which are exact).
@@ -213,15 +220,31 @@ def _triangle(terms: float) -> float:
     return terms * (terms + 1) / 2
 
 
+def amplification(spec: ConvSpec, numerics: Numerics) -> float:
+    """How much larger than their sum a solver's products are, in the mean square (1: not at all).
+
+    Of all axes together, see :func:`convjit.algorithms.winograd.amplification`.
+    """
+    if numerics.method != "winograd":
+        return 1.0
+    adjoint = spec.direction is Direction.WEIGHT_GRAD
+    amplify = winograd.adjoint_amplification if adjoint else winograd.amplification
+    return prod(amplify(m, r) for m, r in _transformed(spec, numerics))
+
+
+def _transformed(spec: ConvSpec, numerics: Numerics) -> list[tuple[int, int]]:
+    """(m, r) of the axes that are transformed."""
+    tiles = (1,) * (spec.ndim - len(numerics.tile)) + numerics.tile[-spec.ndim :]
+    return [(m, r) for m, r in zip(tiles, spec.kernel_size, strict=True) if m > 1 and r > 1]
+
+
 def _winograd(
     spec: ConvSpec, numerics: Numerics, u: float, u_operands: float, worst_case: bool
 ) -> float:
     """``R`` products in ``C = R / taps`` per point, of which each axis makes n from m and r."""
-    tiles = (1,) * (spec.ndim - len(numerics.tile)) + numerics.tile[-spec.ndim :]
-    axes = [(m, r) for m, r in zip(tiles, spec.kernel_size, strict=True) if m > 1 and r > 1]
+    axes = _transformed(spec, numerics)
     adjoint = spec.direction is Direction.WEIGHT_GRAD
-    amplify = winograd.adjoint_amplification if adjoint else winograd.amplification
-    amplification = prod(amplify(m, r) for m, r in axes)
+    amplified = amplification(spec, numerics)
     # Products that one result sums through the tile: its taps, or in the weights' gradient the
     # outputs of the tile.
     inside = prod(m if adjoint else r for m, r in axes)
@@ -232,10 +255,10 @@ def _winograd(
         meets = prod(m + 2 * (r - 1) for m, r in axes)
         transforms = deviations(_results(spec)) * RHO * sqrt(roundings) * SAFETY
         sums = (channels + spec.bias) * u + 2 * u_operands
-        return (transforms * u + sums) * amplification * sqrt(meets)
+        return (transforms * u + sums) * amplified * sqrt(meets)
     variance = (RHO * u) ** 2 * (roundings + _triangle(channels) / channels + spec.bias)
     variance += 2 * (RHO * u_operands) ** 2
-    rms = amplification * sqrt(channels * variance)
+    rms = amplified * sqrt(channels * variance)
     return _quantile(spec, rms / terms) * _few_products(spec, terms)
 
 
@@ -350,8 +373,9 @@ def _ratio(difference: float, magnitudes: npt.NDArray[Any]) -> float:
 
 
 def policy_refusal(
-    spec: ConvSpec, numerics: Numerics, policy: Policy, *, bound: float | None = None
-) -> str | None:
+    spec: ConvSpec, numerics: Numerics, policy: Policy, *, inner: ConvSpec | None = None,
+    bound: float | None = None,
+) -> str | None:  # fmt: skip
     """Why a policy excludes a solver, in a sentence, or None.
 
     Plain sums of products are never excluded for their precision: they are what every limit is
@@ -363,6 +387,8 @@ def policy_refusal(
         The problem as it was posed (its dtype decides the limit).
     numerics : Numerics
     policy : Policy
+    inner : ConvSpec, optional
+        The problem as the solver gets it, if it is another one.
     bound : float, optional
         The candidate's error bound; ``error_bound(spec, numerics)`` if not given, which is right
         where the solver takes the problem as it was posed.
@@ -387,6 +413,13 @@ def policy_refusal(
         return f"{numerics.method} {how}, which takes precision='fast'"
     if numerics.operands and fast and numerics.method in ("direct", "gemm"):
         return None
+    amplified = amplification(inner or spec, numerics)
+    if amplified > AMPLIFICATION_LIMIT and not fast:
+        return (
+            f"{numerics.method} with tiles of {'x'.join(map(str, numerics.tile))} amplifies "
+            f"rounding errors {amplified:.0f} times; precision='default' admits "
+            f"{AMPLIFICATION_LIMIT:.0f}, 'fast' any"
+        )
     value = error_bound(spec, numerics) if bound is None else bound
     admitted = limit(spec.dtype) * (FAST_FACTOR if fast else 1.0)
     if value <= admitted:

@@ -82,11 +82,6 @@ class Job:
         axes = tuple(range(2, self.rhs.ndim))
         return np.ascontiguousarray(np.flip(self.rhs, axes))
 
-    @property
-    def is_single(self) -> bool:
-        """Whether data and kernel are one channel each, so that image libraries apply."""
-        return self.spec.in_channels == self.spec.out_channels == self.spec.batch == 1
-
 
 def _layers_only(job: Job) -> None:
     if job.case.kind != "layer":

@@ -370,4 +370,3 @@ def _quick() -> Iterator[Case]:
 
 CASES: tuple[Case, ...] = _unique(_all())
 QUICK: tuple[Case, ...] = _unique(_quick())
-NAMES: dict[str, Case] = {str(case): case for case in CASES}

@@ -12,9 +12,6 @@ from convjit.algorithms import geometry
 from convjit.spec import ConvSpec, Direction
 from convjit.testing.cases import Case
 
-FLOATING = ("float32", "float64", "float16", "bfloat16", "complex64", "complex128")
-REAL = ("float32", "float64", "float16", "bfloat16")
-
 
 @st.composite
 def axes(draw: Any, pad_mode: str) -> tuple[int, int, int, tuple[int, int], int]:

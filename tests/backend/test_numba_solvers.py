@@ -19,6 +19,7 @@ from convjit_numba import NumbaBackend, problem, targets
 
 BACKEND = NumbaBackend()
 SOLVERS = {solver.id: solver for solver in BACKEND.solvers()}
+PANELS = ("numba.direct", "numba.gemm")  # what they refuse and count is alike
 
 SPECS = [
     "conv_f32_NCHW_n1c1k1g1_i1x1_w1x1",
@@ -43,7 +44,33 @@ SPECS = [
     "conv_f64_NCHW_n1c300k11g1_i9x9_w1x1",
     "conv_f64_NCDHW_n2c4k6g2_i5x6x7_w3x2x3_p1_d1x2x1_act=relu",
     "conv_f64_NCL_n3c2k2g2_i50_w3_s3",
+    "conv_f32_NCHW_n3c33k65g1_i13x30_w3x3_p1_bias_act=relu",
+    "conv_f32_NCHW_n1c18k34g2_i25x7_w5x5_p2_bias_act=leaky_relu,0.25",
+    "conv_f32_NCHW_n2c20k40g1_i9x21_w1x3_p0x1",
+    "conv_f32_NCHW_n2c16k16g1_i9x21_w2x2_p1",
+    "conv_f32_NCL_n2c16k24g1_i101_w5_p2",
+    "conv_f32_NCDHW_n1c17k18g1_i5x9x7_w3x3x3_p1_bias",
+    "conv_f64_NCHW_n1c9k17g1_i11x19_w3x3_p2x0_act=relu",
+    "conv_f32_NHWC_n3c33k65g1_i13x30_w3x3_p1_bias_act=relu",
+    "conv_f32_NHWC_n1c18k34g2_i25x7_w5x5_p2_bias_act=leaky_relu,0.25",
+    "conv_f32_NHWC_n2c3k40g1_i9x21_w3x3_s2_p1_d2",
+    "conv_f32_NHWC_n1c70k100g1_i7x7_w1x1_bias",
+    "conv_f32_NLC_n2c16k24g1_i101_w5_p2",
+    "conv_f32_NDHWC_n1c17k18g1_i5x9x7_w3x3x3_p1_bias",
+    "conv_f64_NHWC_n1c9k17g1_i11x19_w3x3_p2x0_act=relu",
+    "conv_f32_NHWC_n2c24k24g24_i19x21_w3x3_p1_bias",
 ]
+
+
+def taken(specs: list[str]) -> list[tuple[str, str]]:
+    """Every spec with every solver that does not refuse it."""
+    target = BACKEND.target()
+    return [
+        (text, name)
+        for text in specs
+        for name, solver in SOLVERS.items()
+        if solver.refuse(ConvSpec.parse(text), target) is None
+    ]
 
 
 class Guarded:
@@ -116,21 +143,29 @@ def test_protocol() -> None:
         assert isinstance(solver, Solver)
 
 
-@pytest.mark.parametrize("solver", SOLVERS.values(), ids=list(SOLVERS))
-@pytest.mark.parametrize("text", SPECS)
-def test_matches_oracle_and_stays_inside(text: str, solver: Solver) -> None:
-    spec = ConvSpec.parse(text)
-    assert solver.refuse(spec, BACKEND.target()) is None
+def test_every_solver_is_tested() -> None:
+    assert {name for _, name in taken(SPECS)} >= set(SOLVERS)
+
+
+@pytest.mark.parametrize(("text", "name"), taken(SPECS))
+def test_matches_oracle_and_stays_inside(text: str, name: str) -> None:
+    spec, solver = ConvSpec.parse(text), SOLVERS[name]
     x, w, bias = operands(spec)
     check(spec, solver, compute(solver, spec, x, w, bias), x, w, bias)
 
 
-@pytest.mark.parametrize("name", SOLVERS)
-@pytest.mark.parametrize("dtype", ["f32", "f64"])
-def test_every_tile_and_any_thread_count_agree_bit_by_bit(name: str, dtype: str) -> None:
+BLOCKED = [
+    f"conv_{dtype}_{layout}_n1{channels}_i17x29_w{taps}_p1_bias_act=relu"
+    for dtype in ("f32", "f64")
+    for layout in ("NCHW", "NHWC")
+    for channels, taps in (("c90k26g2", "3x3"), ("c16k20g1", "5x5"), ("c40k40g40", "3x3"))
+]
+
+
+@pytest.mark.parametrize(("text", "name"), taken(BLOCKED))
+def test_every_tile_and_any_thread_count_agree_bit_by_bit(text: str, name: str) -> None:
     """The order of summation is the blocking of the channels, which nothing else changes."""
-    solver = SOLVERS[name]
-    spec = ConvSpec.parse(f"conv_{dtype}_NCHW_n1c90k26g2_i17x29_w3x3_p1_bias_act=relu")
+    spec, solver = ConvSpec.parse(text), SOLVERS[name]
     x, w, bias = operands(spec)
     reference = compute(solver, spec, x, w, bias, cores=1)
     check(spec, solver, reference, x, w, bias)
@@ -140,7 +175,7 @@ def test_every_tile_and_any_thread_count_agree_bit_by_bit(name: str, dtype: str)
         assert np.array_equal(compute(solver, spec, x, w, bias, config=config), reference)
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", PANELS)
 @pytest.mark.parametrize(
     ("text", "feature"),
     [
@@ -163,20 +198,32 @@ def test_refuses_with_the_feature_to_lower(name: str, text: str, feature: Featur
     assert refusal.reason
 
 
-@pytest.mark.parametrize("name", SOLVERS)
-def test_nan_passes_activations_and_stays_local(name: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "name"),
+    taken(
+        [
+            f"conv_f32_{layout}_n1{channels}_i12x30_w3x3_p1_bias"
+            for layout in ("NCHW", "NHWC")
+            for channels in ("c2k7g1", "c5k5g5")
+        ]
+    ),
+)
+def test_nan_passes_activations_and_stays_local(text: str, name: str) -> None:
+    spec, solver = ConvSpec.parse(text), SOLVERS[name]
+    spreads = solver.estimate(spec, BACKEND.target()).numerics.spreads_nonfinite
     for activation in (("relu",), ("leaky_relu", 0.5), ("clip", -1.0, 1.0)):
-        spec = ConvSpec.parse("conv_f32_NCHW_n1c2k7g1_i12x30_w3x3_p1_bias").replace(
-            activation=activation
-        )
+        spec = spec.replace(activation=activation)
         x, w, bias = operands(spec)
-        x[0, 1, 5, 0] = np.nan
-        x[0, 0, 0, 29] = np.nan
-        result = compute(SOLVERS[name], spec, x, w, bias)
+        image = x[0] if spec.layout == "NCHW" else np.moveaxis(x[0], -1, 0)
+        image[1, 5, 0] = image[0, 0, 29] = np.nan
+        result = compute(solver, spec, x, w, bias)
+        if spreads:  # to whole tiles: at least those are there
+            assert np.isnan(result[np.isnan(oracle(spec, x, w, bias))]).all()
+            continue
         assert np.array_equal(np.isnan(result), np.isnan(oracle(spec, x, w, bias)))
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", PANELS)
 def test_work_counts_what_is_executed(name: str) -> None:
     spec = ConvSpec.parse("conv_f32_NCHW_n1c64k64g1_i56x56_w3x3_p1")
     target = replace(BACKEND.target(), cores=2)
@@ -251,6 +298,8 @@ backend = NumbaBackend()
 
 def convolve(text, solver):
     spec = ConvSpec.parse(text)
+    if solver.refuse(spec, backend.target()) is not None:
+        return None
     rng = np.random.default_rng(0)
     x = rng.standard_normal(spec.x_shape).astype(spec.dtype)
     w = rng.standard_normal(spec.w_shape).astype(spec.dtype)
@@ -258,7 +307,7 @@ def convolve(text, solver):
     out = np.empty(spec.result_shape, spec.dtype)
     workspace = np.empty(executable.workspace, np.uint8)
     executable.run(x, executable.pack(w), None, out, workspace)
-    np.testing.assert_allclose(out, oracle(spec, x, w), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(out, oracle(spec, x, w), rtol=1e-3, atol=1e-3)
     return out
 """
 
@@ -289,7 +338,10 @@ def test_baseline_processor() -> None:
             from convjit_numba import targets
             assert targets.codegen().isa == "sse2"
             for solver in backend.solvers():
-                convolve("conv_f32_NCHW_n1c5k10g1_i12x14_w3x3_p1", solver)
+                for text in ("n1c5k10g1_i12x14_w3x3_p1", "n1c5k5g5_i12x14_w3x3_p1",
+                             "n1c5k7g1_i12x14_w5x5_p2"):
+                    convolve("conv_f32_NCHW_" + text, solver)
+                    convolve("conv_f64_NHWC_" + text, solver)
             from numba.core.registry import cpu_target
             magic = cpu_target.target_context.codegen().magic_tuple()
             assert tuple(targets.codegen()) == tuple(magic)
@@ -330,6 +382,8 @@ def test_reads_nothing_beyond_the_arrays() -> None:
         for text in SPECS:
             spec = ConvSpec.parse(text)
             for solver in backend.solvers():
+                if solver.refuse(spec, backend.target()) is not None:
+                    continue
                 executable = solver.plan(spec, backend.target(), ())
                 for at_end in (True, False):
                     arrays = [fenced(s, spec.dtype, at_end) for s in
@@ -378,63 +432,7 @@ def test_forked_child_and_concurrent_callers() -> None:
     )
 
 
-# -------------------------------------------------------------------- the cache of kernels
-
-TRIVIAL = """
-from convjit_numba import cache
-
-def build():
-    from convjit_numba.microkernel import zero_bytes
-    def kernel(address, count):
-        zero_bytes(address, count)
-    return kernel
-
-import ctypes
-def use():
-    place = (ctypes.c_char * 8)(*b"12345678")
-    cache.function("trivial", 2, build)(ctypes.addressof(place), 4)
-    assert bytes(place) == b"\\0\\0\\0\\x005678"
-"""
-
-
-@pytest.mark.subprocess
-def test_kernels_are_kept_and_damage_is_noticed(tmp_path) -> None:
-    body = TRIVIAL + "use(); print(cache.compiled)"
-    kept = {"CONVJIT_CACHE_DIR": str(tmp_path)}
-    assert run_script(body, **kept).strip() == "['trivial']"
-    assert run_script(body, **kept).strip() == "[]"
-    (stored,) = tmp_path.rglob("trivial.o")
-    data = stored.read_bytes()
-    stored.write_bytes(data[: len(data) // 2])
-    assert run_script(body, **kept).strip() == "['trivial']"
-    assert stored.read_bytes() == data
-    # Code for another machine is other code.
-    other = {"NUMBA_CPU_NAME": "generic"}
-    assert run_script(body, **kept, **other).strip() == "['trivial']"
-    assert len(list(tmp_path.rglob("trivial.o"))) == 2
-
-
-@pytest.mark.subprocess
-def test_a_directory_that_cannot_be_written_warns_once(tmp_path) -> None:
-    blocked = tmp_path / "blocked"
-    blocked.mkdir()
-    (blocked / "numba").write_text("a file where a directory should be")
-    run_script(
-        TRIVIAL
-        + textwrap.dedent(
-            """
-            from convjit.errors import ConvjitWarning
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always")
-                use()
-                cache.function("again", 2, build)
-            assert [w.category for w in caught] == [ConvjitWarning]
-            assert "CONVJIT_CACHE_DIR" in str(caught[0].message)
-            assert cache.compiled == ["trivial", "again"]
-            """
-        ),
-        CONVJIT_CACHE_DIR=str(blocked),
-    )
+# -------------------------------------------------------------------- the machine
 
 
 @pytest.mark.subprocess

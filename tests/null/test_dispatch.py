@@ -186,12 +186,90 @@ def test_registering_a_backend_empties_the_cache(solvers):
     assert solvers["loose"].planned == planned + 1
 
 
+@pytest.mark.parametrize(
+    ("name", "good", "bad"),
+    [
+        ("stride", 1, 1.0),
+        ("stride", 1, True),
+        ("stride", (1, 1), (1, 1.0)),
+        ("stride", (1, 1), [1, True]),
+        ("padding", 0, False),
+        ("padding", ((0, 0), (1, 1)), ((0, 0), (1, 1.0))),
+        ("dilation", 1, 1.0),
+        ("groups", 1, 1.0),
+        ("flip", False, 0.0),
+        ("workspace_limit", 1 << 30, float(1 << 30)),
+        ("deterministic", True, 1.0),
+    ],
+)
+def test_an_argument_of_another_type_is_checked_although_an_equal_one_was(solvers, name, good, bad):
+    x, w = arrays()
+    given = {"backend": "null", "algorithm": "direct"}
+    for _ in range(2):
+        convjit.conv(x, w, **given, **{name: good})
+        with pytest.raises(TypeError, match=rf"{name}\b.*="):
+            convjit.conv(x, w, **given, **{name: bad})
+
+
+def test_equal_arguments_of_good_types_are_kept_side_by_side(solvers):
+    x, w = arrays()
+    for stride in (1, np.int64(1)):
+        convjit.conv(x, w, backend="null", stride=stride)
+    asked = solvers["direct"].asked
+    for stride in (1, np.int64(1), 1, np.int64(1)):
+        convjit.conv(x, w, backend="null", stride=stride)
+    assert solvers["direct"].asked == asked
+
+
+@pytest.mark.parametrize("name", ["precision", "nonfinite"])
+def test_an_empty_name_is_not_none(solvers, name):
+    x, w = arrays()
+    with pytest.raises(convjit.ConvSpecError, match=f"{name}='' is not known"):
+        convjit.conv(x, w, backend="null", **{name: ""})
+
+
+def test_deterministic_is_a_bool(solvers):
+    x, w = arrays()
+    message = "deterministic='yes' is not a bool; give True or False."
+    with pytest.raises(TypeError, match=re.escape(message)):
+        convjit.conv(x, w, backend="null", deterministic="yes")
+    with pytest.raises(TypeError, match=re.escape(message)):
+        convjit.plan(X, W, backend="null", deterministic="yes")
+
+
+def test_a_plan_selected_before_a_change_of_backends_is_not_kept(solvers, monkeypatch):
+    x, w = arrays()
+    convjit.conv(x, w, backend="null")
+    select = dispatch.select
+
+    def slow_select(*arguments):
+        plan = select(*arguments)
+        convjit.refresh()  # as another thread may at any time
+        return plan
+
+    monkeypatch.setattr(dispatch, "select", slow_select)
+    before = dict(calls._plans)
+    convjit.conv(x, w, backend="null", padding=1)
+    assert calls._plans == before
+    monkeypatch.setattr(dispatch, "select", select)
+    convjit.conv(x, w, backend="null", padding=1)
+    assert len(calls._plans) == 1
+
+
+def test_weights_of_another_kind_than_the_plan_are_refused(solvers):
+    plan = convjit.plan(X, W, backend="null", algorithm="direct")
+    x, w = arrays()
+    plan(x, convjit.weights(w.astype(np.float64)))
+    with pytest.raises(TypeError, match="w has dtype complex128, this plan takes float32"):
+        plan(x, convjit.weights(w.astype(complex)))
+
+
 def test_weights_are_packed_once_for_each_plan(solvers):
     x, w = arrays()
     packed = convjit.weights(w)
     for _ in range(3):
         convjit.conv(x, packed, backend="null", padding=1)
-    (plan,) = [p for key, p in calls._plans.items() if key[6] is convjit.Weights]
+    (plan,) = [kept.plan for key, kept in calls._plans.items() if key[6] is convjit.Weights]
     assert plan.executable.packed == 1
     assert plan.solver == "null.winograd"  # the packing is not counted
 
@@ -280,7 +358,16 @@ def test_tasks_do_not_see_each_other():
         ({"num_threads": 1.5}, TypeError, "num_threads=1.5 is not a whole number"),
         ({"precision": "double"}, convjit.ConvSpecError, "precision='double' is not known"),
         ({"workspace_limit": -1}, convjit.ConvSpecError, "workspace_limit=-1 is negative"),
-        ({"disable": (1,)}, TypeError, "disable=(1,) must be names"),
+        ({"disable": (1,)}, TypeError, "disable=(1,) is neither a name nor a tuple of names"),
+        ({"priority": 5}, TypeError, "priority=5 is neither a name nor a tuple of names"),
+        (
+            {"backend": 5},
+            TypeError,
+            "backend=5 is neither a name nor a tuple of names; give one such as "
+            'backend="numba", or backend=("numba", "scipy").',
+        ),
+        ({"backend": ("numba", 5)}, TypeError, "backend=('numba', 5) is neither a name"),
+        ({"algorithm": 5}, TypeError, "algorithm=5 is not a name; give a family"),
     ],
 )
 def test_use_checks_its_arguments(options, error, message):

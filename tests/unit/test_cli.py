@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import convjit
-from convjit import cli, selftest
+from convjit import calls, cli, selftest
 from convjit.bench import runner
 from convjit.spec import ConvSpec
 from convjit.testing.check import Outcome
@@ -82,7 +82,7 @@ def test_shapes_are_written_with_commas_or_crosses() -> None:
 )
 def test_a_spec_is_explained_as_itself(word: str) -> None:
     spec = ConvSpec.parse(word)
-    shapes, given = cli.described(spec)
+    shapes, given = calls.described(spec)
     assert convjit.explain(*shapes, backend="scipy", **given).spec == spec
 
 

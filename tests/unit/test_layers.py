@@ -28,9 +28,11 @@ LAYERS = (
     ("api",),
     ("",),  # convjit/__init__.py: the public names
     ("testing.*",),
-    ("bench.*", "demo.*", "selftest", "cli.*", "__main__"),
+    ("bench.*", "demo.*", "selftest", "warmup", "cli.*", "cli_values", "__main__"),
 )
-BACKEND_MAY_IMPORT = ("errors", "spec", "layout", "precision", "algorithms", "spi", "profiling")
+BACKEND_MAY_IMPORT = (
+    "errors", "_version", "spec", "layout", "precision", "algorithms", "spi", "profiling",
+)  # fmt: skip
 
 
 def package_root(name: str) -> Path:

@@ -160,3 +160,43 @@ def test_zeros_between_taps_spread_a_nan_and_say_so():
     lowered = lowering.lower(Picky(), spec, TARGET)
     assert not isinstance(lowered, Refusal)
     assert lowered.work.numerics.spreads_nonfinite
+
+
+def test_phases_add_up():
+    """Four phases of a transposed convolution: their work is that of the definition."""
+    spec = ConvSpec.parse("convt_f32_NCHW_n1c8k4g1_i16x16_w4x4_s2_p1")
+    only = {Feature.DIRECTION, Feature.LAYOUT}
+    lowered = lowering.lower(Picky(only), spec, TARGET)
+    assert not isinstance(lowered, Refusal)
+    assert lowered.label == "adjoint by phases + picky.valid"
+    assert (len(lowered.parts), lowered.work.launches) == (4, 4)
+    assert lowered.work.flops == spec.flops
+    assert lowered.outer == spec
+    copies = sum(phase.bytes.get("copy", 0.0) for phase in lowered.work.phases)
+    assert copies == 2.0 * 4 * 8 * 16 * 16  # the result is interleaved
+    assert lowered.work.workspace == 4 * 8 * 8 * 8  # the parts share it
+
+
+def test_what_all_parts_need_is_done_before_they_part():
+    spec = ConvSpec.parse("convt_f16_NHWC_n1c8k4g1_i16x16_w4x4_s2_p1_bias")
+    lowered = lowering.lower(Picky(), spec, TARGET)
+    assert not isinstance(lowered, Refusal)
+    assert lowered.names == (
+        "half to float32", "NHWC to NCHW", "adjoint by phases", "pad", "epilogue",
+    )  # fmt: skip
+    taking_both = lowering.lower(Picky({Feature.DIRECTION}), spec, TARGET)
+    assert not isinstance(taking_both, Refusal)
+    assert taking_both.steps == ()
+
+
+def test_a_part_that_is_refused_refuses_the_whole():
+    class Wide(Picky):
+        def refuse(self, spec, target):
+            if spec.direction is Direction.FORWARD and spec.kernel_size[0] < 2:
+                return Refusal(Feature.SIZE, "one tap is too few")
+            return super().refuse(spec, target)
+
+    spec = ConvSpec.parse("igrad_f32_NCHW_n1c8k4g1_i16x16_w3x3_s2_p1")
+    refusal = lowering.lower(Wide({Feature.DIRECTION}), spec, TARGET)
+    assert isinstance(refusal, Refusal)
+    assert refusal.reason == "one tap is too few (after adjoint by phases)"

@@ -1,0 +1,268 @@
+"""The pool of helpers in compiled code: one call wakes them, runs the kernel and settles.
+
+Importing this module imports numba; :mod:`convjit_numba.threads` does so only to compile the two
+functions, whose object code is kept as a kernel's.
+
+A helper is a thread that never leaves :func:`build_serve`.  It owns a *box*, through which callers
+hand it one kernel call at a time.  Between calls it looks at the box for some tens of microseconds
+and then sleeps in a futex (Franke, Russell and Kirkwood 2002, "Fuss, futexes and furwocks"; the
+waiting protocol is Drepper's, "Futexes are tricky", 2005), so that calls in close succession cost
+a microsecond, and idle helpers nothing.
+
+States of a box, and who changes them::
+
+    SPINNING -> PARKED               the helper, when nothing came for a while
+    SPINNING, PARKED -> CLAIMED      a caller, by compare-and-swap: no other caller interferes
+    CLAIMED -> POSTED                that caller, after the job's address; it wakes a parked helper
+    POSTED -> RUNNING                the helper
+    POSTED -> SPINNING               that caller, who is done before the helper began: cancelled
+    RUNNING -> SPINNING              the helper, after it counted the job as finished
+
+A caller waits for nobody but a helper that runs its job, by the box's count of finished jobs.  That
+count lives in the box, which is never freed, so that a helper touches nothing of a caller's once it
+has counted: the job itself is on the caller's stack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from convjit_numba.microkernel import (
+    I64,
+    OPTIONS,
+    POINTER,
+    atomic_add,
+    load_int,
+    store_int,
+    zero_bytes,
+)
+from convjit_numba.threads import (
+    BOX_BYTES,
+    CONTROL_BYTES,
+    FIRST_BOX,
+    HELPERS,
+    MOST_ARGUMENTS,
+    MOST_HELPERS,
+    SPINS,
+)
+
+SPINNING, PARKED, CLAIMED, POSTED, RUNNING = range(5)
+# Offsets in a box, on lines of their own: what callers write, what the helper writes.
+STATE, JOB, FINISHED, AWAITED = 0, 8, 64, 72
+# Offsets in a job, on the caller's stack, which begins with the control block of the kernel's call.
+CODE, COUNT, ARGUMENTS = CONTROL_BYTES, CONTROL_BYTES + 8, CONTROL_BYTES + 16
+CLAIMS = CONTROL_BYTES + 24  # pairs: a box, and its count of finished jobs before this one
+JOB_BYTES = CLAIMS + 16 * MOST_HELPERS
+# The futex system call (linux/futex.h): its number, and its operations with FUTEX_PRIVATE_FLAG.
+SYSCALLS = {"x86_64": 202, "aarch64": 98, "riscv64": 98}
+WAIT, WAKE = 128, 129
+
+
+def build_serve(machine: str) -> Callable[..., None]:
+    """The life of a helper: ``serve(pool, box)`` does not return."""
+    relax, call_kernel, futex = _relax(machine), _call_kernel(), _futex(SYSCALLS[machine])
+
+    def serve(pool, box):
+        patience = 0
+        while True:
+            state = load_atomic(box + STATE)
+            if state == POSTED and swap_if(box + STATE, POSTED, RUNNING):
+                call_kernel(load_int(box + JOB))
+                atomic_add(box + FINISHED, 1)
+                if swap(box + AWAITED, 0) != 0:
+                    futex(box + FINISHED, WAKE, 1)
+                swap(box + STATE, SPINNING)
+                patience = 0
+            elif state == PARKED:
+                # Returns at once if the state has changed; signals wake it too.
+                futex(box + STATE, WAIT, PARKED)
+                patience = 0
+            elif state == SPINNING and patience >= load_int(pool + SPINS):
+                swap_if(box + STATE, SPINNING, PARKED)
+            else:
+                patience += 1
+                relax()
+
+    return serve
+
+
+def build_call(machine: str) -> Callable[..., None]:
+    """A kernel call: ``call(pool, helpers, wake, code, count, arguments)``.
+
+    At most ``helpers`` idle helpers join; those that sleep only if ``wake`` is not 0.  ``code`` is
+    the kernel's address, ``arguments`` that of ``count`` int64, after which the kernel is given
+    the control block.
+    """
+    relax, call_kernel, futex = _relax(machine), _call_kernel(), _futex(SYSCALLS[machine])
+
+    @njit(**OPTIONS)
+    def post(box, state, job, claims):
+        store_int(job + CLAIMS + 16 * claims, box)
+        store_int(job + CLAIMS + 16 * claims + 8, load_atomic(box + FINISHED))
+        store_int(box + JOB, job)
+        swap(box + STATE, POSTED)
+        if state == PARKED:
+            futex(box + STATE, WAKE, 1)
+
+    @njit(**OPTIONS)
+    def wait(pool, box, before):
+        patience = 0
+        while load_atomic(box + FINISHED) == before:
+            if patience < load_int(pool + SPINS):
+                patience += 1
+                relax()
+            else:
+                swap(box + AWAITED, 1)
+                futex(box + FINISHED, WAIT, before)
+
+    def call(pool, helpers, wake, code, count, arguments):
+        job = stack_block()
+        zero_bytes(job, CONTROL_BYTES)
+        store_int(job + CODE, code)
+        store_int(job + COUNT, count)
+        store_int(job + ARGUMENTS, arguments)
+        claims = 0
+        box = pool + FIRST_BOX
+        end = box + BOX_BYTES * load_atomic(pool + HELPERS)
+        while box < end and claims < helpers:
+            state = load_atomic(box + STATE)
+            if state == SPINNING or (state == PARKED and wake != 0):
+                if swap_if(box + STATE, state, CLAIMED):
+                    post(box, state, job, claims)
+                    claims += 1
+            box += BOX_BYTES
+        call_kernel(job)
+        for i in range(claims):
+            box = load_int(job + CLAIMS + 16 * i)
+            if not swap_if(box + STATE, POSTED, SPINNING):
+                wait(pool, box, load_int(job + CLAIMS + 16 * i + 8))
+
+    return call
+
+
+# -------------------------------------------------------------------- intrinsics
+
+
+def _pointer(builder: Any, address: Any) -> Any:
+    return builder.inttoptr(address, POINTER)
+
+
+@intrinsic
+def load_atomic(typingctx: Any, address: Any) -> Any:
+    """The int64 at an address that other threads write; later reads happen after it."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.load_atomic(_pointer(builder, arguments[0]), "seq_cst", 8, typ=I64)
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
+def swap(typingctx: Any, address: Any, value: Any) -> Any:
+    """Store an int64 for other threads to see; the value before."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.atomic_rmw("xchg", _pointer(builder, arguments[0]), arguments[1], "seq_cst")
+
+    return types.int64(types.int64, types.int64), codegen
+
+
+@intrinsic
+def swap_if(typingctx: Any, address: Any, expected: Any, value: Any) -> Any:
+    """Store an int64 if the one there is ``expected``; whether it was."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer = _pointer(builder, arguments[0])
+        pair = builder.cmpxchg(pointer, arguments[1], arguments[2], "seq_cst", "seq_cst")
+        return builder.extract_value(pair, 1)
+
+    return types.boolean(types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def stack_block(typingctx: Any) -> Any:
+    """Address of ``JOB_BYTES`` on the stack, aligned to a cache line."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place = cgutils.alloca_once(builder, ir.ArrayType(ir.IntType(8), JOB_BYTES + 64))
+        start = builder.ptrtoint(place, I64)
+        return builder.and_(builder.add(start, ir.Constant(I64, 63)), ir.Constant(I64, -64))
+
+    return types.int64(), codegen
+
+
+def _call_kernel() -> Any:
+    @intrinsic
+    def call_kernel(typingctx: Any, job: Any) -> Any:
+        """Call a job's kernel with its arguments and its control block."""
+
+        def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            (job,) = arguments
+
+            def at(place: Any, offset: int) -> Any:
+                return builder.load(
+                    _pointer(builder, builder.add(place, ir.Constant(I64, offset))), typ=I64
+                )
+
+            code, count, numbers = at(job, CODE), at(job, COUNT), at(job, ARGUMENTS)
+            after = builder.append_basic_block("called")
+            choice = builder.switch(count, after)
+            for n in range(MOST_ARGUMENTS + 1):
+                block = builder.append_basic_block(f"call_{n}")
+                choice.add_case(ir.Constant(I64, n), block)
+                builder.position_at_end(block)
+                kind = ir.FunctionType(ir.VoidType(), [I64] * (n + 1))
+                values = [at(numbers, 8 * i) for i in range(n)]
+                builder.call(_pointer(builder, code), [*values, job], ftype=kind)
+                builder.branch(after)
+            builder.position_at_end(after)
+            return context.get_dummy_value()
+
+        return types.void(types.int64), codegen
+
+    return call_kernel
+
+
+def _futex(number: int) -> Any:
+    @intrinsic
+    def futex(typingctx: Any, address: Any, operation: Any, value: Any) -> Any:
+        """Sleep while the int32 at an address (little-endian) is ``value``, or wake sleepers."""
+
+        def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            kind = ir.FunctionType(I64, [I64], var_arg=True)
+            call = cgutils.get_or_insert_function(builder.module, kind, "syscall")
+            zero = ir.Constant(I64, 0)
+            builder.call(call, [ir.Constant(I64, number), *arguments, zero, zero, zero])
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64, types.int64), codegen
+
+    return futex
+
+
+def _relax(machine: str) -> Any:
+    """What a thread does while it looks at memory in a loop: let its twin on the core go ahead."""
+
+    @intrinsic
+    def relax(typingctx: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            module, nothing = builder.module, ir.VoidType()
+            if machine == "x86_64":
+                pause = ir.FunctionType(nothing, [])
+                name = "llvm.x86.sse2.pause"
+                builder.call(cgutils.get_or_insert_function(module, pause, name), [])
+            elif machine == "aarch64":
+                hint, one = ir.FunctionType(nothing, [ir.IntType(32)]), ir.IntType(32)(1)
+                name = "llvm.aarch64.hint"  # 1: yield
+                builder.call(cgutils.get_or_insert_function(module, hint, name), [one])
+            return context.get_dummy_value()
+
+        return types.void(), codegen
+
+    return relax

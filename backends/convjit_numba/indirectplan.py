@@ -1,0 +1,338 @@
+"""Block sizes, workspace and packed weights of :mod:`convjit_numba.indirect`.
+
+``(G * Kg, Cg, taps)`` becomes ``(G, panels, taps, Cg, NR)``: per group and panel of ``NR`` output
+channels the numbers that one step of the row tile multiplies lie side by side, and the steps lie in
+the order in which they are taken.  Lanes beyond ``Kg`` are zeros, whose results are dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from convjit.precision import numpy_dtype
+from convjit.spi import Array, num_threads
+from convjit_numba import cache, gemm, problem, targets, threads
+from convjit_numba.problem import Problem, address, aligned
+from convjit_numba.targets import Tile
+
+# Cycles of the model, measured on products of known size: a task; a call of the row tile, a tap of
+# it and an address of that; an entry of the table; a number transposed, a number copied.
+TASK, CALL, TAP, ADDRESS, ENTRY, TRANSPOSE, COPY = 500.0, 40.0, 12.0, 1.0, 1.5, 0.35, 1.5
+# Bytes a cycle that come from L3 or memory and are not hidden by the product: pixels and results;
+# weights, which are prefetched.
+PIXELS, WEIGHTS = 32.0, 40.0
+# Cycles that a vector of weights from L2 instead of L1 adds to a step.
+FROM_L2 = 0.12
+FMA_LATENCY = 4  # cycles: a tile with few sums waits for each of them
+# Below so many products a tap the taps of a kernel row are worth merging; if every merged row has
+# to be copied, below fewer.
+MERGE, MERGE_COPIED = 24, 4
+
+
+@dataclass(frozen=True, slots=True)
+class Blocking:
+    """Sizes of the loops; ``cycles`` is the model's for all tasks together.
+
+    Attributes
+    ----------
+    problem : Problem
+        With its planes as one line if that is the same.
+    tail : int
+        Vectors of the last panel.
+    cblock : int
+        Input channels that one pass sums.
+    merged : bool
+        Whether the taps of a kernel row are one.
+    lines, plane_lines : int
+        Lines of outputs in all, and in the unit that ``task_pixels`` divide.
+    streamed : float
+        Bytes of weights read from L3.
+    """
+
+    problem: Problem
+    last: bool
+    tile: Tile
+    tail: int
+    cblock: int
+    merged: bool
+    lines: int
+    plane_lines: int
+    task_pixels: int
+    task_panels: int
+    tasks: int
+    streamed: float
+    cycles: float
+    makespan: float
+
+
+def _merges(p: Problem, last: bool) -> bool:
+    """Whether the taps of a kernel row are summed as one."""
+    adjacent = p.dilation[2] == 1 and (not last or p.groups == 1)
+    return p.kernel[2] > 1 and p.cg <= (MERGE if adjacent else MERGE_COPIED)
+
+
+def _tile_cycles(rows: float, vectors: int) -> float:
+    """Of one step of a row tile: FMAs, loads and the wait for the sums."""
+    return max(rows * vectors / 2, (rows + vectors) / 2, FMA_LATENCY)
+
+
+def _pixel_blocks(p: Problem, last: bool, lanes: int) -> Iterator[tuple[int, int]]:
+    """Candidates for the unit that is divided, in lines, and for the pixels of a task."""
+    lines, width = p.batch * p.out[0] * p.out[1], p.out[2]
+    if last:
+        for size in targets.splits(lines * width, lines * width):
+            yield lines, size
+        return
+    for size in targets.splits(p.out[1], p.out[1]):
+        yield p.out[1], size * width
+    if width > 4 * lanes:
+        for size in targets.splits(width, width // (2 * lanes)):
+            yield 1, min(width, -(-size // lanes) * lanes)
+
+
+@lru_cache(maxsize=1024)
+def blocking(p: Problem, last: bool, isa: str, cores: int, tile: Tile | None = None) -> Blocking:
+    """The blocking whose modelled time on ``cores`` threads is least."""
+    p = gemm.flatten(p)
+    blocks = problem.blocks_of(p.dtype)
+    merged = _merges(p, last)
+    entries = p.kernel[0] * p.kernel[1] * (1 if merged else p.kernel[2])
+    lines = p.batch * p.out[0] * p.out[1]
+    best: Blocking | None = None
+    for t in targets.row_tiles(isa, p.dtype) if tile is None else (tile,):
+        vectors = -(-p.kg // t.vl)
+        panels = -(-vectors // t.nv)
+        tail = vectors - (panels - 1) * t.nv
+        parts = 1 if merged else -(-p.taps * p.cg * t.nr * p.bytes // blocks.weights)
+        cblock = -(-p.cg // min(parts, p.cg))
+        cblocks = -(-p.cg // cblock)
+        panel_bytes = p.taps * cblock * t.nr * p.bytes
+        wait = FROM_L2 if panel_bytes > blocks.depth * 22 * p.bytes else 0.0
+        for plane_lines, task_pixels in _pixel_blocks(p, last, t.vl):
+            plane = plane_lines * p.out[2]
+            task_pixels = min(task_pixels, plane)
+            units = p.groups * (lines // plane_lines) * -(-plane // task_pixels)
+            window = _window(p, last, plane_lines, task_pixels)
+            miss = 1.0 if window * p.cg * p.bytes <= blocks.image else 1.15
+            tiles = -(-task_pixels // t.mr)
+            rows, more = divmod(task_pixels, tiles)
+            fixed = TASK + ENTRY * task_pixels * entries + window * p.cg * p.bytes / PIXELS
+            if not last:
+                fixed += TRANSPOSE * window * -(-p.cg // t.vl) * t.vl
+            elif merged:
+                share = min(1.0, (p.kernel[2] - 1) / p.out[2])
+                if p.dilation[2] > 1 or p.groups > 1:
+                    share = 1.0
+                fixed += COPY * share * task_pixels * p.depth
+
+            def panel(width: int, t: Tile = t) -> float:
+                step = (tiles - more) * _tile_cycles(rows, width)  # noqa: B023
+                step += more * _tile_cycles(rows + 1, width)  # noqa: B023
+                cycles = p.depth * (step * miss + tiles * wait * width)  # noqa: B023
+                cycles += tiles * cblocks * (CALL + (TAP + ADDRESS * t.mr) * entries)  # noqa: B023
+                cycles += p.depth * width * t.vl * p.bytes / WEIGHTS
+                cycles += task_pixels * width * t.vl * p.bytes / PIXELS  # noqa: B023
+                if not last:
+                    cycles += TRANSPOSE * task_pixels * width * t.vl  # noqa: B023
+                return cycles
+
+            whole, end = panel(t.nv), panel(tail)
+            for task_panels in targets.splits(panels, panels if units < 4 * cores else 1):
+                parts_k = -(-panels // task_panels)
+                tasks = units * parts_k
+                longest = fixed + task_panels * whole
+                if parts_k == 1:
+                    longest += end - whole
+                total = units * (parts_k * fixed + (panels - 1) * whole + end)
+                # Threads that start at any time end half a task apart.
+                makespan = max(longest, total / cores + 0.5 * longest * (cores - 1) / cores)
+                if best is None or makespan < best.makespan:
+                    best = Blocking(
+                        p, last, t, tail, cblock, merged, lines, plane_lines, task_pixels,
+                        task_panels, tasks, float(units * panels * t.nr * p.depth * p.bytes),
+                        total, makespan,
+                    )  # fmt: skip
+    assert best is not None
+    return best
+
+
+def _window(p: Problem, last: bool, plane_lines: int, pixels: int) -> int:
+    """Positions that a task reads (of channels-first arrays, that its slab holds)."""
+    width = p.out[2]
+    rows = 1
+    if plane_lines > 1 and p.out[1] > 1:
+        rows = 1 + -(-(pixels - 1) // width) if pixels % width else pixels // width
+        rows = min(rows, p.out[1] if not last else rows)
+    high = (rows - 1) * p.stride[1] + (p.kernel[1] - 1) * p.dilation[1] + 1
+    if last and p.kernel[1] == 1:
+        high = rows
+    wide = p.size[2]
+    if rows == 1:
+        wide = min(wide, (pixels - 1) * p.stride[2] + (p.kernel[2] - 1) * p.dilation[2] + 1)
+    if last and p.kernel[2] == 1:
+        wide = min(pixels, width)
+    # Of the channels-last arrays a task may read several images.
+    return p.kernel[0] * (high if last else min(high, p.size[1])) * wide
+
+
+def slab_pitch(p: Problem, merged: bool) -> int:
+    """Bytes from pixel to pixel of a slab: a line more where pixels would share few cache sets."""
+    size = p.cg * p.bytes
+    return size + 64 if size % 256 == 0 and not merged else size
+
+
+# -------------------------------------------------------------------- the workspace
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A thread's part of the workspace: bytes of its regions, in their order.
+
+    First the bias of a last panel; then the positions of a tile's pixels, a row of zeros, the sums
+    of a panel, the table, copied rows and the slab.
+    """
+
+    bias: int
+    positions: int
+    zeros: int
+    sums: int
+    table: int
+    patches: int
+    slab: int
+
+    @classmethod
+    def of(cls, p: Problem, b: Blocking) -> Slot:
+        p, size = b.problem, b.problem.bytes
+        taps = p.kernel[0] * p.kernel[1] * (1 if b.merged else p.kernel[2])
+        tiles = -(-b.task_pixels // b.tile.mr)
+        buffered = not b.last or p.kg % b.tile.vl
+        run = p.cg * (p.kernel[2] if b.merged else 1) * size
+        window = _window(p, False, b.plane_lines, b.task_pixels)
+        return cls(
+            b.tile.nr * size,
+            4 * 8 * b.tile.mr,
+            run,
+            b.task_pixels * b.tile.nr * size if buffered else 0,
+            tiles * 8 * (1 + taps * (1 + b.tile.mr)),
+            b.task_pixels * p.kernel[0] * p.kernel[1] * run if b.merged else 0,
+            0 if b.last else window * slab_pitch(p, b.merged) + b.tile.vl * size,
+        )
+
+    def places(self) -> dict[str, int]:
+        """Where the regions begin, as fields of the geometry."""
+        at, places = aligned(self.bias), {}
+        for name in ("positions", "zeros", "sums", "table", "patches", "slab"):
+            places[f"at_{name}"] = at
+            at += aligned(getattr(self, name))
+        return places
+
+    @property
+    def bytes(self) -> int:
+        return self.places()["at_slab"] + aligned(self.slab)
+
+
+# -------------------------------------------------------------------- the weights
+
+
+def packed_shape(p: Problem, tile: Tile) -> tuple[int, int, int, int]:
+    """(groups, panels, depth, lanes)."""
+    return p.groups, -(-p.kg // tile.nr), p.depth, tile.nr
+
+
+def weight_bytes(p: Problem, tile: Tile) -> int:
+    """Of the packed weights."""
+    return prod(packed_shape(p, tile)) * p.bytes
+
+
+def _build(bits: int, nv: int, vl: int) -> Callable[..., None]:
+    from numba import njit
+
+    from convjit_numba.microkernel import OPTIONS, atomic_add, move_vectors, zero_bytes
+    from convjit_numba.transpose import to_lanes
+
+    size = bits // 8
+    nr = nv * vl
+
+    @njit(**OPTIONS)
+    def pack_lanes(source, target, scratch, rows, cg, taps):
+        """``rows`` output channels become the lanes of a vector in each row of a panel."""
+        depth = cg * taps
+        if taps == 1:
+            to_lanes(bits, vl, source, depth * size, rows, target, nr * size, depth)
+            return
+        for first in range(0, depth, vl):
+            count = min(vl, depth - first)
+            to_lanes(bits, vl, source + first * size, depth * size, rows, scratch, vl * size, count)
+            c = first // taps
+            t = first - c * taps
+            for i in range(count):
+                place = target + (t * cg + c) * nr * size
+                move_vectors(bits, vl, 1, place, scratch + i * vl * size)
+                t += 1
+                if t == taps:
+                    t = 0
+                    c += 1
+
+    def kernel(source, target, scratch, groups, kg, cg, taps, control):
+        panels = (kg + nr - 1) // nr
+        depth = cg * taps
+        tasks = groups * panels * nv
+        slot = 0
+        if control != 0:
+            slot = atomic_add(control + 64, 1)
+        mine = scratch + slot * vl * vl * size
+        task = 0
+        while True:
+            if control != 0:
+                task = atomic_add(control, 1)
+            if task >= tasks:
+                break
+            unit = task // nv
+            vector = task - unit * nv
+            group = unit // panels
+            k = (unit - group * panels) * nr + vector * vl
+            into = target + (unit * depth * nr + vector * vl) * size
+            if k < kg:
+                start = source + (group * kg + k) * depth * size
+                pack_lanes(start, into, mine, min(vl, kg - k), cg, taps)
+            else:
+                for i in range(depth):
+                    zero_bytes(into + i * nr * size, vl * size)
+            if control == 0:
+                task += 1
+
+    return kernel
+
+
+SECONDS_PER_NUMBER = 0.5e-9
+
+
+def packer(p: Problem, tile: Tile) -> Callable[[Array], Any]:
+    """The function that packs weights of one problem."""
+    dtype, bits = numpy_dtype(p.dtype), targets.BITS[p.dtype]
+    shape = packed_shape(p, tile)
+    name = f"pack.lanes.{targets.SHORT[p.dtype]}.{tile.nv}x{tile.vl}"
+    kernel = cache.function(name, 8, partial(_build, bits, tile.nv, tile.vl))
+    seconds = prod(shape) * SECONDS_PER_NUMBER
+
+    def pack(weights: Array) -> Any:
+        # Vectors of weights do not cross cache lines.
+        count = prod(shape)
+        memory = np.empty(count + 64 // p.bytes, dtype)
+        first = -address(memory) % 64 // p.bytes
+        panels = memory[first : first + count].reshape(shape)
+        size = num_threads()
+        scratch = np.empty(size * tile.vl**2, dtype)
+        arguments = (
+            address(weights), address(panels), address(scratch), p.groups, p.kg, p.cg, p.taps,
+        )  # fmt: skip
+        threads.run(kernel, arguments, size, seconds)
+        return panels
+
+    return pack

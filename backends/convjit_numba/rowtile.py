@@ -1,0 +1,207 @@
+"""The row tile: a register tile whose lanes are output channels and whose rows are pixels.
+
+``MR`` pixels by ``NV`` vectors of channels are summed in registers.  A step loads ``NV`` vectors of
+packed weights and broadcasts one number from each of ``MR`` rows, so that rows are read where they
+lie, without packing: all that the tile needs to know of them is their addresses.  A table of
+addresses per tap makes a convolution of it (Dukhan 2019, "The Indirect Convolution Algorithm",
+section 3): the sums stay in registers while the taps pass.
+
+Importing this module imports numba, see :mod:`convjit_numba.microkernel`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from convjit_numba.microkernel import (
+    I64,
+    _int,
+    _literals,
+    _load,
+    _real,
+    _store,
+    broadcast_real,
+    declare_fma,
+    emit_epilogue,
+)
+
+_INTEGERS = 10  # arguments of a row tile that are not literals
+
+
+@intrinsic(prefer_literal=True)
+def row_tile(
+    typingctx: Any, bits: Any, mr: Any, nv: Any, vl: Any,
+    taps: Any, table: Any, kc: Any, b: Any, walk: Any, c: Any, ldc: Any, accumulate: Any,
+    bias: Any, activation: Any, slopes: Any,
+) -> Any:  # fmt: skip
+    """``c[i, :] (+)= sum over t < taps, k < kc of a[t, i][k] * b[t][k, :]`` for ``mr`` rows.
+
+    Parameters
+    ----------
+    bits, mr, nv, vl : literal int
+        Width of the numbers, rows, vectors, lanes of a vector.
+    taps : int
+        May be 0: then there is nothing to sum.
+    table : address
+        Of int64: for each tap how many bytes after ``b`` its weights begin, then the addresses
+        ``a[t, i]`` of ``mr`` rows of ``kc`` consecutive numbers.
+    kc : int
+        Products to add for each tap, at least 1.
+    b, walk : address, bytes from row to row
+        Packed weights; the ``nv * vl`` numbers of a row are consecutive.
+    c, ldc : address, bytes from row to row
+        The result; ``nv * vl`` numbers of each row are written.
+    accumulate : int
+        Whether ``c`` is added to (1) or overwritten (0).
+    bias : address
+        Of ``nv * vl`` numbers that are added to every row, or 0.
+    activation, slopes
+        As for :func:`convjit_numba.microkernel.register_tile`.
+    """
+    literals = _literals(bits, mr, nv, vl)
+    if literals is None:
+        return None
+    signature = types.void(bits, mr, nv, vl, *([types.int64] * (_INTEGERS + 1)))
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        builder.call(_function(builder.module, *literals), arguments[4:])
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic(prefer_literal=True)
+def row_tiles(
+    typingctx: Any, bits: Any, mr: Any, nv: Any, vl: Any, rows: Any,
+    taps: Any, table: Any, kc: Any, b: Any, walk: Any, c: Any, ldc: Any, accumulate: Any,
+    bias: Any, activation: Any, slopes: Any,
+) -> Any:  # fmt: skip
+    """:func:`row_tile` of ``rows`` rows, 1 to ``mr``, a number known at run time only.
+
+    The table has ``1 + rows`` entries a tap.  Every number of rows has code of its own, so that
+    the last rows of a block cost no more than they compute.
+    """
+    literals = _literals(bits, mr, nv, vl)
+    if literals is None:
+        return None
+    signature = types.void(bits, mr, nv, vl, *([types.int64] * (_INTEGERS + 2)))
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        width, most, vectors, lanes = literals
+        done = builder.append_basic_block("tiled")
+        switch = builder.switch(arguments[4], done)
+        for count in range(1, most + 1):
+            block = builder.append_basic_block(f"rows{count}")
+            switch.add_case(_int(count), block)
+            builder.position_at_end(block)
+            builder.call(_function(builder.module, width, count, vectors, lanes), arguments[5:])
+            builder.branch(done)
+        builder.position_at_end(done)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+def _function(module: Any, bits: int, mr: int, nv: int, vl: int) -> Any:
+    """The row tile as a function of the module, defined where it is first asked for.
+
+    It is not inlined: the registers of its loop are its own, whatever the caller keeps alive.
+    """
+    name = f"convjit.row_tile.{bits}.{mr}x{nv}x{vl}"
+    if name in module.globals:
+        return module.globals[name]
+    kind = ir.FunctionType(ir.VoidType(), [I64] * (_INTEGERS + 1))
+    function = ir.Function(module, kind, name)
+    function.linkage = "linkonce_odr"
+    function.attributes.add("noinline")
+    function.attributes.add("nounwind")
+    builder = ir.IRBuilder(function.append_basic_block("entry"))
+    _emit_row_tile(builder, bits, mr, nv, vl, *function.args)
+    builder.ret_void()
+    return function
+
+
+def _emit_row_tile(
+    builder: Any, bits: int, mr: int, nv: int, vl: int,
+    taps: Any, table: Any, kc: Any, b: Any, walk: Any, c: Any, ldc: Any, accumulate: Any,
+    bias: Any, activation: Any, slopes: Any,
+) -> None:  # fmt: skip
+    size = bits // 8
+    vector = ir.VectorType(_real(bits), vl)
+    fma = declare_fma(builder, bits, vl)
+    places = [(i, j) for i in range(mr) for j in range(nv)]
+    zero = ir.Constant(vector, [0.0] * vl)
+
+    def column(address: Any, j: int) -> Any:
+        return builder.add(address, _int(j * vl * size))
+
+    rows = [builder.add(c, builder.mul(ldc, _int(i))) for i in range(mr)]
+    end = builder.mul(kc, _int(size))
+    fresh = builder.block
+    reload = builder.append_basic_block("reload")
+    more = builder.append_basic_block("more")
+    tap = builder.append_basic_block("tap")
+    loop = builder.append_basic_block("products")
+    epilogue = builder.append_basic_block("epilogue")
+    builder.cbranch(builder.icmp_signed("!=", accumulate, _int(0)), reload, more)
+
+    builder.position_at_end(reload)
+    before = [_load(builder, column(rows[i], j), vector, size) for i, j in places]
+    builder.branch(more)
+
+    # All mr * nv sums stay in registers over all taps; only the addresses change.
+    builder.position_at_end(more)
+    left, entry = builder.phi(I64), builder.phi(I64)
+    totals = [builder.phi(vector) for _ in places]
+    for block, values in ((fresh, [zero] * len(places)), (reload, before)):
+        left.add_incoming(taps, block)
+        entry.add_incoming(table, block)
+        for phi, value in zip(totals, values, strict=True):
+            phi.add_incoming(value, block)
+    builder.cbranch(builder.icmp_signed(">", left, _int(0)), tap, epilogue)
+
+    builder.position_at_end(tap)
+    start = builder.add(b, _load(builder, entry, I64, 8))
+    pixels = [_load(builder, builder.add(entry, _int(8 * (1 + i))), I64, 8) for i in range(mr)]
+    next_entry = builder.add(entry, _int(8 * (1 + mr)))
+    next_left = builder.sub(left, _int(1))
+    builder.branch(loop)
+
+    # One counter serves all rows: [pixels + offset] is an addressing mode.
+    builder.position_at_end(loop)
+    offset, weights = builder.phi(I64), builder.phi(I64)
+    sums = [builder.phi(vector) for _ in places]
+    offset.add_incoming(_int(0), tap)
+    weights.add_incoming(start, tap)
+    for phi, total in zip(sums, totals, strict=True):
+        phi.add_incoming(total, tap)
+    values = [_load(builder, column(weights, j), vector, size) for j in range(nv)]
+    new = []
+    for i in range(mr):
+        pixel = broadcast_real(builder, bits, vl, builder.add(pixels[i], offset))
+        for j in range(nv):
+            new.append(builder.call(fma, [pixel, values[j], sums[i * nv + j]]))
+    next_offset = builder.add(offset, _int(size))
+    offset.add_incoming(next_offset, loop)
+    weights.add_incoming(builder.add(weights, walk), loop)
+    for phi, value in zip(sums, new, strict=True):
+        phi.add_incoming(value, loop)
+    builder.cbranch(builder.icmp_signed("<", next_offset, end), loop, more)
+    left.add_incoming(next_left, loop)
+    entry.add_incoming(next_entry, loop)
+    for phi, value in zip(totals, new, strict=True):
+        phi.add_incoming(value, loop)
+
+    builder.position_at_end(epilogue)
+
+    def addends() -> list[Any]:
+        shifts = [_load(builder, column(bias, j), vector, size) for j in range(nv)]
+        return [shifts[j] for _, j in places]
+
+    results = emit_epilogue(builder, bits, vl, totals, addends, bias, activation, slopes)
+    for result, (i, j) in zip(results, places, strict=True):
+        _store(builder, result, column(rows[i], j), size)

@@ -1,0 +1,413 @@
+"""The kernels of fused Winograd convolution: data, products and results of a block of tiles.
+
+See :mod:`convjit_numba.winograd` for the method, and for the sizes that the kernels are given.  The
+transforms of one tile and the row tile are kernels of their own, called by address: whatever the
+tile's size is, the walk over images and tiles is the same code, compiled once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from convjit_numba.problem import FIELD, Axes
+
+
+def build_transform(bits: int, vl: int, kind: int, m: Axes, r: Axes) -> Callable[..., None]:
+    """The transform of one tile and vector of channels along all axes.
+
+    ``kind`` is one of :mod:`convjit_numba.winogradcode`.  Points and taps are ``step`` bytes apart;
+    patches of an image have a stride for each axis; three axes go through ``fold``.
+    """
+    from convjit_numba.winogradcode import DATA, OUTPUT, TAPS, plane_transform
+
+    vector = vl * (bits // 8)
+    md, mh, mw = m
+    rd, rh, rw = r
+    nd, nw = md + rd - 1, mw + rw - 1
+    plane = (mh + rh - 1) * nw
+
+    def data(patch, deep, down, right, fold, target, step):
+        if nd == 1:
+            plane_transform(bits, vl, DATA, mh, rh, mw, rw, patch, down, right,
+                            target, nw * step, step, 0, 0, 0, 0)  # fmt: skip
+        else:
+            for z in range(nd):
+                plane_transform(bits, vl, DATA, mh, rh, mw, rw, patch + z * deep, down, right,
+                                fold + z * plane * vector, nw * vector, vector,
+                                0, 0, 0, 0)  # fmt: skip
+            for e in range(plane):
+                plane_transform(bits, vl, DATA, md, rd, 1, 1, fold + e * vector, plane * vector, 0,
+                                target + e * step, plane * step, 0, 0, 0, 0, 0)  # fmt: skip
+
+    def output(products, step, fold, target, deep, down, right, bias, activation, slopes):
+        if nd == 1:
+            plane_transform(bits, vl, OUTPUT, mh, rh, mw, rw, products, nw * step, step,
+                            target, down, right, 1, bias, activation, slopes)  # fmt: skip
+        else:
+            for e in range(plane):
+                plane_transform(bits, vl, OUTPUT, md, rd, 1, 1, products + e * step, plane * step,
+                                0, fold + e * vector, plane * vector, 0, 0, 0, 0, 0)  # fmt: skip
+            for z in range(md):
+                plane_transform(bits, vl, OUTPUT, mh, rh, mw, rw, fold + z * plane * vector,
+                                nw * vector, vector, target + z * deep, down, right,
+                                1, bias, activation, slopes)  # fmt: skip
+
+    def taps(source, fold, target, step):
+        if nd == 1:
+            plane_transform(bits, vl, TAPS, mh, rh, mw, rw, source, rw * vector, vector,
+                            target, nw * step, step, 0, 0, 0, 0)  # fmt: skip
+        else:
+            for z in range(rd):
+                plane_transform(bits, vl, TAPS, mh, rh, mw, rw, source + z * rh * rw * vector,
+                                rw * vector, vector, fold + z * plane * vector, nw * vector,
+                                vector, 0, 0, 0, 0)  # fmt: skip
+            for e in range(plane):
+                plane_transform(bits, vl, TAPS, md, rd, 1, 1, fold + e * vector, plane * vector, 0,
+                                target + e * step, plane * step, 0, 0, 0, 0, 0)  # fmt: skip
+
+    transforms: dict[int, Callable[..., None]] = {DATA: data, OUTPUT: output, TAPS: taps}
+    return transforms[kind]
+
+
+def build_rows(bits: int, mr: int, nv: int, vl: int) -> Callable[..., None]:
+    """The row tile of 1 to ``mr`` rows as a kernel."""
+    from convjit_numba.rowtile import row_tiles
+
+    def rows(count, taps, table, kc, b, walk, c, ldc, accumulate, bias, activation, slopes):
+        row_tiles(bits, mr, nv, vl, count, taps, table, kc, b, walk, c, ldc, accumulate, bias,
+                  activation, slopes)  # fmt: skip
+
+    return rows
+
+
+def build(bits: int, vl: int, channels_last: bool) -> Callable[..., None]:
+    """The kernel for one layout (imports numba)."""
+    from numba import njit
+
+    from convjit_numba.microkernel import (
+        OPTIONS,
+        atomic_add,
+        call_code,
+        copy_bytes,
+        load_int,
+        store_int,
+        zero_bytes,
+    )
+    from convjit_numba.transpose import from_lanes, to_lanes
+    from convjit_numba.winogradcode import read_pixels, write_pixels
+
+    size = bits // 8
+    vector = vl * size
+    last = channels_last
+    f = dict(FIELD)
+    MR, NR, POINTS = f["tile_rows"], f["tile_columns"], f["points"]
+    MD, MH, MW, ND, NH, NW = f["md"], f["mh"], f["mw"], f["nd"], f["nh"], f["nw"]
+    DATA, OUTPUT, ROW_TILES = f["data_code"], f["output_code"], f["rows_code"]
+    TASKS, GRAIN, SLOT_BYTES, GROUPS, CG, KG = (
+        f["tasks"], f["grain"], f["slot_bytes"], f["groups"], f["cg"], f["kg"],
+    )  # fmt: skip
+    D, H, W, OD, OH, OW = f["d"], f["h"], f["w"], f["od"], f["oh"], f["ow"]
+    PD, PH, PW = f["pd"], f["ph"], f["pw"]
+    PANELS, TASK_PANELS, TASK_SPLITS = f["panels"], f["task_panels"], f["task_splits"]
+    ACTIVATION, SLOPES = f["activation"], f["slope0"]
+    TILES_D, TILES_H, TILES_W, TILES = f["tiles_d"], f["tiles_h"], f["tiles_w"], f["tiles"]
+    TASK_TILES, TILE_BLOCKS, ROW_BYTES = f["task_tiles"], f["tile_blocks"], f["row_bytes"]
+    POINT_BYTES, PRODUCT_BYTES = f["point_bytes"], f["product_bytes"]
+    AT_PATCH, AT_FOLD, AT_POINTS = f["at_patch"], f["at_fold"], f["at_points"]
+    AT_PRODUCTS, AT_OUTPUTS = f["at_products"], f["at_outputs"]
+
+    @njit(**OPTIONS)
+    def fill(g, patch, x, deep, down, right, step, z0, r0, c0, wide, channels):
+        """The patch from (z0, r0, c0) on, zero-padded, as vectors of channels.
+
+        ``x`` is the address of position (0, 0, 0) of the first channel; ``deep``, ``down`` and
+        ``right`` lead to the next slice, row and column, ``step`` to the next channel.
+        """
+        d, h, w = load_int(g + D), load_int(g + H), load_int(g + W)
+        nd, nh = load_int(g + ND), load_int(g + NH)
+        lo = min(wide, max(0, -c0))
+        hi = max(lo, min(wide, w - c0))
+        target = patch
+        for z in range(z0, z0 + nd):
+            for row in range(r0, r0 + nh):
+                if 0 <= z < d and 0 <= row < h:
+                    source = x + z * deep + row * down + (c0 + lo) * right
+                    if lo > 0:
+                        zero_bytes(target, lo * vector)
+                    if last:
+                        read_pixels(bits, vl, target + lo * vector, source, right, hi - lo,
+                                    channels)  # fmt: skip
+                    else:
+                        to_lanes(bits, vl, source, step, channels, target + lo * vector, vector,
+                                 hi - lo)  # fmt: skip
+                    if hi < wide:
+                        zero_bytes(target + hi * vector, (wide - hi) * vector)
+                else:
+                    zero_bytes(target, wide * vector)
+                target += wide * vector
+
+    @njit(**OPTIONS)
+    def data(g, slot, x, group, first, count):
+        """Points of ``count`` tiles: ``(points, tiles, channels)``."""
+        groups, cg = load_int(g + GROUPS), load_int(g + CG)
+        d, h, w = load_int(g + D), load_int(g + H), load_int(g + W)
+        tiles_d, tiles_h, tiles_w = (
+            load_int(g + TILES_D),
+            load_int(g + TILES_H),
+            load_int(g + TILES_W),
+        )
+        md, mh, mw = load_int(g + MD), load_int(g + MH), load_int(g + MW)
+        nd, nh, nw = load_int(g + ND), load_int(g + NH), load_int(g + NW)
+        transform = load_int(g + DATA)
+        patch, fold = slot + load_int(g + AT_PATCH), slot + load_int(g + AT_FOLD)
+        row_bytes, step = load_int(g + ROW_BYTES), load_int(g + POINT_BYTES)
+        if last:
+            right, channel = groups * cg * size, size
+        else:
+            right, channel = size, d * h * w * size
+        down = w * right
+        deep = h * down
+        target = slot + load_int(g + AT_POINTS)
+        done = 0
+        while done < count:
+            # A run of tiles side by side.
+            t = first + done
+            col = t % tiles_w
+            t = t // tiles_w
+            z0 = t // tiles_h % tiles_d * md - load_int(g + PD)
+            r0 = t % tiles_h * mh - load_int(g + PH)
+            image = t // tiles_h // tiles_d
+            run = min(count - done, tiles_w - col)
+            c0 = col * mw - load_int(g + PW)
+            if last:
+                source = x + image * d * deep + group * cg * size
+                rows_inside = z0 >= 0 and z0 + nd <= d and r0 >= 0 and r0 + nh <= h
+                for j in range(run):
+                    cj = c0 + j * mw
+                    inside = rows_inside and cj >= 0 and cj + nw <= w
+                    from_ = source + z0 * deep + r0 * down + cj * right
+                    for c in range(0, cg, vl):
+                        channels = min(vl, cg - c)
+                        if inside and channels == vl:
+                            call_code(transform, (from_ + c * size, deep, down, right, fold,
+                                                  target + c * size, step))  # fmt: skip
+                        else:
+                            fill(g, patch, source + c * size, deep, down, right, channel,
+                                 z0, r0, cj, nw, channels)  # fmt: skip
+                            call_code(transform, (patch, nh * nw * vector, nw * vector, vector,
+                                                  fold, target + c * size, step))  # fmt: skip
+                    target += row_bytes
+            else:
+                source = x + (image * groups + group) * cg * channel
+                wide = (run - 1) * mw + nw
+                for c in range(0, cg, vl):
+                    fill(g, patch, source + c * channel, deep, down, right, channel, z0, r0, c0,
+                         wide, min(vl, cg - c))  # fmt: skip
+                    for j in range(run):
+                        call_code(
+                            transform,
+                            (patch + j * mw * vector, nh * wide * vector, wide * vector, vector,
+                             fold, target + j * row_bytes + c * size, step),
+                        )  # fmt: skip
+                target += run * row_bytes
+            done += run
+
+    @njit(**OPTIONS)
+    def multiply(g, slot, weights, count):
+        """``(points, tiles, channels) @ (points, channels, nr)`` of one panel."""
+        cg, mr, nr = load_int(g + CG), load_int(g + MR), load_int(g + NR)
+        tile = load_int(g + ROW_TILES)
+        row_bytes, step = load_int(g + ROW_BYTES), load_int(g + POINT_BYTES)
+        left, right = slot + load_int(g + AT_POINTS), weights
+        target = slot + load_int(g + AT_PRODUCTS)
+        table = slot + nr * size  # after the bias
+        store_int(table, 0)
+        for _ in range(load_int(g + POINTS)):
+            for i in range(0, count, mr):
+                rows = min(mr, count - i)
+                for j in range(rows):
+                    store_int(table + 8 + j * 8, left + (i + j) * row_bytes)
+                call_code(tile, (rows, 1, table, cg, right, nr * size, target + i * nr * size,
+                                 nr * size, 0, 0, 0, 0))  # fmt: skip
+            left += step
+            right += cg * nr * size
+            target += load_int(g + PRODUCT_BYTES)
+
+    @njit(**OPTIONS)
+    def results(g, slot, y, bias, group, panel, first, count):
+        """The outputs of one panel and ``count`` tiles."""
+        groups, kg = load_int(g + GROUPS), load_int(g + KG)
+        od, oh, ow = load_int(g + OD), load_int(g + OH), load_int(g + OW)
+        tiles_d, tiles_h, tiles_w = (
+            load_int(g + TILES_D),
+            load_int(g + TILES_H),
+            load_int(g + TILES_W),
+        )
+        md, mh, mw = load_int(g + MD), load_int(g + MH), load_int(g + MW)
+        nr, transform = load_int(g + NR), load_int(g + OUTPUT)
+        fold, strip = slot + load_int(g + AT_FOLD), slot + load_int(g + AT_OUTPUTS)
+        step, activation = load_int(g + PRODUCT_BYTES), load_int(g + ACTIVATION)
+        if last:
+            right, channel = groups * kg * size, size
+        else:
+            right, channel = size, od * oh * ow * size
+        down = ow * right
+        deep = oh * down
+        k = panel * nr
+        exist = min(nr, kg - k)
+        addends = 0
+        if bias != 0:
+            addends = slot
+            copy_bytes(addends, bias + (group * kg + k) * size, exist * size)
+        products = slot + load_int(g + AT_PRODUCTS)
+        done = 0
+        while done < count:
+            t = first + done
+            col = t % tiles_w
+            t = t // tiles_w
+            z0 = t // tiles_h % tiles_d * md
+            r0 = t % tiles_h * mh
+            image = t // tiles_h // tiles_d
+            run = min(count - done, tiles_w - col)
+            c0 = col * mw
+            slices, rows = min(md, od - z0), min(mh, oh - r0)
+            if last:
+                target = y + image * od * deep + (group * kg + k) * size
+            else:
+                target = y + ((image * groups + group) * kg + k) * channel
+            target += z0 * deep + r0 * down + c0 * right
+            if last:
+                for j in range(run):
+                    cols = min(mw, ow - c0 - j * mw)
+                    whole = slices == md and rows == mh and cols == mw
+                    for q in range(0, exist, vl):
+                        channels = min(vl, exist - q)
+                        addend = 0
+                        if bias != 0:
+                            addend = addends + q * size
+                        if whole and channels == vl:
+                            call_code(
+                                transform,
+                                (products + q * size, step, fold, target + q * size,
+                                 deep, down, right, addend, activation, g + SLOPES),
+                            )  # fmt: skip
+                        else:
+                            call_code(
+                                transform,
+                                (products + q * size, step, fold, strip, mh * mw * vector,
+                                 mw * vector, vector, addend, activation, g + SLOPES),
+                            )  # fmt: skip
+                            for z in range(slices):
+                                for i in range(rows):
+                                    write_pixels(
+                                        bits, vl, target + q * size + z * deep + i * down, right,
+                                        strip + (z * mh + i) * mw * vector, cols, channels,
+                                    )  # fmt: skip
+                    products += nr * size
+                    target += mw * right
+            else:
+                wide = run * mw
+                for q in range(0, exist, vl):
+                    channels = min(vl, exist - q)
+                    addend = 0
+                    if bias != 0:
+                        addend = addends + q * size
+                    for j in range(run):
+                        call_code(
+                            transform,
+                            (products + (j * nr + q) * size, step, fold, strip + j * mw * vector,
+                             mh * wide * vector, wide * vector, vector, addend, activation,
+                             g + SLOPES),
+                        )  # fmt: skip
+                    for z in range(slices):
+                        for i in range(rows):
+                            from_lanes(bits, vl, strip + (z * mh + i) * wide * vector, vector,
+                                       min(wide, ow - c0),
+                                       target + q * channel + z * deep + i * down, channel,
+                                       channels)  # fmt: skip
+                products += run * nr * size
+            done += run
+
+    def kernel(g, x, weights, bias, y, workspace, control):
+        tasks, grain = load_int(g + TASKS), load_int(g + GRAIN)
+        cg, panels = load_int(g + CG), load_int(g + PANELS)
+        task_panels, task_splits = load_int(g + TASK_PANELS), load_int(g + TASK_SPLITS)
+        task_tiles, tile_blocks = load_int(g + TASK_TILES), load_int(g + TILE_BLOCKS)
+        tiles = load_int(g + TILES)
+        panel_bytes = load_int(g + POINTS) * cg * load_int(g + NR) * size
+        slot = workspace
+        if control != 0:
+            slot += atomic_add(control + 64, 1) * load_int(g + SLOT_BYTES)
+        first = 0
+        while True:
+            if control != 0:
+                first = atomic_add(control, grain)
+            if first >= tasks:
+                break
+            end = min(first + grain, tasks)
+            for task in range(first, end):
+                split = task % task_splits
+                rest = task // task_splits
+                group = rest // tile_blocks
+                tile = (rest - group * tile_blocks) * task_tiles
+                count = min(task_tiles, tiles - tile)
+                data(g, slot, x, group, tile, count)
+                for panel in range(split * task_panels, min((split + 1) * task_panels, panels)):
+                    multiply(g, slot, weights + (group * panels + panel) * panel_bytes, count)
+                    results(g, slot, y, bias, group, panel, tile, count)
+            if control == 0:
+                first = end
+
+    return kernel
+
+
+def build_pack(bits: int, vl: int) -> Callable[..., None]:
+    """The kernel that transforms and packs weights: ``(groups, panels, points, Cg, nr)``."""
+    from convjit_numba.microkernel import atomic_add, call_code, zero_bytes
+    from convjit_numba.transpose import to_lanes
+
+    size = bits // 8
+    vector = vl * size
+
+    def kernel(
+        source, target, groups, kg, cg, block, taps, points, nr, transform, fold_bytes,
+        workspace, slot_bytes, control,
+    ):  # fmt: skip
+        panels = (kg + nr - 1) // nr
+        blocks = (cg + block - 1) // block
+        tasks = groups * panels * blocks
+        slot = workspace
+        if control != 0:
+            slot += atomic_add(control + 64, 1) * slot_bytes
+        rows = slot + fold_bytes
+        step = cg * nr * size
+        task = 0
+        while True:
+            if control != 0:
+                task = atomic_add(control, 1)
+            if task >= tasks:
+                break
+            first = task % blocks * block
+            panel = task // blocks
+            count = min(block, cg - first)
+            group = panel // panels
+            into = target + panel * points * step + first * nr * size
+            for q in range(0, nr, vl):
+                k = (panel - group * panels) * nr + q
+                channels = min(vl, kg - k)
+                if channels > 0:
+                    to_lanes(
+                        bits, vl, source + ((group * kg + k) * cg + first) * taps * size,
+                        cg * taps * size, channels, rows, vector, count * taps,
+                    )  # fmt: skip
+                    for c in range(count):
+                        call_code(transform, (rows + c * taps * vector, slot,
+                                              into + (c * nr + q) * size, step))  # fmt: skip
+                else:
+                    for e in range(points):
+                        for c in range(count):
+                            zero_bytes(into + e * step + (c * nr + q) * size, vector)
+            if control == 0:
+                task += 1
+
+    return kernel

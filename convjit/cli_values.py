@@ -1,0 +1,60 @@
+"""Values on the command line, each from its spelling."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+
+def shape(text: str) -> tuple[int, ...]:
+    """``1,64,56,56`` or ``1x64x56x56``."""
+    try:
+        return tuple(int(part) for part in text.replace("x", ",").split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a shape; write it as 1,64,56,56"
+        ) from None
+
+
+def sizes(text: str) -> int | tuple[int, ...]:
+    """``2`` or ``2,1``: one number for every axis, or one for each."""
+    values = shape(text)
+    return values[0] if len(values) == 1 else values
+
+
+def padding(text: str) -> Any:
+    """``1``, ``1,2``, ``0:1,2:2`` (lo:hi for each axis), or a name such as ``same``."""
+    if text.replace("_", "").isalpha():
+        return text
+    try:
+        if ":" in text:
+            pairs = [part.split(":") for part in text.split(",")]
+            return tuple((int(lo), int(hi)) for lo, hi in pairs)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a padding; write 1, or 1,2, or 0:1,2:2 for lo:hi, or a name"
+        ) from None
+    return sizes(text)
+
+
+def activation(text: str) -> Any:
+    """``relu``, ``leaky_relu,0.1`` or ``clip,0,6``."""
+    name, *arguments = text.split(",")
+    try:
+        return (name, *(float(argument) for argument in arguments)) if arguments else name
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not an activation; write relu, or leaky_relu,0.1, or clip,0,6"
+        ) from None
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def words(text: str) -> list[str]:
+    """Names separated by commas."""
+    return [part for part in text.split(",") if part]
