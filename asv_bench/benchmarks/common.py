@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from convjit import layout
 from convjit.bench.cases import network_cases, networks
 from convjit.precision import numpy_dtype
 from convjit.spec import ConvSpec, Direction
@@ -29,6 +30,11 @@ def heaviest(name: str, count: int) -> list[str]:
     """The layers of a network in which most of its arithmetic is."""
     ranked = sorted(network(name), key=lambda row: row[0].flops * row[1], reverse=True)
     return [str(spec) for spec, _ in ranked[:count]]
+
+
+def in_channels_last(spec: ConvSpec) -> ConvSpec:
+    """The same problem on channels-last data."""
+    return spec.replace(layout=layout.CHANNELS_LAST[spec.ndim])
 
 
 def operands(spec: ConvSpec, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from convjit.spec import ConvSpec
 
-from .common import NETWORKS, heaviest, network, plain_call, planned_call, warmed_up
+from .common import (
+    NETWORKS,
+    heaviest,
+    in_channels_last,
+    network,
+    plain_call,
+    planned_call,
+    warmed_up,
+)
 
 HEAVY = list(dict.fromkeys(spec for name in NETWORKS for spec in heaviest(name, 2)))
 
@@ -39,6 +47,41 @@ class Networks:
         self.calls = [(warmed_up(planned_call(spec)), count) for spec, count in network(name)]
 
     def time_planned(self, name: str) -> None:
+        for call, count in self.calls:
+            for _ in range(count):
+                call()
+
+
+class NetworksChannelsLast:
+    """The same on channels-last data, the way in which many users have it."""
+
+    params = list(NETWORKS)
+    param_names = ("network",)
+    timeout = 300
+
+    def setup(self, name: str) -> None:
+        self.calls = [
+            (warmed_up(planned_call(in_channels_last(spec))), count)
+            for spec, count in network(name)
+        ]
+
+    def time_planned(self, name: str) -> None:
+        for call, count in self.calls:
+            for _ in range(count):
+                call()
+
+
+class NetworksPlain:
+    """The same through ``conv``: weights are packed in every call."""
+
+    params = list(NETWORKS)
+    param_names = ("network",)
+    timeout = 300
+
+    def setup(self, name: str) -> None:
+        self.calls = [(warmed_up(plain_call(spec)), count) for spec, count in network(name)]
+
+    def time_plain(self, name: str) -> None:
         for call, count in self.calls:
             for _ in range(count):
                 call()

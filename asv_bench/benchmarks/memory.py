@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from convjit.spec import ConvSpec
 
-from .common import operands, plain_call, plan_of
+from .common import NETWORKS, network, operands, plain_call, plan_of
 
 SPECS = [
     "conv_f32_NCHW_n1c64k64g1_i224x224_w3x3_p1x1",
@@ -47,3 +47,14 @@ class Workspace:
 
     def track_workspace(self, spec: str) -> int:
         return int(plan_of(ConvSpec.parse(spec)).workspace)
+
+
+class NetworkWorkspace:
+    """The largest workspace that any layer of a network asks for."""
+
+    params = list(NETWORKS)
+    param_names = ("network",)
+    unit = "bytes"
+
+    def track_largest(self, name: str) -> int:
+        return max(int(plan_of(spec).workspace) for spec, _ in network(name))

@@ -68,9 +68,12 @@ class NumbaBackend:
         """One or more for each algorithm, in the order preferred where times are equal."""
         if self._solvers is None:
             from convjit_numba import targets
+            from convjit_numba.depthwise import Depthwise
             from convjit_numba.direct import Direct
+            from convjit_numba.fft import Fft
             from convjit_numba.gemm import Gemm
             from convjit_numba.indirect import Indirect
+            from convjit_numba.planes import DepthwisePlanes, Planes
             from convjit_numba.weight_grad import WeightGrad
             from convjit_numba.winograd import Winograd
 
@@ -78,7 +81,11 @@ class NumbaBackend:
             self._solvers = (
                 Direct(),
                 Gemm(),
+                Depthwise(),
+                Planes(),
+                DepthwisePlanes(),
                 WeightGrad(),
+                Fft(),
                 Indirect(),
                 Winograd(4, 3),
                 Winograd(2, 3),

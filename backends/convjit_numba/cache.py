@@ -43,8 +43,9 @@ from convjit.errors import ConvjitWarning
 from convjit.spi import cache_dir
 from convjit_numba import targets
 
-# Kernels may call nothing but these; all else is numba's run time, which another process lacks.
-LIBC = frozenset({"memset", "memcpy", "memmove"})
+# Kernels may call nothing but these (the last two for :mod:`convjit_numba.futex`); all else is
+# numba's run time, which another process lacks.
+LIBC = frozenset({"memset", "memcpy", "memmove", "syscall", "sched_getcpu"})
 SYMBOL = "convjit_kernel"
 # Directories kept: several environments and instruction sets on one machine, a few MiB each.
 STAMPS_KEPT = 8
@@ -53,7 +54,7 @@ TELL_AFTER = 1.0  # seconds of compiling after which a person wants to know
 
 _lock = threading.RLock()
 _functions: dict[tuple[str, int], Any] = {}
-_alive: list[Any] = []  # machine code lives as long as its engine
+alive: list[Any] = []  # machine code lives as long as its engine
 _warned = False
 
 
@@ -72,6 +73,8 @@ compiled: list[str] = []  # names of the kernels that this process compiled, in 
 def function(name: str, arguments: int, build: Callable[[], Callable[..., None]]) -> Any:
     """The compiled kernel of a name: a ctypes function of ``arguments`` int64.
 
+    Its attribute ``address`` is where its code begins.
+
     Parameters
     ----------
     name : str
@@ -88,7 +91,9 @@ def function(name: str, arguments: int, build: Callable[[], Callable[..., None]]
         if (name, arguments) not in _functions:
             address = _address(name, arguments, build)
             prototype = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * arguments)
-            _functions[name, arguments] = prototype(address)
+            kernel = prototype(address)
+            kernel.address = address  # type: ignore[attr-defined]
+            _functions[name, arguments] = kernel
         return _functions[name, arguments]
 
 
@@ -154,7 +159,7 @@ def _compile(arguments: int, build: Callable[[], Callable[..., None]]) -> tuple[
 
     signature = numba.void(*[numba.int64] * arguments)
     kernel = numba.cfunc(signature, error_model="numpy")(build())
-    _alive.append(kernel)
+    alive.append(kernel)
     return _emit(kernel.inspect_llvm(), arguments), int(kernel.address)
 
 
@@ -231,7 +236,7 @@ def _load(code: bytes) -> int:
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
     address = engine.get_function_address(SYMBOL)
-    _alive.append(engine)
+    alive.append(engine)
     return int(address)
 
 

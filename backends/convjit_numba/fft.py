@@ -7,6 +7,7 @@ is a matrix of them, and the best has the least modelled time, all threads being
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -38,16 +39,17 @@ from convjit_numba.problem import PanelExecutable, Problem, address
 MAX_LENGTH = 2048  # of the transforms of columns and of rows
 
 # Cycles that a butterfly takes for each of its complex vectors, operands in L1.
-CYCLES = {3: 3.0, 4: 3.0, 5: 4.0, 6: 4.0, 8: 4.0, 16: 6.0}
-MOVE = 4.0  # of a complex vector into a tile or out of it
-TURN = 5.0  # of a complex vector in a transpose
-PRODUCT = 2.5  # of a product of complex vectors
+CYCLES = {3: 3.1, 4: 3.0, 5: 4.8, 6: 4.8, 8: 4.0}
+MOVE = 2.8  # of a complex vector into a tile or out of it
+TURN = 4.0  # of a complex vector in a transpose
+TWISTED = 4.0  # of a complex vector between the columns and the rows of a line
+PRODUCT = 4.0  # of a product of complex vectors
 TASK = 400.0
-BUSY = 24  # tasks a thread, up to which smaller tiles are tried
+MOST_CORES = 16  # for which tiles are made small enough
 
-# Output channels of a panel and tiles of a task that products of many channels are computed in.
+# Of products with many channels: output channels of a panel, pairs of tiles of a task.
 PANEL_ROWS = 2
-PAIRS = 4
+PAIRS = (1, 2, 4, 8)
 
 
 # -------------------------------------------------------------------- lengths
@@ -67,11 +69,16 @@ class Shape:
 
     def transform_cycles(self, lanes: int, l1: int, size: int) -> float:
         """Of one transform of all columns, a transpose, and the transform of all rows."""
-        cycles = TURN
-        for n in (self.rows, self.cols):
-            missing = 1.0 if n * 2 * lanes * size <= l1 * 3 // 4 else 1.6
-            cycles += missing * sum(CYCLES[r] for r in cooley_tukey.factors(n) or ())
-        return cycles * self.points / lanes
+        each = TURN + sum(axis_cycles(n, lanes, l1, size) for n in (self.rows, self.cols))
+        each += TWISTED if self.line else 0.0
+        return each * self.points / lanes
+
+
+@lru_cache(maxsize=4096)
+def axis_cycles(n: int, lanes: int, l1: int, size: int) -> float:
+    """Of a transform of n complex vectors, for each."""
+    cycles = sum(CYCLES[radix] for radix in cooley_tukey.factors(n) or ())
+    return cycles if n * 2 * lanes * size <= l1 * 3 // 4 else 1.6 * cycles
 
 
 @lru_cache(maxsize=16)
@@ -86,13 +93,13 @@ def lengths(lanes: int) -> tuple[int, ...]:
 def lines(lanes: int, l1: int, size: int) -> tuple[Shape, ...]:
     """The cheapest matrix for each number of samples, none dearer than one of more samples."""
     found: dict[int, tuple[float, Shape]] = {}
-    for rows in lengths(lanes):
-        for cols in lengths(lanes):
-            if rows <= 4 * cols and cols <= 4 * rows:
-                shape = Shape(rows, cols, True)
-                cycles = shape.transform_cycles(lanes, l1, size)
-                if shape.points not in found or cycles < found[shape.points][0]:
-                    found[shape.points] = cycles, shape
+    cost = {n: axis_cycles(n, lanes, l1, size) for n in lengths(lanes)}
+    for rows, down in cost.items():
+        for cols, across in cost.items():
+            if cols <= 2 * rows and rows <= 2 * cols:
+                points, cycles = rows * cols, rows * cols * (down + across)
+                if points not in found or cycles < found[points][0]:
+                    found[points] = cycles, Shape(rows, cols, True)
     kept: list[Shape] = []
     least = float("inf")
     for points in sorted(found, reverse=True):
@@ -190,17 +197,28 @@ def _extents(p: Problem) -> tuple[int, int]:
     return extent(p.kernel[1], p.dilation[1]), extent(p.kernel[2], p.dilation[2])
 
 
+@lru_cache(maxsize=1)
+def _machine_cores() -> int:
+    """Processors to keep busy, whatever the threads in force: results depend on the tiles."""
+    return min(os.cpu_count() or 1, MOST_CORES)
+
+
 @lru_cache(maxsize=1024)
-def tiling(p: Problem, isa: str, cores: int) -> Tiling | None:
-    """The tiles whose modelled time on ``cores`` threads is least; None if a tile is too large."""
+def tiling(p: Problem, isa: str, cores: int, pairs: int = 0) -> Tiling | None:
+    """The tiles whose modelled time on this machine is least, in tasks for ``cores`` threads.
+
+    None if a tile would be too large.
+    """
     caches = problem._caches()
     lanes = targets.tiles(isa, p.dtype)[0].vl
     best: Tiling | None = None
     for shape in _shapes(p, lanes, caches["l1"]):
-        found = _tiling_of(p, shape, lanes, cores, caches)
+        found = _tiling_of(p, shape, lanes, _machine_cores(), caches)
         if best is None or found.makespan < best.makespan:
             best = found
-    return best
+    if best is None or (pairs == 0 and cores == _machine_cores()):
+        return best
+    return _tiling_of(p, best.shape, lanes, cores, caches, pairs)
 
 
 def _shapes(p: Problem, lanes: int, l1: int) -> list[Shape]:
@@ -209,8 +227,8 @@ def _shapes(p: Problem, lanes: int, l1: int) -> list[Shape]:
     if is_line(p):
         found = [s for s in lines(lanes, l1, p.bytes) if s.points >= wide]
         whole = p.out[2] + wide - 1
-        enough = next((i for i, s in enumerate(found) if s.points >= whole), len(found))
-        return [s for s in found[: enough + 1] if s.points > 1.1 * wide or s is found[enough]]
+        enough = next((i for i, s in enumerate(found) if s.points >= whole), len(found) - 1)
+        return [s for s in found[:enough] if s.points > 1.1 * wide] + found[enough : enough + 1]
     axes = [_axis_lengths(e, n, lanes) for e, n in ((high, p.out[1]), (wide, p.out[2]))]
     return [Shape(rows, cols, False) for rows in axes[0] for cols in axes[1]]
 
@@ -226,8 +244,9 @@ def _axis_lengths(taps: int, outputs: int, lanes: int) -> list[int]:
 
 
 def _tiling_of(
-    p: Problem, shape: Shape, lanes: int, cores: int, caches: dict[str, int]
+    p: Problem, shape: Shape, lanes: int, cores: int, caches: dict[str, int], given: int = 0
 ) -> Tiling:
+    """The tasks of least modelled time for a shape of tiles, of ``given`` pairs if not 0."""
     high, wide = _extents(p)
     if shape.line:
         outputs = (1, min(shape.points - wide + 1, p.out[2]))
@@ -244,8 +263,8 @@ def _tiling_of(
     one = shape.transform_cycles(lanes, caches["l1"], p.bytes) + MOVE * vectors
     weights = panels * panel_rows * p.cg * tile_bytes
     best: Tiling | None = None
-    for task_pairs in (1,) if single else (1, 2, 4, 8):
-        if task_pairs > 1 and task_pairs >= 2 * pairs:
+    for task_pairs in (1,) if single else PAIRS if given == 0 else (given,):
+        if task_pairs != given and task_pairs > 1 and task_pairs >= 2 * pairs:
             break
         blocks = -(-pairs // task_pairs)
         few = p.groups * blocks < 4 * cores
@@ -253,14 +272,17 @@ def _tiling_of(
             parts = -(-panels // task_panels)
             outs = min(p.kg, task_panels * panel_rows)
             held = task_pairs * (p.cg + (0 if single else outs)) * tile_bytes
-            missing = 1.0 if held + outs * p.cg * tile_bytes <= caches["l2"] else 1.25
+            tables = outs * p.cg * tile_bytes + (tile_bytes if shape.line else 0)
+            missing = 1.1 if held + tables > caches["l2"] else 1.0
+            if held > caches["l2"]:
+                missing = 1.25
             if held > caches["l3"] // (2 * cores):
                 missing = 2.0
             product = p.cg * outs * PRODUCT * vectors * task_pairs
             # Spectra that no cache holds come from further away for every task.
             rate = 64.0 if weights <= caches["l2"] // 2 else 12.0
             if weights > caches["l3"] // 2:
-                rate = 4.0
+                rate = 8.0
             product = max(product, outs * p.cg * tile_bytes / rate)
             cycles = task_pairs * (p.cg + outs) * one * missing + product + TASK
             tasks = p.groups * blocks * parts
@@ -330,8 +352,9 @@ class Fft:
             return Refusal(Feature.SIZE, f"the kernel spans more than {MAX_LENGTH} samples an axis")
         return None
 
-    def _tiling(self, spec: ConvSpec, target: Target) -> Tiling:
-        found = tiling(Problem.of(spec), problem.isa_of(target), target.cores)
+    def _tiling(self, spec: ConvSpec, target: Target, config: Config = ()) -> Tiling:
+        pairs = dict(config).get("pairs", 0)
+        found = tiling(Problem.of(spec), problem.isa_of(target), target.cores, pairs)
         assert found is not None
         return found
 
@@ -362,10 +385,14 @@ class Fft:
 
     def configs(self, spec: ConvSpec, target: Target) -> Iterable[Config]:
         yield DEFAULT_CONFIG
+        p = Problem.of(spec)
+        if p.cg > 1 or p.kg > 1:
+            units = self._tiling(spec, target).units
+            yield from ((("pairs", n),) for n in PAIRS if n == 1 or n < units)
 
     def plan(self, spec: ConvSpec, target: Target, config: Config) -> Executable:
         p, isa = Problem.of(spec), problem.isa_of(target)
-        t = self._tiling(spec, target)
+        t = self._tiling(spec, target, config)
         bits = targets.BITS[p.dtype]
         name = f"{targets.SHORT[p.dtype]}.{t.lanes}"
         kernel = cache.function(f"fft.{name}", 7, partial(_build, bits, t.lanes))
@@ -401,7 +428,7 @@ class Fft:
                 "tile_w": t.outputs[1],
                 "units": t.units,
                 "task_pairs": t.task_pairs,
-                "pair_blocks": -(-(-(-t.units // 2)) // t.task_pairs),
+                "pair_blocks": -(-t.units // (2 * t.task_pairs)),
                 "column_stages": address(column_table[0]),
                 "column_count": len(column_table[0]),
                 "row_stages": address(row_table[0]),
@@ -431,7 +458,16 @@ def _build_pack(bits: int, lanes: int) -> Callable[..., None]:
 class _Packer:
     """Weights to spectra, divided by the number of points."""
 
-    __slots__ = ("_bytes", "_count", "_geometry", "_kernel", "_kind", "_scale", "_seconds", "_shape")
+    __slots__ = (
+        "_bytes",
+        "_count",
+        "_geometry",
+        "_kernel",
+        "_kind",
+        "_scale",
+        "_seconds",
+        "_shape",
+    )
 
     def __init__(
         self, p: Problem, t: Tiling, geometry: np.ndarray[Any, Any], seconds: float

@@ -58,19 +58,13 @@ class Lanes:
         return ir.Constant(kind, [float(other)] * kind.count)
 
     def __add__(self, other: Any) -> Lanes:
-        return Lanes(
-            self._builder, self._builder.fadd(self.value, self._of(other), flags=CONTRACT)
-        )
+        return Lanes(self._builder, self._builder.fadd(self.value, self._of(other), flags=CONTRACT))
 
     def __sub__(self, other: Any) -> Lanes:
-        return Lanes(
-            self._builder, self._builder.fsub(self.value, self._of(other), flags=CONTRACT)
-        )
+        return Lanes(self._builder, self._builder.fsub(self.value, self._of(other), flags=CONTRACT))
 
     def __mul__(self, other: Any) -> Lanes:
-        return Lanes(
-            self._builder, self._builder.fmul(self.value, self._of(other), flags=CONTRACT)
-        )
+        return Lanes(self._builder, self._builder.fmul(self.value, self._of(other), flags=CONTRACT))
 
     def __neg__(self) -> Lanes:
         return Lanes(self._builder, self._builder.fneg(self.value))
@@ -313,16 +307,14 @@ def spectrum_products(
                 phi.add_incoming(value.value, loop)
         builder.cbranch(builder.icmp_signed("<", after, count), loop, done)
         builder.position_at_end(done)
-        for (i, j), value in zip(places, new, strict=True):
-            emit.store(value, emit.at(emit.at(y, y_row, i), y_column, j))
+        for (i, j), z in zip(places, new, strict=True):
+            emit.store(z, emit.at(emit.at(y, y_row, i), y_column, j))
         return context.get_dummy_value()
 
     return signature, codegen
 
 
 # -------------------------------------------------------------------- rows into lanes and back
-
-
 
 
 @intrinsic(prefer_literal=True)
@@ -458,9 +450,10 @@ def scale_complex(
     signature = types.void(bits, lanes, *([types.int64] * 3))
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        emit = _Emitter(builder, *literals)
+        width, vl = literals
+        emit = _Emitter(builder, width, vl)
         target, source, factor = arguments[2:]
-        number = Lanes(builder, broadcast_real(builder, *literals, factor))
+        number = Lanes(builder, broadcast_real(builder, width, vl, factor))
         re, im = emit.load(source)
         emit.store((re * number, im * number), target)
         return context.get_dummy_value()

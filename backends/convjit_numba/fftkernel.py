@@ -220,15 +220,21 @@ def build(bits: int, lanes: int) -> Callable[..., None]:
                         w = weights + (group * rows + r) * cols * 2 * size
                         for p in range(pairs):
                             here = tiles + p * tile_bytes + r * pitch
-                            turn_squares(bits, lanes, squares, here, pitch, vector, spectra, vector, square)
+                            turn_squares(
+                                bits, lanes, squares, here, pitch, vector, spectra, vector, square
+                            )
                             through(spectra, table, stages, w)
-                            turn_squares(bits, lanes, squares, spectra, vector, square, here, pitch, vector)
+                            turn_squares(
+                                bits, lanes, squares, spectra, vector, square, here, pitch, vector
+                            )
                         continue
                     for p in range(pairs):
                         for c in range(cg):
                             here = tiles + (p * cg + c) * tile_bytes + r * pitch
                             to = spectra + (p * cg + c) * line
-                            turn_squares(bits, lanes, squares, here, pitch, vector, to, vector, square)
+                            turn_squares(
+                                bits, lanes, squares, here, pitch, vector, to, vector, square
+                            )
                             forward(to, vector, table, stages, 0, 0)
                     for panel in range(low, high):
                         w = ((group * panels + panel) * rows + r) * cols * cg * panel_rows * 2
@@ -241,7 +247,9 @@ def build(bits: int, lanes: int) -> Callable[..., None]:
                                 of = sums + (p * panel_rows + i) * line
                                 to = results + (p * per_pair + k0 + i) * tile_bytes + r * pitch
                                 backward(of, vector, table, stages, 0, 0)
-                                turn_squares(bits, lanes, squares, of, vector, square, to, pitch, vector)
+                                turn_squares(
+                                    bits, lanes, squares, of, vector, square, to, pitch, vector
+                                )
                 for p in range(pairs):
                     for k in range(low * panel_rows, min(high * panel_rows, kg)):
                         of = p * task_panels * panel_rows + k - low * panel_rows

@@ -63,16 +63,12 @@ def build_stages(bits: int, lanes: int) -> tuple[Callable[..., Any], ...]:
         for s in range(count - 1):
             entry = table + s * STAGE_BYTES
             radix, sub, blocks = load_int(entry), load_int(entry + 8), load_int(entry + 16)
-            run_stage(
-                bits, lanes, 0, 1, radix, base, vector, sub, blocks, load_int(entry + 24), 0
-            )
+            run_stage(bits, lanes, 0, 1, radix, base, vector, sub, blocks, load_int(entry + 24), 0)
         middle = table + (count - 1) * STAGE_BYTES
         run_products(bits, lanes, load_int(middle), base, load_int(middle + 16), spectrum)
         for s in range(count - 1):
             entry = table + (count - 2 - s) * STAGE_BYTES
             radix, sub, blocks = load_int(entry), load_int(entry + 8), load_int(entry + 16)
-            run_stage(
-                bits, lanes, 1, 1, radix, base, vector, sub, blocks, load_int(entry + 24), 0
-            )
+            run_stage(bits, lanes, 1, 1, radix, base, vector, sub, blocks, load_int(entry + 24), 0)
 
     return forward, backward, through

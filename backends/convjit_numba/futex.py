@@ -18,6 +18,11 @@ States of a box, and who changes them::
     POSTED -> SPINNING               that caller, who is done before the helper began: cancelled
     RUNNING -> SPINNING              the helper, after it counted the job as finished
 
+A helper that was last on the processor that its caller is on does not run beside it: the system
+tends to wake a thread where its waker is, and may leave both there for milliseconds although
+another processor is idle (on virtual machines whose processors are told to share no cache, it
+does nearly always).  The caller then forbids it that processor before waking it.
+
 A caller waits for nobody but a helper that runs its job, by the box's count of finished jobs.  That
 count lives in the box, which is never freed, so that a helper touches nothing of a caller's once it
 has counted: the job itself is on the caller's stack.
@@ -38,37 +43,44 @@ from convjit_numba.microkernel import (
     OPTIONS,
     POINTER,
     atomic_add,
+    copy_bytes,
     load_int,
     store_int,
     zero_bytes,
 )
 from convjit_numba.threads import (
+    ALLOWED,
     BOX_BYTES,
     CONTROL_BYTES,
     FIRST_BOX,
     HELPERS,
+    MASK_BYTES,
     MOST_ARGUMENTS,
     MOST_HELPERS,
     SPINS,
+    SYSCALLS,
 )
 
 SPINNING, PARKED, CLAIMED, POSTED, RUNNING = range(5)
-# Offsets in a box, on lines of their own: what callers write, what the helper writes.
-STATE, JOB, FINISHED, AWAITED = 0, 8, 64, 72
+# Offsets in a box, on lines of their own: what callers write, what the helper writes (its thread
+# and the processor it was last on), and a set of processors.
+STATE, JOB, FINISHED, AWAITED, THREAD, PROCESSOR, MASK = 0, 8, 64, 72, 80, 88, 128
 # Offsets in a job, on the caller's stack, which begins with the control block of the kernel's call.
 CODE, COUNT, ARGUMENTS = CONTROL_BYTES, CONTROL_BYTES + 8, CONTROL_BYTES + 16
 CLAIMS = CONTROL_BYTES + 24  # pairs: a box, and its count of finished jobs before this one
 JOB_BYTES = CLAIMS + 16 * MOST_HELPERS
-# The futex system call (linux/futex.h): its number, and its operations with FUTEX_PRIVATE_FLAG.
-SYSCALLS = {"x86_64": 202, "aarch64": 98, "riscv64": 98}
+# Operations of the futex system call (linux/futex.h), with FUTEX_PRIVATE_FLAG.
 WAIT, WAKE = 128, 129
 
 
 def build_serve(machine: str) -> Callable[..., None]:
     """The life of a helper: ``serve(pool, box)`` does not return."""
-    relax, call_kernel, futex = _relax(machine), _call_kernel(), _futex(SYSCALLS[machine])
+    relax, futex = _relax(machine), system_call(SYSCALLS[machine].futex)
+    gettid = system_call(SYSCALLS[machine].gettid)
 
     def serve(pool, box):
+        store_int(box + THREAD, gettid(0, 0, 0))
+        store_int(box + PROCESSOR, processor())
         patience = 0
         while True:
             state = load_atomic(box + STATE)
@@ -77,11 +89,13 @@ def build_serve(machine: str) -> Callable[..., None]:
                 atomic_add(box + FINISHED, 1)
                 if swap(box + AWAITED, 0) != 0:
                     futex(box + FINISHED, WAKE, 1)
+                store_int(box + PROCESSOR, processor())
                 swap(box + STATE, SPINNING)
                 patience = 0
             elif state == PARKED:
                 # Returns at once if the state has changed; signals wake it too.
                 futex(box + STATE, WAIT, PARKED)
+                store_int(box + PROCESSOR, processor())
                 patience = 0
             elif state == SPINNING and patience >= load_int(pool + SPINS):
                 swap_if(box + STATE, SPINNING, PARKED)
@@ -99,10 +113,23 @@ def build_call(machine: str) -> Callable[..., None]:
     the kernel's address, ``arguments`` that of ``count`` int64, after which the kernel is given
     the control block.
     """
-    relax, call_kernel, futex = _relax(machine), _call_kernel(), _futex(SYSCALLS[machine])
+    relax, futex = _relax(machine), system_call(SYSCALLS[machine].futex)
+    setaffinity = system_call(SYSCALLS[machine].sched_setaffinity)
 
     @njit(**OPTIONS)
-    def post(box, state, job, claims):
+    def send_away(pool, box, here):
+        """Forbid a claimed helper the processor ``here``; on the only one it stays."""
+        copy_bytes(box + MASK, pool + ALLOWED, MASK_BYTES)
+        word = box + MASK + here // 64 * 8
+        store_int(word, load_int(word) & ~(1 << (here % 64)))
+        setaffinity(load_int(box + THREAD), MASK_BYTES, box + MASK)
+        store_int(box + PROCESSOR, -1)
+
+    @njit(**OPTIONS)
+    def post(pool, box, state, job, claims):
+        here = processor()
+        if here == load_int(box + PROCESSOR) and here < 8 * MASK_BYTES:
+            send_away(pool, box, here)
         store_int(job + CLAIMS + 16 * claims, box)
         store_int(job + CLAIMS + 16 * claims + 8, load_atomic(box + FINISHED))
         store_int(box + JOB, job)
@@ -132,10 +159,10 @@ def build_call(machine: str) -> Callable[..., None]:
         end = box + BOX_BYTES * load_atomic(pool + HELPERS)
         while box < end and claims < helpers:
             state = load_atomic(box + STATE)
-            if state == SPINNING or (state == PARKED and wake != 0):
-                if swap_if(box + STATE, state, CLAIMED):
-                    post(box, state, job, claims)
-                    claims += 1
+            idle = state == SPINNING or (state == PARKED and wake != 0)
+            if idle and swap_if(box + STATE, state, CLAIMED):
+                post(pool, box, state, job, claims)
+                claims += 1
             box += BOX_BYTES
         call_kernel(job)
         for i in range(claims):
@@ -197,53 +224,61 @@ def stack_block(typingctx: Any) -> Any:
     return types.int64(), codegen
 
 
-def _call_kernel() -> Any:
+@intrinsic
+def call_kernel(typingctx: Any, job: Any) -> Any:
+    """Call a job's kernel with its arguments and its control block."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        (job,) = arguments
+
+        def at(place: Any, offset: int) -> Any:
+            return builder.load(
+                _pointer(builder, builder.add(place, ir.Constant(I64, offset))), typ=I64
+            )
+
+        code, count, numbers = at(job, CODE), at(job, COUNT), at(job, ARGUMENTS)
+        after = builder.append_basic_block("called")
+        choice = builder.switch(count, after)
+        for n in range(MOST_ARGUMENTS + 1):
+            block = builder.append_basic_block(f"call_{n}")
+            choice.add_case(ir.Constant(I64, n), block)
+            builder.position_at_end(block)
+            kind = ir.FunctionType(ir.VoidType(), [I64] * (n + 1))
+            values = [at(numbers, 8 * i) for i in range(n)]
+            builder.call(builder.inttoptr(code, kind.as_pointer()), [*values, job])
+            builder.branch(after)
+        builder.position_at_end(after)
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
+@intrinsic
+def processor(typingctx: Any) -> Any:
+    """The processor that this thread is on."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = ir.FunctionType(ir.IntType(32), [])
+        call = cgutils.get_or_insert_function(builder.module, kind, "sched_getcpu")
+        return builder.sext(builder.call(call, []), I64)
+
+    return types.int64(), codegen
+
+
+def system_call(number: int) -> Any:
+    """A system call of three arguments; the result is negative for an error, which is no matter."""
+
     @intrinsic
-    def call_kernel(typingctx: Any, job: Any) -> Any:
-        """Call a job's kernel with its arguments and its control block."""
-
-        def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            (job,) = arguments
-
-            def at(place: Any, offset: int) -> Any:
-                return builder.load(
-                    _pointer(builder, builder.add(place, ir.Constant(I64, offset))), typ=I64
-                )
-
-            code, count, numbers = at(job, CODE), at(job, COUNT), at(job, ARGUMENTS)
-            after = builder.append_basic_block("called")
-            choice = builder.switch(count, after)
-            for n in range(MOST_ARGUMENTS + 1):
-                block = builder.append_basic_block(f"call_{n}")
-                choice.add_case(ir.Constant(I64, n), block)
-                builder.position_at_end(block)
-                kind = ir.FunctionType(ir.VoidType(), [I64] * (n + 1))
-                values = [at(numbers, 8 * i) for i in range(n)]
-                builder.call(_pointer(builder, code), [*values, job], ftype=kind)
-                builder.branch(after)
-            builder.position_at_end(after)
-            return context.get_dummy_value()
-
-        return types.void(types.int64), codegen
-
-    return call_kernel
-
-
-def _futex(number: int) -> Any:
-    @intrinsic
-    def futex(typingctx: Any, address: Any, operation: Any, value: Any) -> Any:
-        """Sleep while the int32 at an address (little-endian) is ``value``, or wake sleepers."""
-
+    def call(typingctx: Any, first: Any, second: Any, third: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             kind = ir.FunctionType(I64, [I64], var_arg=True)
-            call = cgutils.get_or_insert_function(builder.module, kind, "syscall")
-            zero = ir.Constant(I64, 0)
-            builder.call(call, [ir.Constant(I64, number), *arguments, zero, zero, zero])
-            return context.get_dummy_value()
+            function = cgutils.get_or_insert_function(builder.module, kind, "syscall")
+            zero = ir.Constant(I64, 0)  # of a futex: no time limit
+            return builder.call(function, [ir.Constant(I64, number), *arguments, zero, zero, zero])
 
-        return types.void(types.int64, types.int64, types.int64), codegen
+        return types.int64(types.int64, types.int64, types.int64), codegen
 
-    return futex
+    return call
 
 
 def _relax(machine: str) -> Any:

@@ -15,20 +15,19 @@ from typing import Any
 
 import numpy as np
 
+from convjit.algorithms.workspace import aligned
 from convjit.precision import numpy_dtype
 from convjit.spi import Array, num_threads
 from convjit_numba import cache, gemm, problem, targets, threads
-from convjit_numba.problem import Problem, address, aligned
+from convjit_numba.problem import Problem, address
 from convjit_numba.targets import Tile
 
 # Cycles of the model, measured on products of known size: a task; a call of the row tile, a tap of
 # it and an address of that; an entry of the table; a number transposed, a number copied.
-TASK, CALL, TAP, ADDRESS, ENTRY, TRANSPOSE, COPY = 500.0, 40.0, 12.0, 1.0, 1.5, 0.35, 1.5
+TASK, CALL, TAP, ADDRESS, ENTRY, TRANSPOSE, COPY = 500.0, 30.0, 6.0, 0.5, 1.5, 0.3, 1.5
 # Bytes a cycle that come from L3 or memory and are not hidden by the product: pixels and results;
 # weights, which are prefetched.
-PIXELS, WEIGHTS = 32.0, 40.0
-# Cycles that a vector of weights from L2 instead of L1 adds to a step.
-FROM_L2 = 0.12
+PIXELS, WEIGHTS = 32.0, 64.0
 FMA_LATENCY = 4  # cycles: a tile with few sums waits for each of them
 # Below so many products a tap the taps of a kernel row are worth merging; if every merged row has
 # to be copied, below fewer.
@@ -82,17 +81,56 @@ def _tile_cycles(rows: float, vectors: int) -> float:
     return max(rows * vectors / 2, (rows + vectors) / 2, FMA_LATENCY)
 
 
-def _pixel_blocks(p: Problem, last: bool, lanes: int) -> Iterator[tuple[int, int]]:
+def _panel_cycles(
+    p: Problem, last: bool, tile: Tile, vectors: int, pixels: int, passes: int, entries: int
+) -> float:
+    """Of the product of a task's pixels and one panel."""
+    tiles = -(-pixels // tile.mr)
+    rows, more = divmod(pixels, tiles)  # as even as possible
+    step = (tiles - more) * _tile_cycles(rows, vectors) + more * _tile_cycles(rows + 1, vectors)
+    lanes = vectors * tile.vl
+    cycles = p.depth * step + tiles * passes * (CALL + (TAP + ADDRESS * tile.mr) * entries)
+    cycles += lanes * p.bytes * (p.depth / WEIGHTS + pixels / PIXELS)
+    return cycles if last else cycles + TRANSPOSE * pixels * lanes
+
+
+def _task_cycles(
+    p: Problem, last: bool, tile: Tile, tail: int, plane_lines: int, pixels: int, merged: bool,
+    passes: int, image: int,
+) -> tuple[float, float, float]:  # fmt: skip
+    """Of a task: what does not depend on its panels, each panel, and the last of all panels."""
+    entries = p.kernel[0] * p.kernel[1] * (1 if merged else p.kernel[2])
+    window = _window(p, last, plane_lines, pixels)
+    fixed = TASK + ENTRY * pixels * entries + window * p.cg * p.bytes / PIXELS
+    if not last:
+        fixed += TRANSPOSE * window * -(-p.cg // tile.vl) * tile.vl
+    if merged:
+        in_place = p.dilation[2] == 1 and (not last or p.groups == 1)
+        share = min(1.0, (p.kernel[2] - 1) / p.out[2]) if in_place else 1.0
+        fixed += COPY * share * pixels * p.depth
+    # Pixels that do not stay in L2 are read from L3 once a panel.
+    miss = 1.0 if window * p.cg * p.bytes <= image else 1.15
+    whole, end = (
+        miss * _panel_cycles(p, last, tile, vectors, pixels, passes, entries)
+        for vectors in (tile.nv, tail)
+    )
+    return fixed, whole, end
+
+
+def _pixel_blocks(p: Problem, last: bool, lanes: int, image: int) -> Iterator[tuple[int, int]]:
     """Candidates for the unit that is divided, in lines, and for the pixels of a task."""
     lines, width = p.batch * p.out[0] * p.out[1], p.out[2]
     if last:
-        for size in targets.splits(lines * width, lines * width):
+        # What the pixels of a task read should stay in L2.
+        each = p.cg * p.bytes * (p.stride[1] * p.stride[2] if p.taps > 1 else 1)
+        for size in targets.splits(lines * width, lines * width, max(6 * lanes, image // each)):
             yield lines, size
         return
     for size in targets.splits(p.out[1], p.out[1]):
         yield p.out[1], size * width
     if width > 4 * lanes:
-        for size in targets.splits(width, width // (2 * lanes)):
+        largest = max(6 * lanes, image // (p.cg * p.bytes * p.kernel[1] * p.stride[2]))
+        for size in targets.splits(width, width // (2 * lanes), largest):
             yield 1, min(width, -(-size // lanes) * lanes)
 
 
@@ -102,54 +140,41 @@ def blocking(p: Problem, last: bool, isa: str, cores: int, tile: Tile | None = N
     p = gemm.flatten(p)
     blocks = problem.blocks_of(p.dtype)
     merged = _merges(p, last)
-    entries = p.kernel[0] * p.kernel[1] * (1 if merged else p.kernel[2])
     lines = p.batch * p.out[0] * p.out[1]
+    # The order of summation is that of the blocks, which must not depend on tile or threads.
+    widest = max(t.nr for t in targets.row_tiles(isa, p.dtype))
+    parts = 1 if merged else -(-p.depth * widest * p.bytes // blocks.weights)
+    cblock = -(-p.cg // min(parts, p.cg))
+    cblocks = -(-p.cg // cblock)
     best: Blocking | None = None
     for t in targets.row_tiles(isa, p.dtype) if tile is None else (tile,):
         vectors = -(-p.kg // t.vl)
         panels = -(-vectors // t.nv)
         tail = vectors - (panels - 1) * t.nv
-        parts = 1 if merged else -(-p.taps * p.cg * t.nr * p.bytes // blocks.weights)
-        cblock = -(-p.cg // min(parts, p.cg))
-        cblocks = -(-p.cg // cblock)
-        panel_bytes = p.taps * cblock * t.nr * p.bytes
-        wait = FROM_L2 if panel_bytes > blocks.depth * 22 * p.bytes else 0.0
-        for plane_lines, task_pixels in _pixel_blocks(p, last, t.vl):
+        for plane_lines, task_pixels in _pixel_blocks(p, last, t.vl, blocks.image):
             plane = plane_lines * p.out[2]
             task_pixels = min(task_pixels, plane)
-            units = p.groups * (lines // plane_lines) * -(-plane // task_pixels)
-            window = _window(p, last, plane_lines, task_pixels)
-            miss = 1.0 if window * p.cg * p.bytes <= blocks.image else 1.15
-            tiles = -(-task_pixels // t.mr)
-            rows, more = divmod(task_pixels, tiles)
-            fixed = TASK + ENTRY * task_pixels * entries + window * p.cg * p.bytes / PIXELS
-            if not last:
-                fixed += TRANSPOSE * window * -(-p.cg // t.vl) * t.vl
-            elif merged:
-                share = min(1.0, (p.kernel[2] - 1) / p.out[2])
-                if p.dilation[2] > 1 or p.groups > 1:
-                    share = 1.0
-                fixed += COPY * share * task_pixels * p.depth
-
-            def panel(width: int, t: Tile = t) -> float:
-                step = (tiles - more) * _tile_cycles(rows, width)  # noqa: B023
-                step += more * _tile_cycles(rows + 1, width)  # noqa: B023
-                cycles = p.depth * (step * miss + tiles * wait * width)  # noqa: B023
-                cycles += tiles * cblocks * (CALL + (TAP + ADDRESS * t.mr) * entries)  # noqa: B023
-                cycles += p.depth * width * t.vl * p.bytes / WEIGHTS
-                cycles += task_pixels * width * t.vl * p.bytes / PIXELS  # noqa: B023
-                if not last:
-                    cycles += TRANSPOSE * task_pixels * width * t.vl  # noqa: B023
-                return cycles
-
-            whole, end = panel(t.nv), panel(tail)
+            blocks_in_plane = -(-plane // task_pixels)
+            planes = p.groups * (lines // plane_lines)
+            units = planes * blocks_in_plane
+            fixed, whole, end = _task_cycles(
+                p, last, t, tail, plane_lines, task_pixels, merged, cblocks, blocks.image
+            )
+            # The last block of a plane may be smaller.
+            rest = _task_cycles(
+                p, last, t, tail, plane_lines, plane - (blocks_in_plane - 1) * task_pixels,
+                merged, cblocks, blocks.image,
+            )  # fmt: skip
             for task_panels in targets.splits(panels, panels if units < 4 * cores else 1):
                 parts_k = -(-panels // task_panels)
                 tasks = units * parts_k
                 longest = fixed + task_panels * whole
                 if parts_k == 1:
                     longest += end - whole
-                total = units * (parts_k * fixed + (panels - 1) * whole + end)
+                total = sum(
+                    planes * count * (parts_k * cost[0] + (panels - 1) * cost[1] + cost[2])
+                    for count, cost in ((blocks_in_plane - 1, (fixed, whole, end)), (1, rest))
+                )
                 # Threads that start at any time end half a task apart.
                 makespan = max(longest, total / cores + 0.5 * longest * (cores - 1) / cores)
                 if best is None or makespan < best.makespan:

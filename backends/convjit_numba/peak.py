@@ -27,15 +27,19 @@ from convjit_numba import cache, targets, threads
 from convjit_numba.problem import address
 
 CHAINS = {"avx512": 20, "neon": 20}  # independent FMAs in flight; 10 elsewhere
-LAUNCH = 12e-6  # seconds until a parked helper runs, where nothing was measured
+LAUNCH = 2e-6  # seconds that handing a call to helpers costs, where nothing was measured
 CALL = 4e-6  # geometry, addresses and a ctypes call
 # By rate key's family: a problem that suits it, by whose time its rate is measured, and what part
 # of the peak the family is taken to reach before that (as a factor on the register tile's).
 RATES = {
     "direct": ("conv_{dtype}_NCHW_n1c64k96g1_i56x56_w3x3_p1", 1.0),
     "gemm": ("conv_{dtype}_NCHW_n1c64k96g1_i56x56_w3x3_p1", 1.0),
-    "indirect": ("conv_{dtype}_NHWC_n1c128k128g1_i28x28_w3x3_p1", 1.0),
+    "indirect": ("conv_{dtype}_NHWC_n1c128k128g1_i28x28_w3x3_p1", 1.1),
     "winograd": ("conv_{dtype}_NCHW_n1c128k128g1_i28x28_w3x3_p1", 0.9),
+    "fft": ("conv_{dtype}_NCHW_n1c1k1g1_i512x512_w31x31_p15", 0.9),
+    "depthwise": ("conv_{dtype}_NHWC_n1c384k384g384_i28x28_w3x3_p1", 0.6),
+    "planes": ("conv_{dtype}_NCHW_n1c1k1g1_i512x512_w7x7_p3", 0.9),
+    "weight_grad": ("wgrad_{dtype}_NCHW_n1c128k128g1_i28x28_w3x3_p1", 1.0),
 }
 VERSION = 1
 
@@ -224,11 +228,18 @@ def copy_bandwidth(span: int, count: int) -> float:
 
 
 def strided_copy_bandwidth() -> float:
-    """Bytes read and written per second by NumPy's copy into the middle of a padded array."""
-    source = np.ones((32, 64, 56), np.float32)
-    padded = np.zeros((32, 66, 58), np.float32)
-    inner = padded[:, 1:-1, 1:-1]
-    return 2.0 * source.nbytes / _best(lambda: np.copyto(inner, source), 9)
+    """Bytes read and written per second by NumPy's copies that lowering makes: the mean of two.
+
+    One goes into the middle of a padded array, the other changes the layout; both are larger than
+    a second-level cache.
+    """
+    source = np.ones((1, 128, 96, 96), np.float32)
+    padded = np.zeros((1, 128, 98, 98), np.float32)
+    inner = padded[:, :, 1:-1, 1:-1]
+    last = np.empty((1, 96, 96, 128), np.float32)
+    seconds = _best(lambda: np.copyto(inner, source), 5)
+    seconds += _best(lambda: np.copyto(last, source.transpose(0, 2, 3, 1)), 5)
+    return 4.0 * source.nbytes / seconds
 
 
 def launch_seconds(count: int) -> float:
@@ -238,7 +249,7 @@ def launch_seconds(count: int) -> float:
     kernel = cache.function("peak.copy", 6, _build_copy)
     nothing = (0, 0, 0, 1, 1)
     woken = _best(lambda: threads.run(kernel, nothing, count, 1.0), 50)
-    return max(5e-6, woken - _best(lambda: threads.run(kernel, nothing, 1, 1.0), 50))
+    return max(1e-6, woken - _best(lambda: threads.run(kernel, nothing, 1, 1.0), 50))
 
 
 def family_rates(found: Target) -> dict[str, float]:
@@ -255,7 +266,7 @@ def family_rates(found: Target) -> dict[str, float]:
             if key in rates or solver.refuse(spec, found) is not None:
                 continue
             executable = solver.plan(spec, found, ())
-            x, w = np.ones(spec.x_shape, dtype), np.ones(spec.w_shape, dtype)
+            x, w = np.ones(spec.lhs_shape, dtype), np.ones(spec.rhs_shape, dtype)
             out = np.empty(spec.result_shape, dtype)
             workspace = np.empty(executable.workspace, np.uint8)
             packed = executable.pack(w)

@@ -196,7 +196,9 @@ class _Emitter:
         )
         masks = [None] * t.nv
         if t.masked:
-            masks = [self._below(self._columns(_int(j * t.vl)), given["valid"]) for j in range(t.nv)]
+            masks = [
+                self._below(self._columns(_int(j * t.vl)), given["valid"]) for j in range(t.nv)
+            ]
         for r in range(t.rows):
             row = b.add(given["y"], b.mul(given["ldy"], _int(r)))
             for j in range(t.nv):
@@ -216,6 +218,7 @@ class _Emitter:
             place = b.add(w, _int((at * t.kw + s) * self.size))
             return broadcast_real(b, t.bits, t.vl, place)
 
+        present = self._present()
         held = {}
         if t.held:
             held = {(at, s): weight(at, s) for at in range(t.kh) for s in range(t.kw)}
@@ -223,7 +226,8 @@ class _Emitter:
             active = [r for r in range(t.rows) if 0 <= u - t.down * r < t.kh]
             if not active:
                 continue
-            with b.if_then(self._exists(_int(u))):
+            exists = b.icmp_unsigned("!=", b.and_(present, _int(1 << u)), _int(0))
+            with b.if_then(exists):
                 row = b.add(x, b.mul(given["pitch"], _int(u)))
                 for s in range(t.kw):
                     values = self._unrolled_vectors(row, s, masks)
@@ -232,9 +236,7 @@ class _Emitter:
                         factor = held[at, s] if t.held else weight(at, s)
                         self._add(r, factor, values)
 
-    def _unrolled_vectors(
-        self, row: Any, s: int, masks: dict[tuple[int, int], Any]
-    ) -> list[Any]:
+    def _unrolled_vectors(self, row: Any, s: int, masks: dict[tuple[int, int], Any]) -> list[Any]:
         """The vectors that tap column ``s`` meets.
 
         Where ``across`` is 2 they are every other number of two vectors; the numbers between are
@@ -315,9 +317,7 @@ class _Emitter:
         """Input row ``u``: its products with all tap columns, for the ``active`` output rows."""
         b, t, given = self.builder, self.tile, self.given
         row = b.add(x, b.mul(given["pitch"], u))
-        weights = [
-            b.add(w, b.mul(given["wrow"], b.sub(u, _int(r)))) for r in active
-        ]
+        weights = [b.add(w, b.mul(given["wrow"], b.sub(u, _int(r)))) for r in active]
         with _loop(b, _int(0), kw) as s:
             start = b.add(row, b.mul(given["step"], s))
             col = b.add(given["col"], b.mul(given["dilation"], s)) if t.masked else None
@@ -345,6 +345,14 @@ class _Emitter:
         b, given = self.builder, self.given
         below = b.icmp_signed("<", u, given["end"])
         return b.and_(b.icmp_signed(">=", u, given["first"]), below)
+
+    def _present(self) -> Any:
+        """The input rows that exist as bits of one number, quicker to ask than two bounds."""
+        b, given = self.builder, self.given
+        end = self._least(_int(63))
+        below = b.sub(b.shl(_int(1), end), _int(1))
+        first = b.shl(_int(-1), given["first"])
+        return b.and_(below, first)
 
     def _largest(self, one: Any, other: Any) -> Any:
         return self.builder.select(self.builder.icmp_signed(">", one, other), one, other)
@@ -392,12 +400,12 @@ class _Emitter:
 
 # -------------------------------------------------------------------- borders
 
-PAD_MODES = ("zeros", "reflect", "symmetric", "replicate", "circular")
-
 
 @njit(**OPTIONS)
 def border_index(mode, i, n):
-    """The sample that stands at position ``i`` beside a row of ``n``, by place in ``PAD_MODES``.
+    """The sample that stands at position ``i`` beside a row of ``n``.
+
+    ``mode`` is a place in :data:`convjit_numba.planeplan.PAD_MODES`.
 
     Positions further out than padding may reach (lanes whose results are dropped meet them) give
     some sample of the row.

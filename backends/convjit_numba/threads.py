@@ -1,4 +1,4 @@
-"""A pool of parked Python threads that help the calling thread with the tasks of one kernel call.
+"""A pool of parked threads that help the calling thread with the tasks of one kernel call.
 
 A compiled kernel takes task numbers from an atomic counter until none is left, so it does not
 matter how many threads run it or when they arrive.  The calling thread always runs the kernel
@@ -6,27 +6,161 @@ itself; helpers are woken, and one that has not started when the caller is done 
 waited for.  A ctypes call gives up the interpreter's lock, so kernels run side by side.
 
 numba's threading layers are not used: ``workqueue`` aborts the process on concurrent calls, and
-GNU OpenMP kills a child that was forked after use.  This pool serves concurrent callers (each has
-a counter of its own), nested ones (an idle helper or none is found) and forked children (which
-start a pool of their own).
+GNU OpenMP kills a child that was forked after use.  There are two pools, which both serve
+concurrent callers (each has a counter of its own), nested ones (an idle helper or none is found),
+forked children (which start helpers of their own) and interrupts:
+
+- On Linux helpers wait in compiled code (:mod:`convjit_numba.futex`), and a call of a kernel is one
+  ctypes call, which nothing can interrupt half-way.  It costs a microsecond or two, and some
+  twenty more until a helper wakes that has slept.
+- Elsewhere, or if that cannot be compiled, helpers wait for locks of Python's.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import platform
+import sys
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
-# Below this many seconds waking a helper (some 20 us until it runs) costs more than it brings.
-WORTH_WAKING = 50e-6
+# A kernel expected to run for fewer seconds runs alone; for fewer than the second figure it is
+# joined only by helpers that are awake.  (Measured: two threads do 10 us of work in 6.6 us when the
+# helper is awake; when it sleeps, 30 us of work in 33 us, 100 us in 69.)
+WORTH_WAKING = 8e-6
+WORTH_ROUSING = 40e-6
 
 # A call's control block: the next task at 0, the next slot of workspace at 64, on lines of their
 # own because every thread writes them.
-SLOT_COUNTER = 64
-_CONTROL = ctypes.c_int64 * 40
+CONTROL_BYTES = 256
+_CONTROL = ctypes.c_int64 * ((CONTROL_BYTES + 64) // 8)
 _STOP = 1 << 62
+
+# The compiled pool: offsets in its head, and its size.
+HELPERS, SPINS, ALLOWED, FIRST_BOX, BOX_BYTES = 0, 8, 128, 256, 256
+MASK_BYTES = 128  # sets of processors: 1024 of them
+MOST_HELPERS = 256
+MOST_ARGUMENTS = 15  # beside the control block
+# Looks at a box before a helper sleeps, 0.2 to 0.4 ms, in which a program calls again that calls
+# often: x86 pauses for 40 to 140 cycles between two of them, others hardly at all.
+PATIENCE = {"x86_64": 8000}
+PATIENCE_ELSEWHERE = 100_000
+
+
+class Syscalls(NamedTuple):
+    """Numbers of the system calls of Linux that helpers need."""
+
+    futex: int
+    sched_setaffinity: int
+    gettid: int
+
+
+SYSCALLS = {
+    "x86_64": Syscalls(202, 203, 186),
+    "aarch64": Syscalls(98, 122, 178),
+    "riscv64": Syscalls(98, 122, 178),
+}
+
+
+# -------------------------------------------------------------------- helpers in compiled code
+
+
+class _CompiledPool:
+    """Threads that never leave compiled code, and the call that they help with."""
+
+    def __init__(self) -> None:
+        from convjit_numba import cache
+
+        self._serve = cache.function("futex.serve", 2, _build_serve)
+        self._call = cache.function("futex.call", 6, _build_call)
+        size = FIRST_BOX + MOST_HELPERS * BOX_BYTES  # of which what is used is touched
+        memory = (ctypes.c_int64 * (size // 8 + 8))()
+        # Helpers are in this memory, and in this code, for as long as the process lives.
+        for kept in (memory, self._serve, cache.alive):
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))
+        base = ctypes.addressof(memory)
+        self._place = base + -base % 64
+        words = (ctypes.c_uint64 * (MASK_BYTES // 8)).from_address(self._place + ALLOWED)
+        for processor in os.sched_getaffinity(0):
+            if processor < 8 * MASK_BYTES:
+                words[processor // 64] |= 1 << processor % 64
+        self._helpers = ctypes.c_int64.from_address(self._place + HELPERS)
+        self._spins = ctypes.c_int64.from_address(self._place + SPINS)
+        self._patience = PATIENCE.get(platform.machine(), PATIENCE_ELSEWHERE)
+        self._lock = threading.Lock()
+        self._most = MOST_HELPERS
+
+    def call(self, code: int, arguments: tuple[int, ...], threads: int, wake: bool) -> None:
+        helpers = threads - 1
+        if self._helpers.value < helpers and self._helpers.value < self._most:
+            self._start(helpers)
+        count = len(arguments)
+        numbers = _NUMBERS[count](*arguments)
+        self._call(self._place, helpers, wake, code, count, ctypes.addressof(numbers))
+
+    def _start(self, helpers: int) -> None:
+        with self._lock:
+            # A helper that has to share a core must not keep others from it while it waits.
+            awake = min(helpers, self._most) < len(os.sched_getaffinity(0))
+            self._spins.value = self._patience if awake else 0
+            while self._helpers.value < min(helpers, self._most):
+                box = self._place + FIRST_BOX + self._helpers.value * BOX_BYTES
+                # Counted first: nobody minds a box without a thread, but two must not share one.
+                self._helpers.value += 1
+                try:
+                    threading.Thread(
+                        target=self._serve, args=(self._place, box), name=NAME, daemon=True
+                    ).start()
+                except RuntimeError:  # no more threads, or the interpreter is shutting down
+                    self._most = self._helpers.value = self._helpers.value - 1
+
+
+def _build_serve() -> Callable[..., None]:
+    from convjit_numba import futex
+
+    return futex.build_serve(platform.machine())
+
+
+def _build_call() -> Callable[..., None]:
+    from convjit_numba import futex
+
+    return futex.build_call(platform.machine())
+
+
+_NUMBERS = [ctypes.c_int64 * n for n in range(MOST_ARGUMENTS + 1)]
+NAME = "convjit-helper"
+_compiled: _CompiledPool | None = None
+_may_compile = sys.platform == "linux" and sys.byteorder == "little"
+_may_compile = _may_compile and platform.machine() in SYSCALLS
+_starting = threading.Lock()
+
+
+def _compiled_pool() -> _CompiledPool | None:
+    """The compiled pool of this process, None where there cannot be one."""
+    global _compiled, _may_compile
+    with _starting:
+        if _compiled is None and _may_compile:
+            try:
+                _compiled = _CompiledPool()
+            except Exception:  # whatever a toolchain lacks: the other pool lacks nothing
+                _may_compile = False
+    return _compiled
+
+
+def _after_fork() -> None:
+    """A child has copies of no threads; locks may have been held by one of them."""
+    global _compiled, _starting
+    _compiled = None
+    _starting = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+# -------------------------------------------------------------------- helpers that wait for locks
 
 
 class _Job:
@@ -65,7 +199,7 @@ class _Helper:
         self.gate.acquire()
         self.job: _Job | None = None
         self.started = False
-        threading.Thread(target=self._loop, name="convjit-helper", daemon=True).start()
+        threading.Thread(target=self._loop, name=NAME, daemon=True).start()
 
     def _loop(self) -> None:
         pool = self.pool
@@ -182,7 +316,7 @@ def run(
     ----------
     function : callable
         Takes ``arguments`` and the address of a control block, 0 if it runs alone.  It takes tasks
-        until none is left.
+        until none is left.  A compiled kernel has its address as an attribute.
     arguments : tuple
     threads : int
         Threads in force, at least 1.
@@ -191,5 +325,11 @@ def run(
     """
     if threads <= 1 or seconds < WORTH_WAKING:
         function(*arguments, 0)
-    else:
-        _pool().call(_Job(function, arguments), threads)
+        return
+    code = getattr(function, "address", None)
+    if code is not None and len(arguments) <= MOST_ARGUMENTS:
+        pool = _compiled or _compiled_pool()
+        if pool is not None:
+            pool.call(code, arguments, threads, seconds >= WORTH_ROUSING)
+            return
+    _pool().call(_Job(function, arguments), threads)

@@ -12,7 +12,7 @@ from convjit_numba.targets import Tile
 
 # Cycles of the model: a call of the row tile, a row of its table, a word written to the table, a
 # number transposed, a number copied, a number that goes from the sums to the result, a task.
-CALL, ROW, ENTRY, TRANSPOSE, COPY, FINISH, TASK = 60.0, 14.0, 1.5, 0.35, 0.15, 0.8, 500.0
+CALL, ROW, ENTRY, TRANSPOSE, COPY, FINISH, TASK = 40.0, 9.0, 1.2, 0.35, 0.15, 0.8, 500.0
 FMA_LATENCY = 4  # cycles: a tile with few sums waits for each of them
 # Pixels of a block at least, so that loading and storing the sums does not count.
 BLOCK_PIXELS = 192

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from math import cos, pi, prod, sin, sqrt
+from math import pi, prod, sqrt
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,9 +28,9 @@ Complex = tuple[Any, Any]  # real and imaginary part: numbers, arrays or vectors
 
 # Butterflies that code is generated for.  A larger one passes over the data less often, and holds
 # more of it in registers.
-RADICES = (3, 4, 5, 6, 8, 16)
+RADICES = (3, 4, 5, 6, 8)
 # Those of the last stage, in whose butterflies products with a spectrum or with factors take place.
-LAST_RADICES = (8, 4, 16)
+LAST_RADICES = (8, 4)
 
 
 # -------------------------------------------------------------------- butterflies
@@ -41,16 +41,18 @@ def butterfly(
 ) -> None:
     """``store(q, sum over i < n of load(i) exp(sign 2 pi i q / n))`` for every q.
 
-    Composite sizes are split by Cooley and Tukey's algorithm with the factors as constants; the
-    order of loads and stores keeps few values alive.
+    Sizes are 1 to 5, and the double and fourfold of 2 to 5, which are split by Cooley and Tukey's
+    algorithm with the factors as constants; the order of loads and stores keeps few values alive.
     """
-    a = next((f for f in (4, 2) if n % f == 0 and n > f), n)
-    if a == n:
+    if n <= 5:
         for q, value in enumerate(_prime([load(i) for i in range(n)], sign)):
             store(q, value)
         return
+    a = 4 if n % 4 == 0 else 2
     # i = i1 b + i2 and q = q1 + a q2: columns of length a, factors W(n)^(i2 q1), rows of length b.
     b = n // a
+    if a * b != n or b > 5:
+        raise ValueError(f"there is no butterfly of {n} samples.")
     columns = []
     for i2 in range(b):
         column = _prime([load(i1 * b + i2) for i1 in range(a)], sign)
@@ -83,8 +85,8 @@ def _prime(z: Sequence[Complex], sign: int) -> list[Complex]:
         turned = z[0]
         across = None
         for i, plus, minus in zip(half, sums, differences, strict=True):
-            turned = _add(turned, _scale(plus, cos(2 * pi * i * q / n)))
-            part = _scale(minus, sin(2 * pi * (i * q % n) / n))
+            turned = _add(turned, _scale(plus, _root(i * q, n)[0]))
+            part = _scale(minus, _root(i * q, n)[1])
             across = part if across is None else _add(across, part)
         assert across is not None
         sideways = _times_i(across, sign)
@@ -103,7 +105,7 @@ def rotate(z: Complex, j: int, n: int, sign: int) -> Complex:
             re, im = z
             z = _scale((re - im, re + im), sqrt(0.5))
         return z
-    return multiply(z, (cos(2 * pi * j / n), sin(2 * pi * j / n)))
+    return multiply(z, _root(j, n))
 
 
 def multiply(z: Complex, w: Complex) -> Complex:
@@ -195,21 +197,49 @@ def frequencies(radices: Sequence[int]) -> np.ndarray[Any, Any]:
 
 
 def roots(numerators: np.ndarray[Any, Any], n: int) -> np.ndarray[Any, Any]:
-    """``exp(-2 pi i j / n)`` in float64 for integers j, rounded almost correctly.
+    """``exp(-2 pi i j / n)`` in float64 for integers j and n < 2**26, rounded almost correctly.
 
-    Angles are reduced exactly, in integers, to the first octant, where the rounding of the angle
-    does not matter.
+    Angles are reduced exactly, in integers, to the first octant.  What is lost in rounding them is
+    computed beside (T. Dekker, "A floating-point technique for extending the available precision",
+    Numer. Math. 18, 1971) and added to first order.
     """
     j = np.asarray(numerators, np.int64) % n
     octant, rest = np.divmod(8 * j, n)
-    rest = np.where(octant % 2, n - rest, rest)
-    angle = rest * (pi / 4 / n)
+    part = np.where(octant % 2, n - rest, rest).astype(np.float64)
+    ratio = part / n
+    head = _head(ratio)
+    missing = (part - head * n - (ratio - head) * n) / n
+    angle = ratio * QUARTER[0]
+    error = head * _HEAD_OF_QUARTER - angle + (ratio - head) * _HEAD_OF_QUARTER
+    error = error + ratio * (QUARTER[0] - _HEAD_OF_QUARTER)
+    error = error + missing * QUARTER[0] + ratio * QUARTER[1]
     c, s = np.cos(angle), np.sin(angle)
+    c, s = c - error * s, s + error * c
+    diagonal = part == n  # where both parts are the same number
+    c, s = np.where(diagonal, sqrt(0.5), c), np.where(diagonal, sqrt(0.5), s)
     swap = (octant % 4 == 1) | (octant % 4 == 2)
     re, im = np.where(swap, s, c), np.where(swap, c, s)
     re = np.where((octant >= 2) & (octant < 6), -re, re)
     im = np.where(octant >= 4, im, -im)
     return re + 1j * im
+
+
+def _head(values: Any) -> Any:
+    """The upper 26 bits of each number, so that products of two heads are exact."""
+    large = values * (2.0**27 + 1)
+    return large - (large - values)
+
+
+# A quarter of pi to 106 bits: float64 and what it leaves.
+QUARTER = (pi / 4, 1.2246467991473532e-16 / 4)
+_HEAD_OF_QUARTER = _head(QUARTER[0])
+
+
+@lru_cache(maxsize=256)
+def _root(j: int, n: int) -> tuple[float, float]:
+    """Cosine and sine of ``2 pi j / n``."""
+    root = roots(np.array(j), n)
+    return float(root.real), -float(root.imag)
 
 
 def twiddles(stage: Stage) -> np.ndarray[Any, Any]:

@@ -29,18 +29,21 @@ class Case:
     Attributes
     ----------
     group : str
-        A network's name, ``"images"``, ``"signals"`` or ``"specs"``.
+        A network's name, ``"images"``, ``"signals"``, ``"specs"``, or a family's name.
     kind : {"layer", "image", "signal"}
         A layer's weights are prepared once; an image's or a signal's kernel is new in every call.
     spec : str
     count : int
         How often the layer occurs in its network.
+    algorithm : str
+        The family of algorithms that convjit has to take; empty where it chooses.
     """
 
     group: str
     kind: str
     spec: str
     count: int = 1
+    algorithm: str = ""
 
     @property
     def problem(self) -> ConvSpec:
@@ -51,7 +54,7 @@ class Case:
         """For people: sizes for images and signals, the spec for layers."""
         spec = self.problem
         if self.kind == "layer":
-            return self.spec
+            return f"{self.spec} by {self.algorithm}" if self.algorithm else self.spec
         data = "x".join(map(str, spec.in_size))
         return f"{self.kind} {data} * {'x'.join(map(str, spec.kernel_size))} {spec.dtype}"
 
@@ -114,6 +117,17 @@ def layer_spec(layer: Layer, *, batch: int | None = None, dtype: str = "float32"
         direction=Direction.TRANSPOSED,
     )  # fmt: skip
     return spec.replace(out_size=x[2:])
+
+
+def output_padding(spec: ConvSpec) -> tuple[int, ...]:
+    """What a transposed result has along each axis beyond the shortest one that its x allows."""
+    return tuple(
+        n - transposed_size(o, k, s, lo, hi, d)
+        for n, o, k, s, (lo, hi), d in zip(
+            spec.in_size, spec.out_size, spec.kernel_size, spec.stride, spec.padding,
+            spec.dilation, strict=True,
+        )
+    )  # fmt: skip
 
 
 def network_cases(

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from convjit.bench.cases import Case
-from convjit.explanation import Array
+from convjit.bench.cases import Case, output_padding
+from convjit.explanation import HOPELESS, Array
 from convjit.spec import ConvSpec, Direction
 
 # Beyond this many multiply-adds a library without a fast algorithm takes seconds a call.
@@ -65,14 +65,7 @@ class Job:
     @property
     def output_padding(self) -> tuple[int, ...]:
         """What a transposed result has beyond the shortest one that its x allows."""
-        spec = self.spec
-        return tuple(
-            n - ((o - 1) * s - lo - hi + d * (k - 1) + 1)
-            for n, o, s, (lo, hi), d, k in zip(
-                spec.in_size, spec.out_size, spec.stride, spec.padding, spec.dilation,
-                spec.kernel_size, strict=True,
-            )
-        )  # fmt: skip
+        return output_padding(self.spec)
 
     @property
     def kernel(self) -> Array:
@@ -96,6 +89,37 @@ def _float32_only(job: Job) -> None:
 # -------------------------------------------------------------------- convjit
 
 
+def _chosen(
+    case: Case, x: tuple[int, ...], w: tuple[int, ...], *, packed: bool, **options: Any
+) -> dict[str, Any]:
+    """The facts of what convjit chooses, within the case's algorithm if it names one.
+
+    Raises
+    ------
+    NotOffered
+        If that algorithm cannot compute the case, or is predicted to take ``HOPELESS`` times as
+        long as the choice without one.
+    """
+    import convjit
+
+    winner = convjit.explain(x, w, packed=packed, **options).winner
+    if case.algorithm and winner is not None:
+        best = winner.total(packed)
+        found = convjit.explain(x, w, packed=packed, algorithm=case.algorithm, **options)
+        if found.winner is None:
+            reasons = [c.refusal.reason for c in found.refused if c.refusal is not None]
+            raise NotOffered(next(iter(reasons), f"nothing computes this by {case.algorithm}"))
+        winner = found.winner
+        if winner.total(packed) > HOPELESS * best:
+            times = winner.total(packed) / best
+            raise NotOffered(f"predicted to take {times:.0f} times as long as the choice")
+    if winner is None:
+        return {}
+    return {
+        "label": winner.label, "algorithm": winner.algorithm, "predicted": winner.total(packed),
+    }  # fmt: skip
+
+
 def convjit_engine(job: Job, layout: str | None = None) -> Engine:
     """Layers by a plan with packed weights, images and signals by plain calls."""
     import convjit
@@ -110,26 +134,24 @@ def convjit_engine(job: Job, layout: str | None = None) -> Engine:
             raise NotOffered("for layers only")
         x, w = np.ascontiguousarray(job.lhs[0, 0]), np.ascontiguousarray(job.rhs[0, 0])
         del options["groups"], options["layout"]
-        plan = convjit.explain(x, w, **options).winner
-        label = plan.label if plan is not None else ""
-        return Engine(
-            lambda: convjit.conv(x, w, **options), lambda y: y[None, None], {"label": label}
-        )
+        facts = _chosen(job.case, x.shape, w.shape, packed=False, dtype=x.dtype, **options)
+        options["algorithm"] = job.case.algorithm or None
+        return Engine(lambda: convjit.conv(x, w, **options), lambda y: y[None, None], facts)
     x = np.ascontiguousarray(np.moveaxis(job.lhs, 1, -1)) if last else job.lhs
     back = (lambda y: np.moveaxis(y, -1, 1)) if last else np.asarray
     if job.transposed:
         options["output_size"] = spec.in_size
+    described: dict[str, Any] = {
+        "dtype": x.dtype, "bias": spec.bias, "direction": spec.direction.value,
+    }  # fmt: skip
+    facts = _chosen(job.case, x.shape, job.rhs.shape, packed=not job.plain, **described, **options)
+    options["algorithm"] = job.case.algorithm or None
     if job.plain:
         call = convjit.conv_transpose if job.transposed else convjit.conv
-        return Engine(lambda: call(x, job.rhs, job.bias, **options), back)
-    made = convjit.plan(
-        x.shape, job.rhs.shape, dtype=x.dtype, bias=spec.bias, direction=spec.direction.value,
-        **options,
-    )  # fmt: skip
+        return Engine(lambda: call(x, job.rhs, job.bias, **options), back, facts)
+    made = convjit.plan(x.shape, job.rhs.shape, **described, **options)
     packed = made.pack(job.rhs)
-    return Engine(
-        lambda: made(x, packed, job.bias), back, {"label": made.label, "predicted": made.seconds}
-    )
+    return Engine(lambda: made(x, packed, job.bias), back, facts)
 
 
 def convjit_last(job: Job) -> Engine:

@@ -1,4 +1,4 @@
-"""The machine's measured peak, of which every rate is a share."""
+"""What the machine can do: its measured peak, of which every rate is a share, and bandwidths."""
 
 from __future__ import annotations
 
@@ -34,6 +34,26 @@ def measured_peak(dtype: str) -> dict[str, Any]:
     if rate > best:
         best, how = rate, "the best rate of NumPy's matrix product"
     return {"peak": best, "how": how}
+
+
+def measured_bandwidth() -> dict[str, Any]:
+    """``{"bandwidth": {level: byte/s}, "how": text}`` of the processor's caches and memory.
+
+    The first backend counts that measures its target; it does so now, unless it remembers.  Where
+    none does, the first one's table.
+    """
+    known = []
+    for backend in registry.default_pool("cpu"):
+        measure, target = getattr(backend, "measure", None), target_of(backend.name)
+        if callable(measure) and (target is None or not target.measured):
+            target = measure()
+        if target is not None and target.bandwidth:
+            how = "measured by" if target.measured else "from the table of"
+            known.append((not target.measured, target.bandwidth, f"{how} {backend.name}"))
+    if not known:
+        return {"bandwidth": {}, "how": "unknown"}
+    _, bandwidth, how = min(known, key=lambda found: found[0])
+    return {"bandwidth": dict(bandwidth), "how": how}
 
 
 def _matrix_product(dtype: str, n: int = 512, seconds: float = 0.5) -> float:

@@ -6,7 +6,7 @@ from convjit.bench.runner import OURS, Report, Row, Total, geometric_mean
 from convjit.tables import markdown, milliseconds, percent, table
 
 
-def _ratio(value: float | None) -> str:
+def ratio_text(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
@@ -45,7 +45,7 @@ def case_table(report: Report, rows: list[Row], *, as_markdown: bool = False) ->
         line += [_gflops(spec.flops, ours), percent(share)]
         if ">ratio" in columns:
             peer = row.best_peer()
-            line += [_ratio(row.ratio), peer[0] if peer is not None else "-"]
+            line += [ratio_text(row.ratio), peer[0] if peer is not None else "-"]
         lines.append(line)
     return markdown(columns, lines) if as_markdown else table(columns, lines)
 
@@ -64,7 +64,7 @@ def total_table(report: Report, totals: list[Total], *, as_markdown: bool = Fals
         line += [_gflops(total.flops, ours), percent(share)]
         if ">ratio" in columns:
             peer = total.best_peer()
-            line += [_ratio(total.ratio), peer[0] if peer is not None else "-"]
+            line += [ratio_text(total.ratio), peer[0] if peer is not None else "-"]
         lines.append(line)
     return markdown(columns, lines) if as_markdown else table(columns, lines)
 

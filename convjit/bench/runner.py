@@ -41,7 +41,9 @@ class Timing:
     seconds : float or None
         None where it did not run.
     label : str
-        The algorithm, where the engine tells.
+        What computed it, where the engine tells.
+    algorithm : str
+        The family of what computed it, where the engine tells.
     predicted : float or None
         Seconds that convjit's cost model predicted.
     error : float or None
@@ -58,6 +60,7 @@ class Timing:
     error: float | None = None
     reason: str = ""
     failed: bool = False
+    algorithm: str = ""
 
 
 @dataclass(slots=True)
@@ -110,6 +113,8 @@ class Report:
     left_out : mapping of engine to reason
     threads : int
     peak : mapping of dtype to {"peak", "how"}
+    bandwidth : {"bandwidth", "how"}
+        Bytes per second by level of memory; empty if nobody asked.
     """
 
     rows: list[Row]
@@ -117,6 +122,7 @@ class Report:
     left_out: dict[str, str]
     threads: int
     peak: dict[str, dict[str, Any]]
+    bandwidth: dict[str, Any] = field(default_factory=dict)
 
     @property
     def failures(self) -> list[str]:
@@ -177,6 +183,7 @@ class Report:
             "engines": self.engines,
             "left_out": self.left_out,
             "peak": self.peak,
+            **({"bandwidth": self.bandwidth} if self.bandwidth else {}),
             "cases": [
                 {
                     **asdict(row.case),
@@ -287,6 +294,7 @@ def run(
     seconds: float = 0.12,
     rounds: int = 3,
     plain: bool = False,
+    bandwidth: bool = False,
     told: Callable[[Row], None] | None = None,
 ) -> Report:
     """Time the cases by the engines.
@@ -302,12 +310,17 @@ def run(
     rounds : int
     plain : bool
         Time plain calls of layers by convjit, not a plan's.
+    bandwidth : bool
+        Report the bandwidth of the caches and of memory too.
     told : callable, optional
         Given each row when it is done.
     """
     processes = {name: Process(name, threads) for name in engines}
     report = Report([], list(engines), {}, threads, {})
     try:
+        if bandwidth and OURS in processes:
+            found = processes[OURS].ask({"bandwidth": True})
+            report.bandwidth = found if "bandwidth" in found else {}
         for case in cases:
             row = Row(case)
             dtype = case.problem.dtype
@@ -316,7 +329,7 @@ def run(
                 report.peak[dtype] = found if "peak" in found else {"peak": 0.0, "how": "unknown"}
             request = {
                 "group": case.group, "kind": case.kind, "spec": case.spec, "threads": threads,
-                "seconds": seconds, "plain": plain,
+                "seconds": seconds, "plain": plain, "algorithm": case.algorithm,
             }  # fmt: skip
             for _ in range(rounds):
                 for name in list(processes):
@@ -349,4 +362,7 @@ def _timing(answer: dict[str, Any], earlier: Timing | None) -> Timing:
     best = answer["seconds"]
     if earlier is not None and earlier.seconds is not None:
         best = min(best, earlier.seconds)
-    return Timing(best, answer.get("label", ""), answer.get("predicted"), answer["error_found"])
+    return Timing(
+        best, answer.get("label", ""), answer.get("predicted"), answer["error_found"],
+        algorithm=answer.get("algorithm", ""),
+    )  # fmt: skip

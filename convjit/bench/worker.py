@@ -3,7 +3,8 @@
 A request is a JSON object with the fields of a :class:`~convjit.bench.cases.Case`, ``threads``,
 ``seconds`` and ``plain``; the answer is one line, ``{"seconds": ...}``, ``{"left_out": reason}``
 or ``{"error": text}``.  An engine that cannot be imported answers ``{"missing": text}``.  What a
-library itself prints goes to the standard error stream.
+library itself prints goes to the standard error stream.  ``{"peak": dtype}`` and
+``{"bandwidth": true}`` ask for what the machine can do.
 """
 
 from __future__ import annotations
@@ -39,10 +40,11 @@ class Worker:
 
     def prepare(self, request: dict[str, Any]) -> tuple[Job, Engine]:
         """The job and the engine of a request, the ones of the last turn if they fit."""
-        key = (request["spec"], request["kind"], request["plain"], request["threads"])
+        algorithm = request.get("algorithm", "")
+        key = (request["spec"], request["kind"], algorithm, request["plain"], request["threads"])
         if self._prepared is None or self._prepared[0] != key:
             self._prepared = None  # its memory, before the next is made
-            case = Case(request["group"], request["kind"], request["spec"])
+            case = Case(request["group"], request["kind"], request["spec"], algorithm=algorithm)
             spec = case.problem
             verify.check_supported(spec)
             job = Job(case, spec, *verify.operands(spec), request["threads"], request["plain"])
@@ -55,6 +57,10 @@ class Worker:
             from convjit.bench.peak import measured_peak
 
             return measured_peak(request["peak"])
+        if "bandwidth" in request:
+            from convjit.bench.peak import measured_bandwidth
+
+            return measured_bandwidth()
         try:
             job, engine = self.prepare(request)
             seconds = low_quartile(engine.run, request["seconds"], least=4)

@@ -1,0 +1,221 @@
+"""Tiles, block sizes, workspace and packed weights of :mod:`convjit_numba.depthwise`.
+
+``(C * m, 1, taps)`` becomes ``(vectors, m, taps, VL)``: per vector of channels and kernel of a
+channel the numbers that one step of the tile multiplies lie side by side.  The last vector ends
+with the last channel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from math import gcd, prod
+from typing import Any
+
+import numpy as np
+
+from convjit.algorithms.workspace import aligned
+from convjit.precision import numpy_dtype
+from convjit.spi import Array, num_threads
+from convjit_numba import cache, problem, targets, threads
+from convjit_numba.problem import Problem, address
+
+MAX_POSITIONS = 96  # inputs that a tile walks over
+SHUFFLED = 8  # multipliers up to this are interleaved by shuffles
+SECONDS_PER_NUMBER = 1.5e-9  # packing
+# Cycles of the model: a tile, a kernel row of it, an output stored, an entry of the table, a task.
+TILE, ROW, STORE, ENTRY, TASK = 16.0, 4.0, 1.0, 5.0, 300.0
+FMA_LATENCY = 4  # cycles: a tile with few outputs waits for each of its sums
+
+
+@dataclass(frozen=True, slots=True)
+class Blocking:
+    """The tile, and the sizes of the loops; ``cycles`` is the model's for all tasks together.
+
+    ``stride`` is the tile's, in positions; ``kept`` says that it keeps a row of weights.
+    """
+
+    mr: int
+    vl: int
+    stride: int
+    classes: int
+    kept: int
+    rows: int
+    cols: int
+    task_vectors: int
+    tasks: int
+    cycles: float
+    makespan: float
+
+    def name(self, p: Problem) -> str:
+        """Of the kernel."""
+        numbers = f"{self.mr}x{p.kernel[2]}x{self.stride}x{self.vl}"
+        return f"depthwise.{targets.SHORT[p.dtype]}.{numbers}.m{multiplier(p)}"
+
+
+def multiplier(p: Problem) -> int:
+    """The multiplier as the kernel has it: 0 if it is not a literal."""
+    return p.kg if p.kg <= SHUFFLED else 0
+
+
+def lanes(p: Problem, isa: str) -> int:
+    """Lanes of a vector: all, or the largest power of two up to the number of channels."""
+    vl = targets.tiles(isa, p.dtype)[0].vl
+    while vl > p.groups:
+        vl //= 2
+    return vl
+
+
+def line_cycles(p: Problem, isa: str, mr: int) -> tuple[float, float, int]:
+    """Cycles of all kernel rows and of none, for one vector and one line; whether weights stay."""
+    taps, dw = p.kernel[2], p.dilation[2]
+    common = gcd(dw, p.stride[2])
+    stride, classes = p.stride[2] // common, dw // common
+    kept = int(mr + taps + 2 <= targets.REGISTERS[isa])
+    # How many products end before each position.
+    u = np.arange((mr - 1) * stride + taps + 1)
+    ends = np.clip(u - np.arange(mr)[:, None] * stride, 0, taps).sum(axis=0)
+    per_row = fixed = 0.0
+    for phase in range(min(classes, p.out[2])):
+        outputs = -(-(p.out[2] - phase) // classes)
+        first = np.arange(0, outputs, mr)
+        at = (phase + classes * first) * p.stride[2] - p.pad[2]
+        low = np.maximum(0, -(at // dw))
+        count = np.minimum(mr, outputs - first)
+        high = np.minimum((count - 1) * stride + taps, np.maximum(0, -((at - p.size[2]) // dw)))
+        high = np.maximum(high, np.minimum(low, len(u) - 1))
+        low = np.minimum(low, high)
+        products = ends[high] - ends[low]
+        loads = high - low + taps
+        cycles = np.maximum(np.maximum(products, loads) / 2, FMA_LATENCY * products / mr)
+        per_row += float(np.sum(np.where(products > 0, cycles + ROW, 0.0)))
+        fixed += TILE * len(first) + STORE * outputs
+    return per_row, fixed, kept
+
+
+def _row_count(p: Problem) -> float:
+    """Kernel rows that meet the image, on average over the lines."""
+    total = 1.0
+    for axis in (0, 1):
+        first = np.arange(p.out[axis])[:, None] * p.stride[axis] - p.pad[axis]
+        at = first + np.arange(p.kernel[axis]) * p.dilation[axis]
+        total *= float(np.count_nonzero((at >= 0) & (at < p.size[axis]))) / p.out[axis]
+    return total
+
+
+@lru_cache(maxsize=1024)
+def blocking(p: Problem, isa: str, cores: int, mr: int | None = None) -> Blocking:
+    """The blocking whose modelled time on ``cores`` threads is least."""
+    vl = lanes(p, isa)
+    common = gcd(p.dilation[2], p.stride[2])
+    stride, classes = p.stride[2] // common, p.dilation[2] // common
+    most = -(-p.out[2] // classes)
+    most = max(1, min(most, (MAX_POSITIONS - p.kernel[2]) // stride + 1))
+    # The weights that a position meets slide through registers too.
+    free = targets.REGISTERS[isa] - 2
+    most = max(1, min(most, max(free // 2, free - p.kernel[2])))
+    rows_met = _row_count(p)
+
+    def cost(outputs: int) -> float:
+        per_row, fixed, _ = line_cycles(p, isa, outputs)
+        return rows_met * per_row + fixed
+
+    mr = min(range(most, 0, -1), key=cost) if mr is None else min(mr, most)
+    per_row, fixed, kept = line_cycles(p, isa, mr)
+    line = (rows_met * per_row + fixed) * p.kg
+    vectors = -(-p.groups // vl)
+    blocks = problem.blocks_of(p.dtype)
+    units = p.batch * p.out[0]
+    best: Blocking | None = None
+    for task_vectors in targets.splits(vectors, vectors):
+        weights = task_vectors * p.kg * p.taps * vl * p.bytes
+        for rows in targets.splits(p.out[1], p.out[1]):
+            high = min(p.size[1], (rows - 1) * p.stride[1] + (p.kernel[1] - 1) * p.dilation[1] + 1)
+            window = min(p.kernel[0], p.size[0]) * high * p.size[2] * task_vectors * vl * p.bytes
+            # Kernels of many rows read their window again for every line.
+            miss = 1.0 if weights + window <= 2 * blocks.image or rows_met < 8 else 1.3
+            miss *= 1.0 if weights <= blocks.weights else 1.3
+            # A task that reads less than a few cache lines of each pixel reads memory at a stride.
+            miss *= 1.0 if task_vectors == vectors or task_vectors * vl * p.bytes >= 256 else 1.2
+            for cols in targets.splits(p.out[2], p.out[2] // (4 * mr * classes) or 1):
+                parts = -(-p.out[1] // rows) * -(-p.out[2] // cols) * -(-vectors // task_vectors)
+                tasks = units * parts
+                work = task_vectors * rows * line * cols / p.out[2] * miss
+                cycles = work + rows * ENTRY * p.kernel[0] * p.kernel[1] + TASK
+                makespan = cycles * (-(-tasks // cores) + (0.15 if cores > 1 else 0.0))
+                if best is None or makespan < best.makespan:
+                    best = Blocking(
+                        mr, vl, stride, classes, kept, rows, cols, task_vectors,
+                        tasks, cycles * tasks, makespan,
+                    )  # fmt: skip
+    assert best is not None
+    return best
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A thread's part of the workspace: the table, a task's bias and a tile's results."""
+
+    bias: int
+    buffer: int
+    bytes: int
+
+    @classmethod
+    def of(cls, p: Problem, mr: int, vl: int, vectors: int) -> Slot:
+        bias = aligned(16 * p.kernel[0] * p.kernel[1])
+        if p.kg == 1:
+            return cls(bias, bias, bias)
+        buffer = bias + aligned(vectors * p.kg * vl * p.bytes)
+        return cls(bias, buffer, buffer + aligned(mr * p.kg * vl * p.bytes))
+
+
+# -------------------------------------------------------------------- packing
+
+
+def packed_shape(p: Problem, vl: int) -> tuple[int, int, int, int]:
+    """(vectors of channels, multiplier, taps, lanes)."""
+    return -(-p.groups // vl), p.kg, p.taps, vl
+
+
+def _build_pack(bits: int, vl: int) -> Callable[..., None]:
+    from convjit_numba.microkernel import atomic_add, move_real
+
+    size = bits // 8
+
+    def kernel(source, target, channels, m, taps, control):
+        vectors = (channels + vl - 1) // vl
+        task = 0
+        while True:
+            if control != 0:
+                task = atomic_add(control, 1)
+            if task >= vectors:
+                break
+            c = min(task * vl, channels - vl)
+            for j in range(m):
+                to = target + (task * m + j) * taps * vl * size
+                for lane in range(vl):
+                    row = source + ((c + lane) * m + j) * taps * size
+                    for t in range(taps):
+                        move_real(bits, to + (t * vl + lane) * size, row + t * size)
+            if control == 0:
+                task += 1
+
+    return kernel
+
+
+def packer(p: Problem, vl: int) -> Callable[[Array], Any]:
+    """The function that packs weights of one problem."""
+    dtype = numpy_dtype(p.dtype)
+    shape = packed_shape(p, vl)
+    name = f"depthwise.pack.{targets.SHORT[p.dtype]}.{vl}"
+    kernel = cache.function(name, 6, partial(_build_pack, targets.BITS[p.dtype], vl))
+    seconds = prod(shape) * SECONDS_PER_NUMBER
+
+    def pack(weights: Array) -> Any:
+        panels = np.empty(shape, dtype)
+        arguments = (address(weights), address(panels), p.groups, p.kg, p.taps)
+        threads.run(kernel, arguments, num_threads(), seconds)
+        return panels
+
+    return pack

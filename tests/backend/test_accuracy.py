@@ -1,0 +1,379 @@
+"""Errors within their model on data of all kinds, and what the policies on accuracy promise.
+
+Register tiles and blocks do not change an order of summation (``test_numba_solvers`` compares their
+results bit by bit), so what is tried here is each solver, and each tile of those that transform:
+every F(m, r) on one, two and three axes, every length of an FFT.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import convjit
+from convjit import dispatch
+from convjit.algorithms.error import error_bound, relative_error
+from convjit.algorithms.oracle import magnitudes, oracle
+from convjit.arguments import Request
+from convjit.precision import Policy
+from convjit.spec import ConvSpec, Direction
+from convjit.spi import Solver
+from convjit.testing.cases import CASES
+from convjit_numba import NumbaBackend, fft, problem, targets
+
+BACKEND = NumbaBackend()
+SOLVERS: dict[str, Solver] = {solver.id: solver for solver in BACKEND.solvers()}
+Arrays = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
+
+SPECS = [
+    "conv_f32_NCHW_n1c40k24g1_i19x26_w3x3_p1_bias",
+    "conv_f32_NHWC_n2c40k24g1_i19x26_w3x3_p1",
+    "conv_f64_NCHW_n1c17k9g1_i14x15_w3x3_p1",
+    "conv_f64_NHWC_n1c17k9g1_i14x15_w3x3",
+    "conv_f32_NCHW_n1c300k7g1_i9x8_w1x1",
+    "conv_f32_NCHW_n1c12k10g2_i21x18_w5x5_p2",
+    "conv_f64_NHWC_n1c12k10g1_i21x18_w5x5_p2",
+    "conv_f32_NCHW_n1c8k8g1_i17x19_w2x3",
+    "conv_f32_NCHW_n1c9k9g9_i20x23_w3x3_p1",
+    "conv_f32_NHWC_n1c18k18g18_i20x23_w5x5_p2",
+    "conv_f32_NCL_n2c16k12g1_i101_w3_p1",
+    "conv_f32_NLC_n2c16k12g1_i101_w5_p2",
+    "conv_f32_NCDHW_n1c10k9g1_i7x9x8_w3x3x3_p1",
+    "conv_f64_NDHWC_n1c10k9g1_i7x9x8_w3x3x3_p1",
+    "conv_f32_NCDHW_n1c6k5g1_i9x10x11_w4x5x4_p2",
+    "conv_f32_NCHW_n1c1k1g1_i80x90_w13x11_p5",
+    "conv_f64_NCHW_n2c3k2g1_i50x41_w9x9_p4_d2",
+    "conv_f32_NCL_n1c1k1g1_i6000_w301",
+    "conv_f64_NCL_n1c2k2g1_i1500_w64_p10",
+    "wgrad_f32_NCHW_n2c12k10g1_i19x26_w3x3_p1",
+    "wgrad_f32_NHWC_n2c12k10g1_i19x26_w3x3_s2_p1",
+    "wgrad_f64_NCHW_n3c7k9g1_i12x11_w3x2",
+]
+
+
+def taken(specs: list[str]) -> list[tuple[str, str]]:
+    target = BACKEND.target()
+    return [
+        (text, name)
+        for text in specs
+        for name, solver in SOLVERS.items()
+        if solver.refuse(ConvSpec.parse(text), target) is None
+    ]
+
+
+def compute(solver: Solver, spec: ConvSpec, x: Any, w: Any, bias: Any) -> Any:
+    """Planned, packed and run as the core does."""
+    executable = solver.plan(spec, BACKEND.target(), ())
+    out = np.full(spec.result_shape, np.nan, spec.dtype)
+    workspace = np.full(executable.workspace, 0xFF, np.uint8)
+    executable.run(x, executable.pack(w), bias, out, workspace)
+    return out
+
+
+# -------------------------------------------------------------------- data
+
+
+def _random(rng: np.random.Generator, spec: ConvSpec) -> Arrays:
+    return rng.standard_normal(spec.lhs_shape), rng.standard_normal(spec.rhs_shape)
+
+
+def _constant(rng: np.random.Generator, spec: ConvSpec) -> Arrays:
+    """Every partial sum has the same mantissa's neighbours: errors do not cancel."""
+    return np.full(spec.lhs_shape, 1.1), np.full(spec.rhs_shape, 0.7)
+
+
+def _positive(rng: np.random.Generator, spec: ConvSpec) -> Arrays:
+    return rng.random(spec.lhs_shape), rng.random(spec.rhs_shape)
+
+
+def _large(rng: np.random.Generator, spec: ConvSpec) -> Arrays:
+    x, w = _random(rng, spec)
+    return x * (1e30 if spec.dtype == "float32" else 1e300), w
+
+
+def _small(rng: np.random.Generator, spec: ConvSpec) -> Arrays:
+    x, w = _random(rng, spec)
+    return x * (1e-30 if spec.dtype == "float32" else 1e-290), w
+
+
+def _opposite(rng: np.random.Generator, spec: ConvSpec) -> Arrays:
+    """A large operand and a small one."""
+    x, w = _random(rng, spec)
+    return (x * 1e30, w * 1e-30) if spec.dtype == "float32" else (x * 1e300, w * 1e-300)
+
+
+def _samples(rng: np.random.Generator, spec: ConvSpec) -> Arrays:
+    """Thirty decades among neighbouring samples.  No weight is small: the model leaves that out."""
+    x = rng.standard_normal(spec.lhs_shape) * 10 ** rng.uniform(-15, 15, spec.lhs_shape)
+    w = rng.uniform(0.5, 1, spec.rhs_shape) * rng.choice([-1, 1], spec.rhs_shape)
+    return x, w
+
+
+def _cancelling(rng: np.random.Generator, spec: ConvSpec) -> Arrays:
+    """Differences of nearly equal samples: results are errors, but for the border."""
+    x = 1000 + 1e-3 * rng.standard_normal(spec.lhs_shape)
+    w = rng.standard_normal(spec.rhs_shape)
+    if spec.direction is Direction.WEIGHT_GRAD:
+        return x, w - w.mean()
+    return x, w - w.mean(axis=tuple(range(1, w.ndim)), keepdims=True)
+
+
+def _alternating(rng: np.random.Generator, spec: ConvSpec) -> Arrays:
+    """Signs of a chessboard against equal weights."""
+    signs = 1.0 - 2.0 * (np.indices(spec.lhs_shape).sum(axis=0) % 2)
+    return signs * 1.1, np.full(spec.rhs_shape, 0.7)
+
+
+KINDS: dict[str, Callable[[np.random.Generator, ConvSpec], Arrays]] = {
+    build.__name__[1:]: build
+    for build in (
+        _random, _constant, _positive, _large, _small, _opposite, _samples, _cancelling,
+        _alternating,
+    )
+}  # fmt: skip
+
+
+def check(spec: ConvSpec, solver: Solver) -> None:
+    """The errors of all kinds of data; what fails is told together."""
+    rng = np.random.default_rng(0)
+    numerics = solver.estimate(spec, BACKEND.target()).numerics
+    wrong = []
+    for kind, build in KINDS.items():
+        x, w = (np.ascontiguousarray(a, dtype=spec.dtype) for a in build(rng, spec))
+        bias = None
+        if spec.bias:
+            scale = np.abs(x).max() * np.abs(w).max()
+            bias = (scale * rng.standard_normal(spec.result_channels)).astype(spec.dtype)
+        assert np.isfinite(x).all()
+        expected, sizes = oracle(spec, x, w, bias), magnitudes(spec, x, w, bias)
+        assert np.isfinite(sizes.astype(spec.dtype)).all()
+        error = relative_error(spec, compute(solver, spec, x, w, bias), expected, sizes)
+        bound = error_bound(spec, numerics, worst_case=kind != "random")
+        if not error <= bound:
+            wrong.append(f"{kind}: error {error:.2e} above {bound:.2e}")
+    assert not wrong, "; ".join(wrong)
+
+
+@pytest.mark.parametrize(("text", "name"), taken(SPECS))
+def test_errors_are_within_their_model(text: str, name: str) -> None:
+    check(ConvSpec.parse(text), SOLVERS[name])
+
+
+def test_every_solver_and_tile_is_tried() -> None:
+    assert {name for _, name in taken(SPECS)} == set(SOLVERS)
+    for name, solver in SOLVERS.items():
+        if solver.algorithm == "winograd":
+            tried = {ConvSpec.parse(text).ndim for text, other in taken(SPECS) if other == name}
+            assert tried == {1, 2, 3}, name
+
+
+def _lanes(dtype: str) -> int:
+    return targets.tiles(targets.codegen().isa, dtype)[0].vl
+
+
+def _shapes(dtype: str) -> list[fft.Shape]:
+    """A square tile of every length, and every matrix that a line may be folded to."""
+    lanes, l1 = _lanes(dtype), problem._caches()["l1"]
+    size = targets.BITS[dtype] // 8
+    squares = [fft.Shape(n, n, False) for n in fft.lengths(lanes)]
+    return squares + [s for s in fft.lines(lanes, l1, size) if s.points <= 1 << 14]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_every_length_of_a_transform(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fft, "tiling", fft.tiling.__wrapped__)
+    short = targets.SHORT[dtype]
+    solver = SOLVERS["numba.fft"]
+    rng = np.random.default_rng(0)
+    wrong = []
+    for shape in _shapes(dtype):
+        monkeypatch.setattr(fft, "_shapes", lambda p, lanes, l1, shape=shape: [shape])
+        taps, n = max(2, shape.rows // 4), shape.rows + 7
+        if shape.line:
+            text = f"conv_{short}_NCL_n1c2k1g1_i{shape.points + 7}_w{shape.points // 4}"
+        else:
+            text = f"conv_{short}_NCHW_n1c2k1g1_i{n}x{n}_w{taps}x3_p1"
+        spec = ConvSpec.parse(text)
+        numerics = solver.estimate(spec, BACKEND.target()).numerics
+        assert numerics.tile == ((shape.points,) if shape.line else (shape.rows, shape.cols))
+        for kind in ("random", "constant"):
+            x, w = (np.ascontiguousarray(a, dtype=dtype) for a in KINDS[kind](rng, spec))
+            exact = _exact(spec, x, w)
+            error = relative_error(spec, compute(solver, spec, x, w, None), *exact)
+            bound = error_bound(spec, numerics, worst_case=kind != "random")
+            if not error <= bound:
+                wrong.append(f"{shape}, {kind}: error {error:.2e} above {bound:.2e}")
+    assert not wrong, "\n".join(wrong)
+
+
+def _exact(spec: ConvSpec, x: Any, w: Any) -> Arrays:
+    """As the oracle gives it; where that takes long, by a transform in twice the precision."""
+    if spec.dtype == "float64" or spec.macs < 1e6:
+        return oracle(spec, x, w), magnitudes(spec, x, w)
+    wide = spec.replace(dtype="float64")
+    sizes = [np.abs(a).astype(np.float64) for a in (x, w)]
+    solver = SOLVERS["numba.direct"]
+    given = x.astype(np.float64), w.astype(np.float64)
+    return compute(solver, wide, *given, None), compute(solver, wide, *sizes, None)
+
+
+# -------------------------------------------------------------------- precision=
+
+# Problems for which a transform is predicted to be much faster.
+LAYERS = [
+    f"{direction}_{dtype}_{layout}"
+    for direction in ("conv", "igrad", "wgrad", "convt")
+    for dtype in ("f32", "f64", "f16", "c64")
+    for layout in (
+        "NCHW_n1c128k128g1_i28x28_w3x3_p1",
+        "NHWC_n1c128k128g1_i28x28_w3x3_p1",
+        "NCHW_n1c64k64g1_i56x56_w5x5_p2",
+        "NCHW_n1c1k1g1_i512x512_w31x31_p15",
+        "NCL_n1c1k1g1_i100000_w5000",
+        "NCDHW_n1c64k64g1_i16x16x16_w3x3x3_p1",
+    )
+]
+
+
+def _chosen(spec: ConvSpec, **policy: str) -> list[dispatch.Candidate]:
+    request = Request(backend="numba", policy=Policy(**policy))
+    return [c for c in dispatch.candidates(spec, request) if c.refusal is None]
+
+
+def test_exact_admits_sums_of_products_alone() -> None:
+    specs = [ConvSpec.parse(text) for text in LAYERS] + [case.spec for case in CASES]
+    for spec in specs:
+        for candidate in _chosen(spec, precision="exact"):
+            assert candidate.algorithm not in ("winograd", "fft"), (str(spec), candidate.label)
+            assert candidate.work is not None
+            assert candidate.work.numerics.is_summation, (str(spec), candidate.label)
+
+
+def test_other_precisions_do_choose_transforms() -> None:
+    """The grid above has what "exact" must rule out."""
+    chosen = {
+        (precision, _chosen(ConvSpec.parse(text), precision=precision)[0].algorithm)
+        for text in LAYERS
+        for precision in ("default", "fast")
+    }
+    assert {(p, a) for p in ("default", "fast") for a in ("winograd", "fft")} <= chosen
+
+
+@pytest.mark.parametrize("algorithm", ["winograd", "fft"])
+def test_exact_refuses_a_transform_that_is_asked_for(algorithm: str) -> None:
+    x, w = np.ones((1, 8, 20, 20), np.float32), np.ones((8, 8, 3, 3), np.float32)
+    with pytest.raises(convjit.UnsupportedError, match="exact"):
+        convjit.conv(x, w, algorithm=algorithm, backend="numba", precision="exact")
+
+
+# -------------------------------------------------------------------- nonfinite=
+
+NONFINITE = [
+    "conv_f32_NCHW_n2c3k4g1_i21x25_w3x3_p1_bias",
+    "conv_f64_NHWC_n2c3k4g1_i21x25_w5x5_p2",
+    "conv_f32_NCHW_n2c4k4g4_i21x25_w3x3_p1",
+    "conv_f32_NHWC_n2c4k4g4_i21x25_w3x3_p1",
+    "conv_f32_NCL_n2c1k1g1_i400_w31",
+]
+VALUES = [(np.nan,), (np.inf,), (-np.inf,), (np.inf, -np.inf)]
+
+
+def _marked(spec: ConvSpec, values: tuple[float, ...]) -> Any:
+    """Operands, with values in neighbouring samples of the first image, and where they are."""
+    rng = np.random.default_rng(0)
+    x, w = (a.astype(spec.dtype) for a in _random(rng, spec))
+    bias = rng.standard_normal(spec.result_channels).astype(spec.dtype) if spec.bias else None
+    image = x[0] if not spec.channels_last else np.moveaxis(x[0], -1, 0)
+    for i, value in enumerate(values):
+        image[0, ..., 7 + i] = np.where(np.arange(image[0, ..., 0].size) == 4, value, 0).reshape(
+            image[0, ..., 0].shape
+        ) if spec.ndim > 1 else value
+    return x, w, bias
+
+
+def _call(spec: ConvSpec, x: Any, w: Any, bias: Any, solver: str, nonfinite: str) -> Any:
+    return convjit.conv(
+        x, w, bias, padding=spec.padding, groups=spec.groups, layout=spec.layout,
+        activation=spec.activation, backend="numba", algorithm=solver, precision="fast",
+        nonfinite=nonfinite,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("values", VALUES, ids=str)
+@pytest.mark.parametrize(("text", "name"), taken(NONFINITE))
+def test_in_the_data(text: str, name: str, values: tuple[float, ...]) -> None:
+    """"local" keeps NaN and Inf where the definition has them; "spread" at least has them there."""
+    spec = ConvSpec.parse(text)
+    x, w, bias = _marked(spec, values)
+    expected, sizes = oracle(spec, x, w, bias), magnitudes(spec, x, w, bias)
+    reached = ~np.isfinite(expected)
+    assert reached.any()
+    assert not reached.all()
+    spreads = SOLVERS[name].estimate(spec, BACKEND.target()).numerics.spreads_nonfinite
+
+    local = _call(spec, x, w, bias, name, "local")
+    # Infinities keep their signs, and opposite ones meet in a NaN.
+    bound = error_bound(spec, SOLVERS[name].estimate(spec, BACKEND.target()).numerics)
+    assert relative_error(spec, local, expected, sizes) <= bound
+
+    spread = _call(spec, x, w, bias, name, "spread")
+    assert not np.isfinite(spread[reached]).any()
+    if not spreads:
+        assert np.array_equal(spread, local, equal_nan=True)
+
+
+@pytest.mark.parametrize("nonfinite", ["local", "spread"])
+@pytest.mark.parametrize(("text", "name"), taken(NONFINITE[:4]))
+def test_in_the_weights(text: str, name: str, nonfinite: str) -> None:
+    """A NaN of one output channel stays in it; it may reach the zeros of the border there."""
+    spec = ConvSpec.parse(text)
+    x, w, bias = _marked(spec, ())
+    w[1, 0, 0, 2] = np.nan
+    result, expected = _call(spec, x, w, bias, name, nonfinite), oracle(spec, x, w, bias)
+    assert np.isnan(result[np.isnan(expected)]).all()
+    others = np.arange(spec.out_channels) != 1
+    kept = result[:, others] if not spec.channels_last else result[..., others]
+    if nonfinite == "local":
+        assert np.isfinite(kept).all()
+
+
+@pytest.mark.parametrize(
+    "activation", [("relu",), ("leaky_relu", 0.5), ("clip", -1.0, 1.0)], ids=str
+)
+@pytest.mark.parametrize(("text", "name"), taken(NONFINITE))
+def test_a_nan_passes_the_activation(text: str, name: str, activation: tuple[Any, ...]) -> None:
+    spec = ConvSpec.parse(text).replace(activation=activation)
+    x, w, bias = _marked(spec, (np.nan,))
+    reached = np.isnan(oracle(spec, x, w, bias))
+    assert np.array_equal(np.isnan(_call(spec, x, w, bias, name, "local")), reached)
+    assert np.isnan(_call(spec, x, w, bias, name, "spread")[reached]).all()
+
+
+@pytest.mark.parametrize("name", [n for n, s in SOLVERS.items() if s.algorithm in ("winograd", "fft")])
+def test_local_mends_what_overflows_in_a_transform(name: str) -> None:
+    """Finite data whose transform is not: under "local" the results are those of a sum."""
+    taps = 5 if name.endswith("x5") else 3
+    x = np.full((1, 1, 40, 40), 3e38, np.float32) * (-1) ** np.indices((40, 40)).sum(0)
+    x = x.astype(np.float32)
+    w = np.zeros((1, 1, taps, taps), np.float32)
+    w[0, 0, 1, 1] = 0.25
+    spec = ConvSpec.parse(f"conv_f32_NCHW_n1c1k1g1_i40x40_w{taps}x{taps}")
+    result = _call(spec, x, w, None, name, "local")
+    assert np.array_equal(result, x[:, :, 1 : 42 - taps, 1 : 42 - taps] * np.float32(0.25))
+
+
+def test_a_guarded_problem_is_the_problem_asked_for() -> None:
+    """What keeps values local beside a transform is chosen under the same policy."""
+    request = Request(backend="numba", policy=Policy(nonfinite="local"))
+    for text in LAYERS[:6]:
+        first = dispatch.candidates(ConvSpec.parse(text), request)[0]
+        assert first.refusal is None
+        assert first.work is not None
+        assert not first.work.numerics.spreads_nonfinite
+        assert first.error_bound is not None
+        exact = replace(request, policy=replace(request.policy, precision="exact"))
+        assert dispatch.candidates(ConvSpec.parse(text), exact)[0].refusal is None

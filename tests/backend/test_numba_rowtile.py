@@ -1,0 +1,80 @@
+"""The row tile: every number of rows, taps from tables, epilogues, nothing else touched."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+
+from convjit_numba import cache, targets
+from convjit_numba.problem import address
+
+ISA = targets.codegen().isa
+TILES = [
+    (dtype, tile._replace(nv=nv))
+    for dtype in targets.BITS
+    for tile in targets.row_tiles(ISA, dtype)
+    for nv in {1, tile.nv}
+]
+
+
+def _build(bits: int, mr: int, nv: int, vl: int) -> Any:
+    from convjit_numba.rowtile import row_tiles
+
+    def kernel(rows, taps, table, kc, b, walk, c, ldc, accumulate, bias, activation, slopes):
+        row_tiles(
+            bits, mr, nv, vl, rows, taps, table, kc, b, walk, c, ldc, accumulate,
+            bias, activation, slopes,
+        )  # fmt: skip
+
+    return kernel
+
+
+@pytest.mark.parametrize(("dtype", "tile"), TILES, ids=lambda value: str(value))
+def test_matches_numpy(dtype: str, tile: targets.Tile) -> None:
+    name = f"test.rowtile.{dtype}.{tile}"
+    run = cache.function(name, 12, partial(_build, targets.BITS[dtype], *tile))
+    rng = np.random.default_rng(0)
+    lanes = tile.nr
+
+    def random(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape).astype(dtype)
+
+    tolerance = 1e-4 if dtype == "float32" else 1e-12
+    for rows, (taps, kc) in product(range(1, tile.mr + 1), ((1, 1), (3, 5), (0, 3), (2, 8))):
+        a, b, bias = random(7, 40), random(4, 8, lanes + 3), random(lanes)
+        where = rng.integers(0, 7 * 40 - kc, (taps, rows))
+        which = rng.integers(0, 4, taps)
+        # Per tap the offset of its weights, then the addresses of its rows.
+        table = np.zeros((max(1, taps), 1 + rows), np.int64)
+        table[:taps, 0] = which * b.strides[0]
+        table[:taps, 1:] = address(a) + where * a.itemsize
+        sums = np.zeros((rows, lanes), dtype)
+        for t, i in product(range(taps), range(rows)):
+            sums[i] += a.reshape(-1)[where[t, i] :][:kc] @ b[which[t], :kc, :lanes]
+        for accumulate, biased, activation in product((0, 1), (0, 1), (0, 1, 2)):
+            before = random(rows + 1, lanes + 5)
+            c, slopes = before.copy(), np.array([-0.5, 0.5], dtype)
+            run(
+                rows, taps, address(table), kc, address(b), b.strides[1], address(c),
+                c.strides[0], accumulate, address(bias) if biased else 0, activation,
+                address(slopes),
+            )  # fmt: skip
+            expected = sums + before[:rows, :lanes] * accumulate + bias * biased
+            if activation == 1:
+                expected = np.where(expected < 0, expected * slopes[0], expected)
+            elif activation == 2:
+                expected = np.clip(expected, *slopes)
+            assert np.abs(c[:rows, :lanes] - expected).max() < tolerance
+            assert np.array_equal(c[rows:], before[rows:])
+            assert np.array_equal(c[:, lanes:], before[:, lanes:])
+
+
+def test_row_tiles_fit_the_registers() -> None:
+    registers = {"avx512": 32, "avx2": 16, "sse2": 16, "neon": 32, "generic": 16}
+    for isa, shapes in targets.ROW_SHAPES.items():
+        for mr, nv in shapes:
+            assert mr * nv + nv + 1 <= registers[isa]
