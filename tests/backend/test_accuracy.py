@@ -289,9 +289,7 @@ def _marked(spec: ConvSpec, values: tuple[float, ...]) -> Any:
     bias = rng.standard_normal(spec.result_channels).astype(spec.dtype) if spec.bias else None
     image = x[0] if not spec.channels_last else np.moveaxis(x[0], -1, 0)
     for i, value in enumerate(values):
-        image[0, ..., 7 + i] = np.where(np.arange(image[0, ..., 0].size) == 4, value, 0).reshape(
-            image[0, ..., 0].shape
-        ) if spec.ndim > 1 else value
+        image[(0, *[4] * (spec.ndim - 1), 7 + i)] = value
     return x, w, bias
 
 
@@ -306,7 +304,7 @@ def _call(spec: ConvSpec, x: Any, w: Any, bias: Any, solver: str, nonfinite: str
 @pytest.mark.parametrize("values", VALUES, ids=str)
 @pytest.mark.parametrize(("text", "name"), taken(NONFINITE))
 def test_in_the_data(text: str, name: str, values: tuple[float, ...]) -> None:
-    """"local" keeps NaN and Inf where the definition has them; "spread" at least has them there."""
+    """What the definition reaches is not finite; under "local" all else is, and right."""
     spec = ConvSpec.parse(text)
     x, w, bias = _marked(spec, values)
     expected, sizes = oracle(spec, x, w, bias), magnitudes(spec, x, w, bias)
@@ -353,7 +351,10 @@ def test_a_nan_passes_the_activation(text: str, name: str, activation: tuple[Any
     assert np.isnan(_call(spec, x, w, bias, name, "spread")[reached]).all()
 
 
-@pytest.mark.parametrize("name", [n for n, s in SOLVERS.items() if s.algorithm in ("winograd", "fft")])
+TRANSFORMS = [name for name, s in SOLVERS.items() if s.algorithm in ("winograd", "fft")]
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
 def test_local_mends_what_overflows_in_a_transform(name: str) -> None:
     """Finite data whose transform is not: under "local" the results are those of a sum."""
     taps = 5 if name.endswith("x5") else 3

@@ -162,8 +162,9 @@ CROSS = RECORD + textwrap.dedent(
 
     # Of numba only the optimised LLVM code is wanted, not machine code for this processor.
     from numba.core import codegen
-    codegen.JITCodeLibrary._finalize_specific = lambda self: None
-    codegen.JITCodeLibrary.get_pointer_to_function = lambda self, name: self._ensure_finalized() or 0
+    library = codegen.JITCodeLibrary
+    library._finalize_specific = lambda self: None
+    library.get_pointer_to_function = lambda self, name: self._ensure_finalized() or 0
     codegen.JITCPUCodegen.set_env = lambda self, name, env: None
 
     llvm.initialize_all_targets()
