@@ -273,7 +273,7 @@ def _tiling_of(
             outs = min(p.kg, task_panels * panel_rows)
             held = task_pairs * (p.cg + (0 if single else outs)) * tile_bytes
             tables = outs * p.cg * tile_bytes + (tile_bytes if shape.line else 0)
-            missing = 1.1 if held + tables > caches["l2"] else 1.0
+            missing = 1.1 if held + tables > caches["l2"] * 7 // 8 else 1.0
             if held > caches["l2"]:
                 missing = 1.25
             if held > caches["l3"] // (2 * cores):

@@ -128,7 +128,9 @@ def build_call(machine: str) -> Callable[..., None]:
     @njit(**OPTIONS)
     def post(pool, box, state, job, claims):
         here = processor()
-        if here == load_int(box + PROCESSOR) and here < 8 * MASK_BYTES:
+        # A helper that has not begun has no thread yet: 0 would mean this thread, the caller's own.
+        begun = load_int(box + THREAD) != 0
+        if begun and here == load_int(box + PROCESSOR) and here < 8 * MASK_BYTES:
             send_away(pool, box, here)
         store_int(job + CLAIMS + 16 * claims, box)
         store_int(job + CLAIMS + 16 * claims + 8, load_atomic(box + FINISHED))

@@ -204,3 +204,21 @@ def test_a_forked_child_starts_its_own_helpers() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.subprocess
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="processors of a thread on Linux")
+def test_calls_leave_the_callers_processors_alone() -> None:
+    """Helpers are sent to other processors, the caller never: not even by the very first call."""
+    script = """
+import os
+import numpy as np, convjit
+before = os.sched_getaffinity(0)
+x, w = np.ones((1, 32, 56, 56), np.float32), np.ones((64, 32, 3, 3), np.float32)
+for _ in range(20):
+    convjit.conv(x, w, padding=1)
+assert os.sched_getaffinity(0) == before, (before, os.sched_getaffinity(0))
+"""
+    for _ in range(8):
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
