@@ -6,7 +6,6 @@ spec: one dictionary look-up stands between the user and the kernel.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping
 from operator import is_
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ import numpy as np
 from convjit import arguments, config, registry
 from convjit import precision as precisions
 from convjit.errors import BackendError, ConvSpecError
+from convjit.locks import lock_held_over_forks
 from convjit.plans import Plan, Weights
 from convjit.spec import ConvSpec, Direction
 
@@ -40,7 +40,7 @@ class _Kept(NamedTuple):
 
 _plans: dict[tuple[Any, ...], _Kept] = {}
 _plans_generation = -1
-_plans_lock = threading.Lock()
+_plans_lock = lock_held_over_forks()
 
 # The arguments, with their defaults, that describe the problem.
 OPERATOR: dict[str, Any] = {

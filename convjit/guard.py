@@ -9,7 +9,6 @@ the second operand, and a sum that overflows inside a transform, show in the res
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from math import prod
 from typing import Any
@@ -60,7 +59,6 @@ class Guarded:
         self._fast = fast
         self._plan_local = plan_local
         self._local: Executable | None = None
-        self._lock = threading.Lock()
         # An activation can make a finite number of what is not (clip), so it may hide the spread.
         self._result_tells = spec.activation is None
         self.workspace = fast.workspace
@@ -86,10 +84,9 @@ class Guarded:
             local.run(lhs, packed.local_form(local), bias, out, space)
 
     def _local_executable(self) -> Executable:
-        with self._lock:
-            if self._local is None:
-                self._local = self._plan_local()
-            return self._local
+        if self._local is None:  # planned twice at worst, by two threads
+            self._local = self._plan_local()
+        return self._local
 
 
 class _Operand:

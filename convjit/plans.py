@@ -6,7 +6,6 @@ result and the workspace, packs the second operand unless that was done, and run
 
 from __future__ import annotations
 
-import threading
 from contextlib import AbstractContextManager
 from math import prod
 from typing import Any
@@ -18,6 +17,7 @@ from convjit.algorithms.epilogue import epilogue
 from convjit.algorithms.workspace import ALIGNMENT
 from convjit.arguments import Problem, Request
 from convjit.errors import BackendError, ConvSpecError
+from convjit.locks import lock_held_over_forks
 from convjit.spec import ConvSpec, Direction
 from convjit.spi import Array, Executable, Work
 
@@ -30,6 +30,7 @@ _OPERANDS = {
 # Bytes up to which a plan keeps a workspace for the next call: aligning a new one takes longer than
 # a tiny kernel.  4096 plans of that size stay below 64 MiB.
 KEPT_WORKSPACE = 16 << 10
+_forms_lock = lock_held_over_forks()
 PACKED_FORMS = 16  # how many plans' forms one Weights object remembers
 
 
@@ -74,14 +75,13 @@ class Weights:
         Of the array.
     """
 
-    __slots__ = ("_forms", "_lock", "array", "dtype", "shape")
+    __slots__ = ("_forms", "array", "dtype", "shape")
 
     def __init__(self, array: Array) -> None:
         self.array = array
         self.shape: tuple[int, ...] = tuple(array.shape)
         self.dtype = array.dtype
         self._forms: dict[int, tuple[Plan, Any]] = {}
-        self._lock = threading.Lock()
 
     @property
     def ndim(self) -> int:
@@ -96,7 +96,7 @@ class Weights:
         if found is not None:
             return found[1]
         payload = plan.pack_operand(self.array)
-        with self._lock:
+        with _forms_lock:
             while len(self._forms) >= PACKED_FORMS:
                 del self._forms[next(iter(self._forms))]
             # The plan is kept beside its form: an id is not used again while its object lives.

@@ -31,6 +31,7 @@ from convjit import config
 from convjit.checks import DEVICES, backend_problems, bad_name, solver_problems
 from convjit.discovery import Entry, Found, scan
 from convjit.errors import BackendError, ConfigError, ConvjitWarning
+from convjit.locks import lock_held_over_forks
 from convjit.spi import SPI_VERSION, Backend, Solver
 
 REGISTERED = "(registered)"  # stands for the distribution of a backend given to register()
@@ -73,7 +74,7 @@ class _Broken(Exception):
     """A rule of the SPI that a plugin breaks; the message is the reason."""
 
 
-_lock = threading.RLock()
+_lock = lock_held_over_forks()
 _found: Found | None = None
 _registered: list[Entry] = []
 _warned: set[str] = set()

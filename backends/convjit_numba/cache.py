@@ -40,6 +40,7 @@ from typing import Any
 from convjit import algorithms
 from convjit._version import __version__
 from convjit.errors import ConvjitWarning
+from convjit.locks import lock_held_over_forks
 from convjit.spi import cache_dir
 from convjit_numba import targets
 
@@ -52,20 +53,13 @@ STAMPS_KEPT = 8
 ABANDONED = 3600.0  # seconds after which nobody is still writing a file
 TELL_AFTER = 1.0  # seconds of compiling after which a person wants to know
 
-_lock = threading.RLock()
+# A fork waits for a thread that compiles or loads: numba and llvmlite have locks of their own, which
+# a child must not find held.
+_lock = lock_held_over_forks()
 _functions: dict[tuple[str, int], Any] = {}
 alive: list[Any] = []  # machine code lives as long as its engine
 _warned = False
 
-
-def _renew_lock() -> None:
-    """A child may have been forked while another thread compiled."""
-    global _lock
-    _lock = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)
 
 compiled: list[str] = []  # names of the kernels that this process compiled, in order
 

@@ -215,8 +215,6 @@ class Blocking:
     pass_panels: int
     flat: bool
     tasks: int
-    executed: int  # multiply-adds of register tiles, edge waste included
-    filled: int  # numbers written to polyphase images
     cycles: float
     makespan: float
 
@@ -265,8 +263,7 @@ def blocking(p: Problem, isa: str, cores: int, tile: Tile | None = None) -> Bloc
                     if best is None or makespan < best.makespan:
                         best = Blocking(
                             t, cblock, rows, cols, task_panels, min(pass_panels, task_panels),
-                            flat, tasks, units * spatial * panels * tiles * t.mr * t.nr * p.depth,
-                            image * cblocks * tasks, cycles * tasks, makespan,
+                            flat, tasks, cycles * tasks, makespan,
                         )  # fmt: skip
     assert best is not None
     return best
@@ -338,10 +335,7 @@ class Direct:
         wakes = problem.wakes_helpers(target, p, isa, b.cycles, slots)
         return problem.work(
             self.algorithm, p, b.tile, weights,
-            filled=b.filled // target.cores,
-            vectors=False,
-            # Threads without a task count as if they computed.
-            executed=b.executed * target.cores * (b.makespan / b.cycles if wakes else 1.0),
+            cycles=b.makespan * target.cores if wakes else b.cycles,
             streamed=b.tasks * b.task_panels * b.tile.mr * p.depth * p.bytes,
             workspace=slots * _scratch(p, b).bytes,
             wakes=wakes,

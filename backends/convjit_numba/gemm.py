@@ -192,8 +192,6 @@ class Blocking:
     task_panels: int
     pass_panels: int
     tasks: int
-    executed: int  # multiply-adds of register tiles, edge waste included
-    filled: int  # numbers written to panels
     cycles: float
     makespan: float
 
@@ -238,8 +236,7 @@ def blocking(p: Problem, isa: str, cores: int, tile: Tile | None = None) -> Bloc
                 if best is None or makespan < best.makespan:
                     best = Blocking(
                         t, cblock, task_strips * t.nr, task_panels, min(pass_panels, task_panels),
-                        tasks, units * strips * t.nr * panels * t.mr * p.depth, filled * tasks,
-                        cycles * tasks, makespan,
+                        tasks, cycles * tasks, makespan,
                     )  # fmt: skip
     assert best is not None
     return best
@@ -277,10 +274,7 @@ class Gemm:
         wakes = problem.wakes_helpers(target, p, isa, b.cycles, slots)
         return problem.work(
             self.algorithm, p, b.tile, weights,
-            filled=b.filled // target.cores,
-            vectors=flatten(p).out[2] >= 4 * b.tile.nr and p.stride[2] == 1,
-            # Threads without a task count as if they computed.
-            executed=b.executed * target.cores * (b.makespan / b.cycles if wakes else 1.0),
+            cycles=b.makespan * target.cores if wakes else b.cycles,
             streamed=b.tasks * b.task_panels * b.tile.mr * p.depth * p.bytes,
             workspace=slots * _scratch(p, b).bytes,
             wakes=wakes,

@@ -136,6 +136,8 @@ def build(code: Code) -> Callable[..., None]:
         outputs = load_int(g + GROUPS) * kg
         image_bytes = cg * d * h * w * size
         ldy = nr * size if fold else apart * ow * size
+        # Where a plane is one tile, the next plane's tile is the same but for its addresses.
+        single = kg == 1 and od * row_blocks * col_blocks == 1
         slot = 0
         if control != 0:
             slot = atomic_add(control + 64, 1)
@@ -155,7 +157,8 @@ def build(code: Code) -> Callable[..., None]:
             z = rest % od
             plane = rest // od  # image and output channel
             k = plane % outputs
-            for _ in range(first, last):
+            done = first
+            while done < last:
                 unit = plane if kg == 1 else plane // kg  # image and group
                 image, weight = x + unit * image_bytes, weights + k * kernel_bytes
                 if swapped != 0:
@@ -192,14 +195,22 @@ def build(code: Code) -> Callable[..., None]:
                 there = image + ((z_base * h + row_base) * w + col_base) * size
                 segments, count = table + t_low * per_depth * SEGMENT, t_high - t_low
                 down_bytes, tap_bytes, row_bytes, to = pitch, step, ldy, out
-                whole = valid == block_cols
+                whole, repeat = valid == block_cols, 1
                 if masks != 0 and in_place != 0 and mode == 0 and not (plain and whole):
-                    plane_tile(
-                        bits, rows, nv, vl, kh, kw, down, across, held, 1,
-                        there, pitch, step, segments, count * per_depth, weight, wrow, wcol,
-                        low, high, col_base, dw, w, valid, out, ldy,
-                        add, activation, g + SLOPES,
-                    )  # fmt: skip
+                    if single:
+                        repeat = min(last - done, outputs - k)
+                    for _ in range(repeat):
+                        plane_tile(
+                            bits, rows, nv, vl, kh, kw, down, across, held, 1,
+                            there, pitch, step, segments, count * per_depth, weight, wrow, wcol,
+                            low, high, col_base, dw, w, valid, out, ldy,
+                            add, activation, g + SLOPES,
+                        )  # fmt: skip
+                        there += image_bytes
+                        weight += kernel_bytes
+                        out += oh * ow * size
+                        if bias != 0:
+                            add += size
                 else:
                     if not (plain and whole):
                         if mode != 0:
@@ -226,17 +237,25 @@ def build(code: Code) -> Callable[..., None]:
                             copy_bytes(out, scratch, valid * size)
                         else:
                             store_rows(bits, out, ldy, scratch, nr * size, rows, valid)
+                done += repeat
+                if single:
+                    plane += repeat
+                    k = k + repeat if k + repeat < outputs else 0
+                    continue
                 col_block += 1
-                if col_block == col_blocks:
-                    col_block = 0
-                    row_block += 1
-                    if row_block == row_blocks:
-                        row_block = 0
-                        z += 1
-                        if z == od:
-                            z = 0
-                            plane += 1
-                            k = k + 1 if k + 1 < outputs else 0
+                if col_block < col_blocks:
+                    continue
+                col_block = 0
+                row_block += 1
+                if row_block < row_blocks:
+                    continue
+                row_block = 0
+                z += 1
+                if z < od:
+                    continue
+                z = 0
+                plane += 1
+                k = k + 1 if k + 1 < outputs else 0
             if control == 0:
                 first = last
 

@@ -370,29 +370,22 @@ def work(
     tile: Tile,
     weights: int,
     *,
-    filled: int,
-    vectors: bool,
-    executed: float,
+    cycles: float,
     streamed: float,
     workspace: int,
     wakes: bool,
     numerics: Numerics,
 ) -> Work:
-    """What a call costs: pixels prepared (``filled`` numbers), then ``executed`` multiply-adds.
+    """What a call costs: the model's ``cycles`` of all threads, those without a task included.
 
-    ``filled`` counts what one of the threads in force prepares, as ``vectors`` or row by row.
-    Register tiles with few rows load more than they multiply; their flops are counted as many
-    more, so that one rate stands for all tiles.  ``streamed`` is the traffic of weights from L3.
+    They are stated as the multiply-adds that fit into them, so that one measured rate says how much
+    slower than the model the kernels are.  ``streamed`` is the traffic of weights from L3.
     """
-    share = tile.mr * tile.nv / 2 / targets.tile_cycles(tile)
     rate = f"numba.{algorithm}.{p.dtype}"
     return Work(
-        (
-            Phase("fill", bytes={"l2" if vectors else "copy": 2.0 * filled * p.bytes}),
-            Phase(algorithm, 2.0 * executed / share, rate, {**p.traffic, "l3": float(streamed)}),
-        ),
+        (Phase(algorithm, cycles * 4 * tile.vl, rate, {**p.traffic, "l3": float(streamed)}),),
         numerics,
-        Phase("pack", bytes={"copy": 2.0 * weights}),
+        Phase("pack", bytes={"memory": 2.0 * weights}),
         launches=int(wakes),
         workspace=workspace,
         packed_bytes=weights,

@@ -113,7 +113,7 @@ warnings.simplefilter("ignore", DeprecationWarning)
 done = threading.Event()
 def caller():
     while not done.is_set(): check()
-callers = [threading.Thread(target=caller) for _ in range(2)]
+callers = [threading.Thread(target=caller, daemon=True) for _ in range(2)]
 for thread in callers: thread.start()
 for _ in range(10):
     child = os.fork()

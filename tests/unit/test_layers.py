@@ -16,7 +16,7 @@ import pytest
 # From the left to the right.  A module may also import from its own layer, without a circle.
 # "x.*" is the package x and everything below it that has no line of its own.
 LAYERS = (
-    ("errors", "_version", "tables"),
+    ("errors", "_version", "locks", "tables"),
     ("config", "algorithms", "algorithms.geometry"),
     ("layout", "precision", "spec"),
     ("algorithms.*",),
@@ -31,7 +31,7 @@ LAYERS = (
     ("bench.*", "demo.*", "selftest", "warmup", "cli.*", "cli_values", "__main__"),
 )
 BACKEND_MAY_IMPORT = (
-    "errors", "_version", "spec", "layout", "precision", "algorithms", "spi", "profiling",
+    "errors", "_version", "locks", "spec", "layout", "precision", "algorithms", "spi", "profiling",
 )  # fmt: skip
 
 
