@@ -53,8 +53,8 @@ STAMPS_KEPT = 8
 ABANDONED = 3600.0  # seconds after which nobody is still writing a file
 TELL_AFTER = 1.0  # seconds of compiling after which a person wants to know
 
-# A fork waits for a thread that compiles or loads: numba and llvmlite have locks of their own, which
-# a child must not find held.
+# A fork waits for a thread that compiles or loads: numba and llvmlite have locks of their own, and
+# a child must not find those held.
 _lock = lock_held_over_forks()
 _functions: dict[tuple[str, int], Any] = {}
 alive: list[Any] = []  # machine code lives as long as its engine

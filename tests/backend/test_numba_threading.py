@@ -113,6 +113,7 @@ warnings.simplefilter("ignore", DeprecationWarning)
 done = threading.Event()
 def caller():
     while not done.is_set(): check()
+signal.alarm(50)  # ends a child that waits for a lock of its parent's
 callers = [threading.Thread(target=caller, daemon=True) for _ in range(2)]
 for thread in callers: thread.start()
 for _ in range(10):
@@ -174,7 +175,7 @@ def test_without_openmp_and_tbb() -> None:
     out = run(
         """
 check()
-maps = open("/proc/self/maps").read()
+with open("/proc/self/maps") as file: maps = file.read()
 print([name for name in ("libgomp", "libtbb", "omppool", "tbbpool") if name in maps])
 """,
         NUMBA_THREADING_LAYER="workqueue",
