@@ -185,11 +185,13 @@ def _lanes(dtype: str) -> int:
 
 
 def _shapes(dtype: str) -> list[fft.Shape]:
-    """A square tile of every length, and every matrix that a line may be folded to."""
+    """A narrow tile of every length on either axis, and the matrices that lines are folded to."""
     lanes, l1 = _lanes(dtype), problem._caches()["l1"]
-    size = targets.BITS[dtype] // 8
-    squares = [fft.Shape(n, n, False) for n in fft.lengths(lanes)]
-    return squares + [s for s in fft.lines(lanes, l1, size) if s.points <= 1 << 14]
+    lengths = fft.lengths(lanes)
+    high = [fft.Shape(n, lengths[0], False) for n in lengths]
+    wide = [fft.Shape(lengths[0], n, False) for n in lengths[1:]]
+    lines = fft.lines(lanes, l1, targets.BITS[dtype] // 8)
+    return [*high, *wide, *(shape for shape in lines if shape.points <= 1 << 13)]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -201,14 +203,15 @@ def test_every_length_of_a_transform(dtype: str, monkeypatch: pytest.MonkeyPatch
     wrong = []
     for shape in _shapes(dtype):
         monkeypatch.setattr(fft, "_shapes", lambda p, lanes, l1, shape=shape: [shape])
-        taps, n = max(2, shape.rows // 4), shape.rows + 7
+        rows, cols = shape.rows, shape.cols
         if shape.line:
             text = f"conv_{short}_NCL_n1c2k1g1_i{shape.points + 7}_w{shape.points // 4}"
         else:
-            text = f"conv_{short}_NCHW_n1c2k1g1_i{n}x{n}_w{taps}x3"
+            taps = f"{max(2, rows // 4)}x{max(2, cols // 4)}"
+            text = f"conv_{short}_NCHW_n1c2k1g1_i{rows + 7}x{cols + 5}_w{taps}"
         spec = ConvSpec.parse(text)
         numerics = solver.estimate(spec, BACKEND.target()).numerics
-        assert numerics.tile == ((shape.points,) if shape.line else (shape.rows, shape.cols))
+        assert numerics.tile == ((shape.points,) if shape.line else (rows, cols))
         for kind in ("random", "constant"):
             x, w = (np.ascontiguousarray(a, dtype=dtype) for a in KINDS[kind](rng, spec))
             exact = _exact(spec, x, w)
