@@ -440,7 +440,8 @@ def test_reads_nothing_beyond_the_arrays() -> None:
                 executable = solver.plan(spec, backend.target(), ())
                 for at_end in (True, False):
                     arrays = [fenced(s, spec.dtype, at_end) for s in
-                              (spec.x_shape, spec.w_shape, (spec.out_channels,), spec.y_shape)]
+                              (spec.lhs_shape, spec.rhs_shape, (spec.result_channels,),
+                               spec.result_shape)]
                     x, w, bias, out = arrays
                     x[...], w[...], bias[...] = 1, 2, 3
                     workspace = fenced((executable.workspace,), np.uint8, at_end)
