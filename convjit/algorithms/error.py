@@ -25,8 +25,9 @@ output transform amplifies them by :func:`convjit.algorithms.winograd.amplificat
 
 *FFT*: each of three transforms of L points errs by ``sqrt(FFT_ROUNDINGS log2 L)`` roundings in the
 Euclidean norm (J. Schatzman, "Accuracy of the discrete Fourier transform and the fast Fourier
-transform", SIAM J. Sci. Comput. 17(5), 1996), spread evenly over the tile, so that an output errs
-by that times ``|x_tile| |w| / sqrt(L)``.
+transform", SIAM J. Sci. Comput. 17(5), 1996), and more with factors of 3
+(``FFT_ROUNDINGS_OF_THREES``), spread evenly over the tile, so that an output errs by that times
+``|x_tile| |w| / sqrt(L)``.
 
 The bound is the root mean square times :func:`deviations` (the quantile that all the results
 together exceed with probability :data:`FAILURE`) times :data:`SAFETY`.
@@ -71,6 +72,13 @@ MEAN_MAGNITUDE = 2 / pi
 #       64: 0.89   1024: 0.97   4096: 1.0   15360: 1.3   256x256: 1.0   32x32x32: 1.1
 DATA_ROUNDINGS = 3.5
 FFT_ROUNDINGS = 1.1
+
+# A factor of 3 in the length multiplies by sin(60 degrees), whose rounding error is the same in
+# every butterfly, so that those of b factors add up instead of cancelling.  It is 0.52 u in float64
+# (0.30 u in float32).  A stage of butterflies of 3 triples the squared norm; the error is in two of
+# three outputs, times a difference of two inputs: relative to the output
+# (2 * 0.52**2 * sin(60)**2 * 2 / 9) u**2 = 0.09 u**2 = 0.5 (RHO u)**2, and b**2 of them together.
+FFT_ROUNDINGS_OF_THREES = 0.5
 
 # Chance that any of the results of one call exceeds the bound, under the model's assumptions, and
 # the factor for what the model leaves out (the spread of the sum of magnitudes, of the weights'
@@ -269,13 +277,21 @@ def _fft(
     points = max(prod(numerics.tile), 2)
     terms = reduction(spec)
     channels = max(1.0, terms / prod(_taps(spec)))
-    roundings = 1 + 3 * FFT_ROUNDINGS * log2(points)
+    roundings = 1 + 3 * _transform_roundings(points)
     if worst_case:
         transforms = deviations(_results(spec)) * RHO * sqrt(roundings) * SAFETY
         return transforms * u + (channels + spec.bias) * u + 2 * u_operands
     variance = (RHO * u) ** 2 * (roundings + _triangle(channels) / channels + spec.bias)
     variance += 2 * (RHO * u_operands) ** 2
     return _quantile(spec, sqrt(terms * variance) / terms) * _few_products(spec, terms)
+
+
+def _transform_roundings(points: int) -> float:
+    """Roundings that act like the errors of one transform, in mean square."""
+    threes, rest = 0, points
+    while rest % 3 == 0:
+        threes, rest = threes + 1, rest // 3
+    return FFT_ROUNDINGS * log2(points) + FFT_ROUNDINGS_OF_THREES * float(threes**2)
 
 
 def _results(spec: ConvSpec) -> int:
