@@ -18,6 +18,9 @@ States of a box, and who changes them::
     POSTED -> SPINNING               that caller, who is done before the helper began: cancelled
     RUNNING -> SPINNING              the helper, after it counted the job as finished
 
+A posted state carries a ticket, the box's count of posts: when a caller comes to cancel, the helper
+may have finished its job and hold another caller's, which is not that caller's to cancel.
+
 A helper that was last on the processor that its caller is on does not run beside it: the system
 tends to wake a thread where its waker is, and may leave both there for milliseconds although
 another processor is idle (on virtual machines whose processors are told to share no cache, it
@@ -61,14 +64,17 @@ from convjit_numba.threads import (
     SYSCALLS,
 )
 
-SPINNING, PARKED, CLAIMED, POSTED, RUNNING = range(5)
+SPINNING, PARKED, CLAIMED, RUNNING, POSTED = range(5)
+POST = 8  # a ticket's unit: what is posted as number n has the state POSTED + n * POST
 # Offsets in a box, on lines of their own: what callers write, what the helper writes (its thread
 # and the processor it was last on), and a set of processors.
-STATE, JOB, FINISHED, AWAITED, THREAD, PROCESSOR, MASK = 0, 8, 64, 72, 80, 88, 128
+STATE, JOB, TICKET = 0, 8, 16
+FINISHED, AWAITED, THREAD, PROCESSOR, MASK = 64, 72, 80, 88, 128
 # Offsets in a job, on the caller's stack, which begins with the control block of the kernel's call.
 CODE, COUNT, ARGUMENTS = CONTROL_BYTES, CONTROL_BYTES + 8, CONTROL_BYTES + 16
-CLAIMS = CONTROL_BYTES + 24  # pairs: a box, and its count of finished jobs before this one
-JOB_BYTES = CLAIMS + 16 * MOST_HELPERS
+CLAIMS = CONTROL_BYTES + 24  # each a box, its count of finished jobs before this one, its state
+CLAIM_BYTES = 24
+JOB_BYTES = CLAIMS + CLAIM_BYTES * MOST_HELPERS
 # Operations of the futex system call (linux/futex.h), with FUTEX_PRIVATE_FLAG.
 WAIT, WAKE = 128, 129
 
@@ -84,7 +90,7 @@ def build_serve(machine: str) -> Callable[..., None]:
         patience = 0
         while True:
             state = load_atomic(box + STATE)
-            if state == POSTED and swap_if(box + STATE, POSTED, RUNNING):
+            if state >= POSTED and swap_if(box + STATE, state, RUNNING):
                 call_kernel(load_int(box + JOB))
                 atomic_add(box + FINISHED, 1)
                 if swap(box + AWAITED, 0) != 0:
@@ -132,10 +138,14 @@ def build_call(machine: str) -> Callable[..., None]:
         begun = load_int(box + THREAD) != 0
         if begun and here == load_int(box + PROCESSOR) and here < 8 * MASK_BYTES:
             send_away(pool, box, here)
-        store_int(job + CLAIMS + 16 * claims, box)
-        store_int(job + CLAIMS + 16 * claims + 8, load_atomic(box + FINISHED))
+        posted = load_int(box + TICKET) + POST
+        store_int(box + TICKET, posted)
+        claim = job + CLAIMS + CLAIM_BYTES * claims
+        store_int(claim, box)
+        store_int(claim + 8, load_atomic(box + FINISHED))
+        store_int(claim + 16, posted + POSTED)
         store_int(box + JOB, job)
-        swap(box + STATE, POSTED)
+        swap(box + STATE, posted + POSTED)
         if state == PARKED:
             futex(box + STATE, WAKE, 1)
 
@@ -168,9 +178,10 @@ def build_call(machine: str) -> Callable[..., None]:
             box += BOX_BYTES
         call_kernel(job)
         for i in range(claims):
-            box = load_int(job + CLAIMS + 16 * i)
-            if not swap_if(box + STATE, POSTED, SPINNING):
-                wait(pool, box, load_int(job + CLAIMS + 16 * i + 8))
+            claim = job + CLAIMS + CLAIM_BYTES * i
+            box = load_int(claim)
+            if not swap_if(box + STATE, load_int(claim + 16), SPINNING):
+                wait(pool, box, load_int(claim + 8))
 
     return call
 

@@ -10,8 +10,7 @@ GNU OpenMP kills a child that was forked after use.  There are two pools, which 
 concurrent callers (each has a counter of its own), nested ones (an idle helper or none is found),
 forked children (which start helpers of their own) and interrupts:
 
-- On Linux, where ``CONVJIT_POOL=compiled`` asks for it, helpers wait in compiled code
-  (:mod:`convjit_numba.futex`), and a call of a kernel is one
+- On Linux helpers wait in compiled code (:mod:`convjit_numba.futex`), and a call of a kernel is one
   ctypes call, which nothing can interrupt half-way.  It costs a microsecond or two, and some
   twenty more until a helper wakes that has slept.
 - Elsewhere, or if that cannot be compiled, helpers wait for locks of Python's.
@@ -133,9 +132,7 @@ def _build_call() -> Callable[..., None]:
 _NUMBERS = [ctypes.c_int64 * n for n in range(MOST_ARGUMENTS + 1)]
 NAME = "convjit-helper"
 _compiled: _CompiledPool | None = None
-# Eight callers at once have been seen to wait for ever on the compiled pool: only on request.
-_may_compile = os.environ.get("CONVJIT_POOL") == "compiled"
-_may_compile = _may_compile and sys.platform == "linux" and sys.byteorder == "little"
+_may_compile = sys.platform == "linux" and sys.byteorder == "little"
 _may_compile = _may_compile and platform.machine() in SYSCALLS
 _starting = threading.Lock()
 

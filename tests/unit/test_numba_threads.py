@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from convjit_numba import threads
+from convjit_numba import cache, threads
 
 _take = threading.Lock()
 
@@ -95,6 +95,43 @@ def test_a_helper_that_has_not_started_is_not_waited_for() -> None:
     assert first.is_alive()
     release.set()
     first.join()
+
+
+@pytest.mark.skipif(not threads._may_compile, reason="helpers wait in compiled code on Linux only")
+def test_a_caller_cancels_no_other_callers_job() -> None:
+    """Its helper has finished, and was given to another caller before it came to cancel."""
+    from convjit_numba import futex
+
+    call = cache.function("futex.call", 6, threads._build_call)
+    memory = (ctypes.c_int64 * 128)()  # a pool with one box, whose helper is this test
+    pool = ctypes.addressof(memory) + -ctypes.addressof(memory) % 64
+    box = pool + threads.FIRST_BOX
+    ctypes.c_int64.from_address(pool + threads.HELPERS).value = 1
+    state = ctypes.c_int64.from_address(box + futex.STATE)
+    finished = ctypes.c_int64.from_address(box + futex.FINISHED)
+    second_runs, first_returned = threading.Event(), threading.Event()
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_int64)
+    def first(control: int) -> None:
+        state.value, finished.value = futex.SPINNING, finished.value + 1
+        other.start()
+        assert second_runs.wait(10)
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_int64)
+    def second(control: int) -> None:
+        second_runs.set()
+        assert first_returned.wait(10)
+
+    def share(kernel: object) -> None:
+        call(pool, 1, 1, ctypes.cast(kernel, ctypes.c_void_p).value, 0, 0)  # type: ignore[arg-type]
+
+    other = threading.Thread(target=share, args=(second,), daemon=True)
+    share(first)
+    assert state.value >= futex.POSTED
+    first_returned.set()
+    other.join(10)
+    assert not other.is_alive()
+    assert state.value == futex.SPINNING
 
 
 def test_an_error_in_a_helper_reaches_the_caller() -> None:
