@@ -239,13 +239,9 @@ class Depthwise:
         wakes = problem.wakes_helpers(target, p, isa, b.cycles, slots)
         # Threads without a task count as if they computed.
         cycles = b.makespan * target.cores if wakes else b.cycles * target.cores
-        traffic = p.traffic["memory"]
-        level = "l3" if traffic <= target.caches.get("l3", 0) / 2 else "memory"
         lanes_ = targets.tiles(isa, p.dtype)[0].vl
         weights = float(prod(packed_shape(p, b.vl)) * p.bytes)
-        phase = Phase(
-            "depthwise", 4.0 * lanes_ * cycles, f"numba.depthwise.{p.dtype}", {level: traffic}
-        )
+        phase = Phase("depthwise", 4.0 * lanes_ * cycles, f"numba.depthwise.{p.dtype}", p.traffic)
         return Work(
             (phase,),
             Numerics("direct"),

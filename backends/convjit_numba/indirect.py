@@ -70,7 +70,7 @@ class Indirect:
                     self.algorithm,
                     flops,
                     f"numba.indirect.{p.dtype}",
-                    {**p.traffic, "l3": float(b.streamed)},
+                    p.moved(float(b.streamed)),
                 ),
             ),
             Numerics("gemm"),

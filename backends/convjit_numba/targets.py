@@ -127,7 +127,7 @@ ROW_SHAPES = {
 REGISTERS = {"avx512": 32, "avx2": 16, "sse2": 16, "neon": 32, "generic": 16}  # of vectors
 CLOCK = 3.0e9  # Hz, where nothing was measured
 BANDWIDTH = {  # byte/s of all cores' first level etc. where nothing was measured; per core
-    "l1": 1.2e11, "l2": 6e10, "l3": 2.5e10, "memory": 8e9, "copy": 4e9,
+    "l1": 1.2e11, "l2": 6e10, "l3": 2.5e10, "memory": 1.6e10, "copy": 4e9,
 }  # fmt: skip
 
 

@@ -97,8 +97,7 @@ class WeightGrad:
         wakes = problem.wakes_helpers(target, p, isa, b.cycles, slots)
         # The model's cycles as flops of full tiles; threads without a task count as computing.
         flops = b.makespan * target.cores if wakes else b.cycles * target.cores
-        moved = dict(p.traffic)
-        moved["l3"] = 2.0 * b.partial_bytes
+        moved = p.moved(2.0 * b.partial_bytes)
         return Work(
             (
                 Phase(

@@ -48,7 +48,7 @@ from convjit_numba.targets import Tile
 KINDS = {"data": 0, "output": 1, "taps": 2}
 
 # Bytes a cycle and core that a kernel streams from the shared cache and from memory.
-SHARED_BYTES, MEMORY_BYTES = 12.0, 4.0
+SHARED_BYTES, MEMORY_BYTES = 24.0, 7.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +139,8 @@ def blocking(
         data += 5 * nd * nh * span / counts[2] * _whole(span, lanes)
         result += 6 * md * mh * mw * _whole(min(p.out[2], counts[2] * mw), lanes)
     weights = p.groups * points * p.cg * p.kg * p.bytes
-    stream = SHARED_BYTES if weights < caches["l3"] // 2 else MEMORY_BYTES
+    held = problem.held_share(weights)
+    stream = 1 / (held / SHARED_BYTES + (1 - held) / MEMORY_BYTES)
     best: Blocking | None = None
     tile = targets.tile_of(isa, p.dtype, config)
     given = dict(config).get("tiles")
@@ -151,12 +152,12 @@ def blocking(
             step = whole * _step(t.mr, t.nv) + (_step(rest, t.nv) if rest else 0.0)
             calls = whole + (rest > 0)
             panel = points * (p.cg * step * 1.05 + 30 * calls)
-            held = points * task_tiles * p.cg * p.bytes
-            slot = held + points * task_tiles * t.nr * p.bytes
+            data_bytes = points * task_tiles * p.cg * p.bytes
+            slot = data_bytes + points * task_tiles * t.nr * p.bytes
             if slot > problem.MAX_SLOT:
                 continue
             # Points that L2 cannot hold beside a panel come back from L3 for every panel.
-            again = held if slot > 0.8 * caches["l2"] else 0
+            again = data_bytes if slot > 0.8 * caches["l2"] else 0
             traffic = points * p.cg * t.nr * p.bytes / stream + again / SHARED_BYTES
             panel = max(panel, traffic) + 0.25 * min(panel, traffic)
             few = p.groups * blocks < 4 * cores
