@@ -58,6 +58,8 @@ from convjit_numba.threads import (
     FIRST_BOX,
     HELPERS,
     MASK_BYTES,
+    MISSED,
+    MISSES,
     MOST_ARGUMENTS,
     MOST_HELPERS,
     SPINS,
@@ -115,9 +117,9 @@ def build_serve(machine: str) -> Callable[..., None]:
 def build_call(machine: str) -> Callable[..., None]:
     """A kernel call: ``call(pool, helpers, wake, code, count, arguments)``.
 
-    At most ``helpers`` idle helpers join; those that sleep only if ``wake`` is not 0.  ``code`` is
-    the kernel's address, ``arguments`` that of ``count`` int64, after which the kernel is given
-    the control block.
+    At most ``helpers`` idle helpers join; those that sleep only if ``wake`` is not 0 or this is one
+    in ``MISSES`` calls that met them asleep.  ``code`` is the kernel's address, ``arguments`` that
+    of ``count`` int64, after which the kernel is given the control block.
     """
     relax, futex = _relax(machine), system_call(SYSCALLS[machine].futex)
     setaffinity = system_call(SYSCALLS[machine].sched_setaffinity)
@@ -171,6 +173,11 @@ def build_call(machine: str) -> Callable[..., None]:
         end = box + BOX_BYTES * load_atomic(pool + HELPERS)
         while box < end and claims < helpers:
             state = load_atomic(box + STATE)
+            if state == PARKED and wake == 0:
+                # Of concurrent callers one may miscount, which only moves the waking.
+                missed = load_int(pool + MISSED) + 1
+                wake = missed >= MISSES
+                store_int(pool + MISSED, 0 if wake else missed)
             idle = state == SPINNING or (state == PARKED and wake != 0)
             if idle and swap_if(box + STATE, state, CLAIMED):
                 post(pool, box, state, job, claims)

@@ -31,6 +31,10 @@ from typing import Any, NamedTuple
 # helper is awake; when it sleeps, 30 us of work in 33 us, 100 us in 69.)
 WORTH_WAKING = 8e-6
 WORTH_ROUSING = 40e-6
+# Of the calls between the two that find a helper asleep, each so many-th wakes it all the same: a
+# program that calls again at once keeps it awake from then on, and for any other the cost of waking
+# (some 5 us) is spread over that many calls.
+MISSES = 8
 
 # A call's control block: the next task at 0, the next slot of workspace at 64, on lines of their
 # own because every thread writes them.
@@ -39,7 +43,7 @@ _CONTROL = ctypes.c_int64 * ((CONTROL_BYTES + 64) // 8)
 _STOP = 1 << 62
 
 # The compiled pool: offsets in its head, and its size.
-HELPERS, SPINS, ALLOWED, FIRST_BOX, BOX_BYTES = 0, 8, 128, 256, 256
+HELPERS, SPINS, MISSED, ALLOWED, FIRST_BOX, BOX_BYTES = 0, 8, 64, 128, 256, 256
 MASK_BYTES = 128  # sets of processors: 1024 of them
 MOST_HELPERS = 256
 MOST_ARGUMENTS = 15  # beside the control block

@@ -134,6 +134,31 @@ def test_a_caller_cancels_no_other_callers_job() -> None:
     assert state.value == futex.SPINNING
 
 
+@pytest.mark.skipif(not threads._may_compile, reason="helpers wait in compiled code on Linux only")
+def test_short_calls_wake_a_sleeping_helper_now_and_then() -> None:
+    from convjit_numba import futex
+
+    call = cache.function("futex.call", 6, threads._build_call)
+    memory = (ctypes.c_int64 * 128)()  # a pool with one box, whose helper is this test
+    pool = ctypes.addressof(memory) + -ctypes.addressof(memory) % 64
+    ctypes.c_int64.from_address(pool + threads.HELPERS).value = 1
+    state = ctypes.c_int64.from_address(pool + threads.FIRST_BOX + futex.STATE)
+    posted: list[bool] = []
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_int64)
+    def kernel(control: int) -> None:
+        posted.append(state.value >= futex.POSTED)
+
+    code = ctypes.cast(kernel, ctypes.c_void_p).value
+    for _ in range(2 * threads.MISSES):
+        state.value = futex.PARKED
+        call(pool, 1, 0, code, 0, 0)
+    assert posted == ([False] * (threads.MISSES - 1) + [True]) * 2
+    state.value = futex.SPINNING  # one that is awake always joins
+    call(pool, 1, 0, code, 0, 0)
+    assert posted[-1]
+
+
 def test_an_error_in_a_helper_reaches_the_caller() -> None:
     caller = threading.get_ident()
     helper_failed = threading.Event()
