@@ -245,7 +245,7 @@ class Depthwise:
         return Work(
             (phase,),
             Numerics("direct"),
-            Phase("pack", bytes={"copy": 2.0 * weights}),
+            problem.pack_phase(p, weights),
             launches=int(wakes),
             workspace=slots * Slot.of(p, b.mr, b.vl, b.task_vectors).bytes,
             packed_bytes=int(weights),

@@ -74,7 +74,7 @@ class Indirect:
                 ),
             ),
             Numerics("gemm"),
-            Phase("pack", bytes={"copy": 2.0 * packed}),
+            problem.pack_phase(p, packed),
             launches=int(wakes),
             workspace=slots * Slot.of(p, b).bytes,
             packed_bytes=packed,

@@ -23,23 +23,22 @@ import numpy as np
 
 from convjit.spec import ConvSpec
 from convjit.spi import Target, cache_dir, num_threads
-from convjit_numba import cache, targets, threads
+from convjit_numba import cache, microarchitectures, targets, threads
 from convjit_numba.problem import address
 
 CHAINS = {"avx512": 20, "neon": 20}  # independent FMAs in flight; 10 elsewhere
 LAUNCH = 2e-6  # seconds that handing a call to helpers costs, where nothing was measured
 CALL = 4e-6  # geometry, addresses and a ctypes call
-# By rate key's family: a problem that suits it, by whose time its rate is measured, and what part
-# of the peak the family is taken to reach before that (as a factor on the register tile's).
+# By rate key's family: a problem that suits it, by whose time its rate is measured.
 RATES = {
-    "direct": ("conv_{dtype}_NCHW_n1c64k96g1_i56x56_w3x3_p1", 1.0),
-    "gemm": ("conv_{dtype}_NCHW_n1c64k96g1_i56x56_w3x3_p1", 1.0),
-    "indirect": ("conv_{dtype}_NHWC_n1c128k128g1_i28x28_w3x3_p1", 1.1),
-    "winograd": ("conv_{dtype}_NCHW_n1c128k128g1_i28x28_w3x3_p1", 0.9),
-    "fft": ("conv_{dtype}_NCHW_n1c1k1g1_i512x512_w31x31_p15", 0.9),
-    "depthwise": ("conv_{dtype}_NHWC_n1c384k384g384_i28x28_w3x3_p1", 0.6),
-    "planes": ("conv_{dtype}_NCHW_n1c1k1g1_i512x512_w7x7_p3", 0.9),
-    "weight_grad": ("wgrad_{dtype}_NCHW_n1c128k128g1_i28x28_w3x3_p1", 1.0),
+    "direct": "conv_{dtype}_NCHW_n1c64k96g1_i56x56_w3x3_p1",
+    "gemm": "conv_{dtype}_NCHW_n1c64k96g1_i56x56_w3x3_p1",
+    "indirect": "conv_{dtype}_NHWC_n1c128k128g1_i28x28_w3x3_p1",
+    "winograd": "conv_{dtype}_NCHW_n1c128k128g1_i28x28_w3x3_p1",
+    "fft": "conv_{dtype}_NCHW_n1c1k1g1_i512x512_w31x31_p15",
+    "depthwise": "conv_{dtype}_NHWC_n1c384k384g384_i28x28_w3x3_p1",
+    "planes": "conv_{dtype}_NCHW_n1c1k1g1_i512x512_w7x7_p3",
+    "weight_grad": "wgrad_{dtype}_NCHW_n1c128k128g1_i28x28_w3x3_p1",
 }
 VERSION = 2
 
@@ -49,11 +48,15 @@ def _default(cores: int) -> Target:
     """The target from the tables alone."""
     code = targets.codegen()
     isa = code.isa
-    machine = targets.MACHINES[isa]
-    peak = {dtype: cores * targets.default_peak(isa, dtype) for dtype in targets.BITS}
+    row = microarchitectures.row(code.cpu, isa)
+    peak = {
+        dtype: cores * row.flops_per_cycle * row.clock * 32 / bits
+        for dtype, bits in targets.BITS.items()
+    }
     rates = {
-        f"numba.{family}.{dtype}": part * machine.fraction * peak[dtype]
-        for family, (_, part) in RATES.items()
+        f"numba.{family}.{dtype}": row.shares.get(family, microarchitectures.OTHER_SHARE)
+        * peak[dtype]
+        for family in RATES
         for dtype in targets.BITS
     }
     digest = hashlib.sha256("\0".join(code).encode()).hexdigest()[:8]
@@ -66,7 +69,7 @@ def _default(cores: int) -> Target:
         rates=rates,
         bandwidth={
             level: rate * (1 if level in ("memory", "copy") else cores)
-            for level, rate in targets.BANDWIDTH.items()
+            for level, rate in row.bandwidth.items()
         },
         caches=targets.cache_sizes(),
         launch=LAUNCH if cores > 1 else 0.0,
@@ -263,7 +266,7 @@ def family_rates(found: Target) -> dict[str, float]:
         for dtype, short in targets.SHORT.items():
             # numba.winograd.f4x3 and its like share a rate: the family is the second word.
             family = solver.id.split(".")[1]
-            spec = ConvSpec.parse(RATES[family][0].format(dtype=short))
+            spec = ConvSpec.parse(RATES[family].format(dtype=short))
             key = f"numba.{family}.{dtype}"
             if key in rates or solver.refuse(spec, found) is not None:
                 continue

@@ -318,7 +318,7 @@ class Planes:
         return Work(
             (Phase("planes", flops, f"numba.planes.{p.dtype}", p.traffic),),
             Numerics("direct"),
-            Phase("pack", bytes={"copy": 2.0 * weights}) if reverses(spec, b) else None,
+            problem.pack_phase(p, weights) if reverses(spec, b) else None,
             launches=int(wakes),
             workspace=slots * b.slot_bytes,
             packed_bytes=weights,

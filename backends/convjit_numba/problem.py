@@ -382,6 +382,17 @@ def wakes_helpers(target: Target, p: Problem, isa: str, cycles: float, slots: in
     return slots > 1 and seconds >= threads.WORTH_WAKING
 
 
+def pack_phase(p: Problem, packed: float) -> Phase:
+    """Reading the weights and writing ``packed`` bytes of them, to memory that is new.
+
+    Every byte moves about twice: one side of a transpose takes whole lines for parts of them, and
+    lines are read before they are written.
+    """
+    moved = 2.0 * (p.groups * p.kg * p.depth * p.bytes + packed)
+    level = "l3" if moved <= _caches()["l3"] else "memory"
+    return Phase("pack", bytes={level: moved})
+
+
 def work(
     algorithm: str,
     p: Problem,
@@ -403,7 +414,7 @@ def work(
     return Work(
         (Phase(algorithm, cycles * 4 * tile.vl, rate, p.moved(float(streamed))),),
         numerics,
-        Phase("pack", bytes={"memory": 2.0 * weights}),
+        pack_phase(p, weights),
         launches=int(wakes),
         workspace=workspace,
         packed_bytes=weights,

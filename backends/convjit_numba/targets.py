@@ -93,27 +93,21 @@ class Machine:
     shapes : tuple of (rows, vectors)
         Register tiles offered, for many channels first.  ``rows * vectors`` accumulators, the
         vectors and one broadcast have to fit the registers.
-    flops_per_cycle : int
-        Of one core in float32 (half of it in float64).
-    fraction : float
-        Of that peak, what the register tile reaches on operands in L1.
     """
 
     vector_bytes: int
     shapes: tuple[tuple[int, int], ...]
-    flops_per_cycle: int
-    fraction: float
 
 
 # 16 registers: 6x2 needs 12 + 2 + 1; with one row the pixels are memory operands, 12 + 1.
 # 32 registers: 6x4 needs 24 + 4 + 1 (7x4 was measured to spill).
 # Without FMA a product needs a register of its own, hence 5x2.
 MACHINES = {
-    "avx512": Machine(64, ((6, 4), (4, 6), (2, 12), (1, 16)), 64, 0.9),
-    "avx2": Machine(32, ((6, 2), (4, 3), (2, 5), (1, 10)), 32, 0.85),
-    "sse2": Machine(16, ((5, 2), (3, 3), (1, 8)), 8, 0.8),
-    "neon": Machine(16, ((6, 4), (4, 5), (2, 8), (1, 16)), 16, 0.85),
-    "generic": Machine(16, ((4, 2), (1, 8)), 4, 0.7),
+    "avx512": Machine(64, ((6, 4), (4, 6), (2, 12), (1, 16))),
+    "avx2": Machine(32, ((6, 2), (4, 3), (2, 5), (1, 10))),
+    "sse2": Machine(16, ((5, 2), (3, 3), (1, 8))),
+    "neon": Machine(16, ((6, 4), (4, 5), (2, 8), (1, 16))),
+    "generic": Machine(16, ((4, 2), (1, 8))),
 }
 # Row tiles (rows are pixels, vectors are channels): as many accumulators, and as many loads or more
 # of weights as broadcasts of pixels.  Fewer vectors waste less where channels are few.
@@ -125,10 +119,6 @@ ROW_SHAPES = {
     "generic": ((4, 2), (8, 1)),
 }
 REGISTERS = {"avx512": 32, "avx2": 16, "sse2": 16, "neon": 32, "generic": 16}  # of vectors
-CLOCK = 3.0e9  # Hz, where nothing was measured
-BANDWIDTH = {  # byte/s of all cores' first level etc. where nothing was measured; per core
-    "l1": 1.2e11, "l2": 6e10, "l3": 2.5e10, "memory": 1.6e10, "copy": 4e9,
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,11 +194,6 @@ def cache_sizes() -> dict[str, int]:
     except (OSError, ValueError):
         return sizes
     return sizes
-
-
-def default_peak(isa: str, dtype: str) -> float:
-    """Flop/s of one core where nothing was measured."""
-    return MACHINES[isa].flops_per_cycle * CLOCK / (1 if dtype == "float32" else 2)
 
 
 def tile_of(isa: str, dtype: str, config: tuple[tuple[str, int], ...]) -> Tile | None:

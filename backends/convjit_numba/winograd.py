@@ -287,7 +287,7 @@ class Winograd:
         return Work(
             (phase,),
             Numerics("winograd", tile=b.m[3 - spec.ndim :], spreads_nonfinite=True),
-            Phase("pack", bytes={"memory": float(weights + p.groups * p.kg * p.depth * p.bytes)}),
+            problem.pack_phase(p, weights),
             launches=int(wakes),
             workspace=slots * Slot(b, p.cg, p.bytes).fields["slot_bytes"],
             packed_bytes=weights,

@@ -1,0 +1,110 @@
+"""What a core does where nothing was measured: a table by microarchitecture.
+
+The instruction set alone does not tell: Zen 4 splits a 512-bit FMA in two, Zen 5 and Intel's
+servers do not, Intel's desktops have one port for it.  Names are LLVM's.  A processor that is not
+in the table gets the row of its instruction set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+CLOCK = 3.0e9  # Hz, where nothing better is known
+
+
+def _bandwidth(l1: float, l2: float, l3: float, memory: float, copy: float) -> Mapping[str, float]:
+    return {"l1": l1, "l2": l2, "l3": l3, "memory": memory, "copy": copy}
+
+
+# What kernels reach in general, in the units of their models.
+SHARES: Mapping[str, float] = {
+    "direct": 0.9, "gemm": 0.9, "indirect": 1.0, "winograd": 0.9, "fft": 0.8, "depthwise": 0.55,
+    "planes": 0.9, "weight_grad": 1.0,
+}  # fmt: skip
+OTHER_SHARE = 0.9  # of a family that is in no table
+
+
+@dataclass(frozen=True, slots=True)
+class Microarchitecture:
+    """A row of the table.
+
+    Attributes
+    ----------
+    flops_per_cycle : int
+        Of one core in float32 (half of it in float64): two for each lane of an FMA.
+    clock : float
+        Hz, all cores busy with vectors.
+    shares : mapping
+        By kernel family, what it reaches of that peak.
+    bandwidth : mapping
+        Bytes read and written per second, ``"l1"`` to ``"l3"`` by each core, ``"memory"`` and
+        ``"copy"`` (a strided copy of NumPy's) by all together.
+    """
+
+    flops_per_cycle: int
+    clock: float = CLOCK
+    shares: Mapping[str, float] = field(default_factory=lambda: SHARES)
+    bandwidth: Mapping[str, float] = field(
+        default_factory=lambda: _bandwidth(1.2e11, 6e10, 2.5e10, 1.5e10, 4e9)
+    )
+
+
+# Figures of `python -m convjit info --measure` on two cores of a server.
+_ZEN4 = Microarchitecture(
+    32,
+    3.67e9,
+    {
+        "direct": 1.0, "gemm": 1.0, "indirect": 1.07, "winograd": 1.24, "fft": 0.88,
+        "depthwise": 0.63, "planes": 1.13, "weight_grad": 1.1,
+    },
+    _bandwidth(1.2e11, 1.1e11, 4.3e10, 3.3e10, 5.3e9),
+)  # fmt: skip
+
+# FMA ports by vector width: A. Fog, "The microarchitecture of Intel, AMD and VIA CPUs"; Arm's
+# software optimization guides.  Clocks of Zen 3 and Zen 5 are those of measured peaks.
+MICROARCHITECTURES: Mapping[str, Microarchitecture] = {
+    "znver1": Microarchitecture(16),
+    "znver2": Microarchitecture(32),
+    "znver3": Microarchitecture(32),
+    "znver4": _ZEN4,
+    "znver5": Microarchitecture(64, 4.0e9, bandwidth=_ZEN4.bandwidth),
+    "haswell": Microarchitecture(32),
+    "broadwell": Microarchitecture(32),
+    "skylake": Microarchitecture(32),
+    "alderlake": Microarchitecture(32),
+    "raptorlake": Microarchitecture(32),
+    "skylake-avx512": Microarchitecture(64, 2.6e9),
+    "cascadelake": Microarchitecture(64, 2.6e9),
+    "cooperlake": Microarchitecture(64, 2.6e9),
+    "icelake-client": Microarchitecture(32),
+    "tigerlake": Microarchitecture(32),
+    "rocketlake": Microarchitecture(32),
+    "icelake-server": Microarchitecture(64, 2.6e9),
+    "sapphirerapids": Microarchitecture(64, 2.8e9),
+    "emeraldrapids": Microarchitecture(64, 2.8e9),
+    "graniterapids": Microarchitecture(64, 2.8e9),
+    "neoverse-n1": Microarchitecture(16),
+    "neoverse-n2": Microarchitecture(16),
+    "neoverse-v1": Microarchitecture(32, 2.6e9),
+    "neoverse-v2": Microarchitecture(32),
+    "apple-m1": Microarchitecture(32),
+    "apple-m2": Microarchitecture(32, 3.4e9),
+    "apple-m3": Microarchitecture(32, 3.8e9),
+}  # fmt: skip
+
+INSTRUCTION_SETS: Mapping[str, Microarchitecture] = {
+    "avx512": Microarchitecture(64, 2.6e9),
+    "avx2": Microarchitecture(32),
+    "sse2": Microarchitecture(8),
+    "neon": Microarchitecture(16),
+    "generic": Microarchitecture(4),
+}
+
+
+def row(cpu: str, isa: str) -> Microarchitecture:
+    """The row of a processor by LLVM's name, unless fewer instructions are in force than it has."""
+    known, most = MICROARCHITECTURES.get(cpu), INSTRUCTION_SETS[isa]
+    if known is None or (isa != "avx512" and most.flops_per_cycle < known.flops_per_cycle):
+        return most
+    return known
