@@ -388,9 +388,9 @@ def pack_phase(p: Problem, packed: float) -> Phase:
     Every byte moves about twice: one side of a transpose takes whole lines for parts of them, and
     lines are read before they are written.
     """
-    moved = 2.0 * (p.groups * p.kg * p.depth * p.bytes + packed)
-    level = "l3" if moved <= _caches()["l3"] else "memory"
-    return Phase("pack", bytes={level: moved})
+    total = p.groups * p.kg * p.depth * p.bytes + packed
+    held = held_share(total)
+    return Phase("pack", bytes={"l3": held * 2.0 * total, "memory": (1 - held) * 2.0 * total})
 
 
 def work(
