@@ -5,11 +5,13 @@ from __future__ import annotations
 import _thread
 import ctypes
 import os
+import signal
 import subprocess
 import sys
 import textwrap
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -189,6 +191,15 @@ def test_an_error_in_the_caller_stops_the_tasks() -> None:
     test_every_task_once()
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C raises, also where the tests run in the background of a shell, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_waits_for_the_helper_and_leaves_the_pool_usable() -> None:
     caller = threading.get_ident()
     helper_runs, finished = threading.Event(), threading.Event()
