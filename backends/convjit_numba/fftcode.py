@@ -26,7 +26,6 @@ from convjit.algorithms.cooley_tukey import (
     multiply_conjugate,
 )
 from convjit_numba.microkernel import (
-    I1,
     I64,
     _int,
     _literals,
@@ -34,9 +33,8 @@ from convjit_numba.microkernel import (
     _real,
     _store,
     broadcast_real,
-    emit_epilogue,
 )
-from convjit_numba.transpose import _mask, _transposed, masked_load, masked_store
+from convjit_numba.transpose import _transposed
 
 NO_FACTORS, FACTORS, FACTOR_VECTORS = range(3)
 CONTRACT = ("contract",)
@@ -70,7 +68,7 @@ class Lanes:
         return Lanes(self._builder, self._builder.fneg(self.value))
 
 
-class _Emitter:
+class Emitter:
     """Loads and stores of complex vectors."""
 
     def __init__(self, builder: Any, bits: int, lanes: int) -> None:
@@ -165,7 +163,7 @@ def run_stage(
 
     def define(builder: Any, arguments: list[Any]) -> None:
         radix, base, step, sub, blocks, factors, factor_step = arguments
-        emit = _Emitter(builder, width, vl)
+        emit = Emitter(builder, width, vl)
 
         def butterflies(n: int) -> None:
             apart = builder.mul(sub, step)
@@ -231,7 +229,7 @@ def run_products(
 
     def define(builder: Any, arguments: list[Any]) -> None:
         radix, base, blocks, spectrum = arguments
-        emit = _Emitter(builder, width, vl)
+        emit = Emitter(builder, width, vl)
 
         def butterflies(n: int) -> None:
             with cgutils.for_range(builder, blocks) as loop:
@@ -277,7 +275,7 @@ def spectrum_products(
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         width, vl, height, wide = literals
         count, w, x, x_channel, x_column, y, y_row, y_column = arguments[4:]
-        emit = _Emitter(builder, width, vl)
+        emit = Emitter(builder, width, vl)
         stride = _int(2 * emit.bytes)
         zero = ir.Constant(emit.vector, [0.0] * vl)
         entry, loop = builder.block, builder.append_basic_block("channels")
@@ -335,7 +333,7 @@ def turn_squares(
 
     def define(builder: Any, arguments: list[Any]) -> None:
         count, source, source_step, source_next, target, target_step, target_next = arguments
-        emit = _Emitter(builder, width, vl)
+        emit = Emitter(builder, width, vl)
         with cgutils.for_range(builder, count) as loop:
             of = builder.add(source, builder.mul(loop.index, source_next))
             to = builder.add(target, builder.mul(loop.index, target_next))
@@ -359,86 +357,6 @@ def turn_squares(
     return signature, codegen
 
 
-# -------------------------------------------------------------------- in and out
-
-
-@intrinsic(prefer_literal=True)
-def fill_vector(
-    typingctx: Any, bits: Any, lanes: Any, target: Any, source: Any, lo: Any, hi: Any
-) -> Any:
-    """A vector of the numbers ``lo`` to ``hi - 1`` from ``source`` on, zeros in other lanes."""
-    literals = _literals(bits, lanes)
-    if literals is None:
-        return None
-    signature = types.void(bits, lanes, *([types.int64] * 4))
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        width, vl = literals
-        target, source, lo, hi = arguments[2:]
-        emit = _Emitter(builder, width, vl)
-        zero = ir.Constant(emit.vector, [0.0] * vl)
-        entry = builder.block
-        full, partly, store = (builder.append_basic_block(n) for n in ("full", "partly", "store"))
-        some = builder.append_basic_block("some")
-        outside = builder.or_(
-            builder.icmp_signed(">=", lo, _int(vl)), builder.icmp_signed("<=", hi, _int(0))
-        )
-        builder.cbranch(outside, store, some)
-        builder.position_at_end(some)
-        inside = builder.and_(
-            builder.icmp_signed("<=", lo, _int(0)), builder.icmp_signed(">=", hi, _int(vl))
-        )
-        builder.cbranch(inside, full, partly)
-        builder.position_at_end(full)
-        whole = _load(builder, source, emit.vector, emit.size)
-        builder.branch(store)
-        builder.position_at_end(partly)
-        ones = ir.Constant(ir.VectorType(I1, vl), [1] * vl)
-        mask = builder.and_(_mask(builder, vl, hi), builder.xor(_mask(builder, vl, lo), ones))
-        part = masked_load(builder, source, width, vl, mask)
-        builder.branch(store)
-        builder.position_at_end(store)
-        value = builder.phi(emit.vector)
-        for incoming, block in ((zero, entry), (whole, full), (part, partly)):
-            value.add_incoming(incoming, block)
-        _store(builder, value, target, emit.size)
-        return context.get_dummy_value()
-
-    return signature, codegen
-
-
-@intrinsic(prefer_literal=True)
-def finish_vector(
-    typingctx: Any, bits: Any, lanes: Any, target: Any, source: Any, count: Any,
-    bias: Any, activation: Any, slopes: Any,
-) -> Any:  # fmt: skip
-    """The first ``count`` lanes of a vector, after bias (the address of one number, or 0) and
-    activation, as in :func:`convjit_numba.microkernel.register_tile`."""
-    literals = _literals(bits, lanes)
-    if literals is None:
-        return None
-    signature = types.void(bits, lanes, *([types.int64] * 6))
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        width, vl = literals
-        target, source, count, bias, activation, slopes = arguments[2:]
-        emit = _Emitter(builder, width, vl)
-        value = _load(builder, source, emit.vector, emit.size)
-        (value,) = emit_epilogue(
-            builder, width, vl, [value], lambda: [broadcast_real(builder, width, vl, bias)],
-            bias, activation, slopes,
-        )  # fmt: skip
-        full = builder.icmp_signed(">=", count, _int(vl))
-        with builder.if_else(full) as (whole, part):
-            with whole:
-                _store(builder, value, target, emit.size)
-            with part:
-                masked_store(builder, value, target, width, vl, _mask(builder, vl, count))
-        return context.get_dummy_value()
-
-    return signature, codegen
-
-
 @intrinsic(prefer_literal=True)
 def scale_complex(
     typingctx: Any, bits: Any, lanes: Any, target: Any, source: Any, factor: Any
@@ -451,7 +369,7 @@ def scale_complex(
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         width, vl = literals
-        emit = _Emitter(builder, width, vl)
+        emit = Emitter(builder, width, vl)
         target, source, factor = arguments[2:]
         number = Lanes(builder, broadcast_real(builder, width, vl, factor))
         re, im = emit.load(source)

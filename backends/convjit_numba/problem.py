@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from convjit.algorithms.workspace import aligned
-from convjit.precision import Numerics
+from convjit.precision import COMPLEX, Numerics
 from convjit.spec import ConvSpec, Direction
 from convjit.spi import Array, Feature, Phase, Refusal, Target, Work, num_threads
 from convjit_numba import cache, targets, threads
@@ -58,6 +58,7 @@ FIELDS = (
     "line", "tile_h", "tile_w", "units", "task_pairs", "pair_blocks", "column_stages",
     "column_count", "row_stages", "row_count", "twist", "panel_rows", "line_bytes",
     "at_spectra", "at_line_sums", "at_results",
+    "dblocks", "tile_d", "plane_bytes", "tile_bytes", "depth_stages", "depth_count",
     # depthwise
     "classes", "vectors", "task_vectors", "vector_splits", "at_bias", "at_buffer",
 )  # fmt: skip
@@ -149,9 +150,14 @@ class Problem:
         return values
 
 
-def refuse(spec: ConvSpec, *, channels_last: bool = False) -> Refusal | None:
-    """What the solvers refuse alike, cheapest first; ``channels_last`` arrays only some take."""
-    if spec.dtype not in targets.BITS:
+def refuse(
+    spec: ConvSpec, *, channels_last: bool = False, complex_too: bool = False
+) -> Refusal | None:
+    """What the solvers refuse alike, cheapest first.
+
+    ``channels_last`` and complex arrays only some take.
+    """
+    if spec.dtype not in targets.BITS and not (complex_too and spec.dtype in COMPLEX):
         return Refusal(Feature.DTYPE, f"computes float32 and float64, not {spec.dtype}")
     if spec.direction is not Direction.FORWARD:
         return Refusal(Feature.DIRECTION, f"computes the forward direction, not {spec.direction}")

@@ -25,7 +25,7 @@ from convjit.precision import Policy
 from convjit.spec import ConvSpec, Direction
 from convjit.spi import Solver
 from convjit.testing.cases import CASES
-from convjit_numba import NumbaBackend, fft, problem, targets
+from convjit_numba import NumbaBackend, fft, fftplan, problem, targets
 
 BACKEND = NumbaBackend()
 SOLVERS: dict[str, Solver] = {solver.id: solver for solver in BACKEND.solvers()}
@@ -184,34 +184,36 @@ def _lanes(dtype: str) -> int:
     return targets.tiles(targets.codegen().isa, dtype)[0].vl
 
 
-def _shapes(dtype: str) -> list[fft.Shape]:
+def _shapes(dtype: str) -> list[fftplan.Shape]:
     """A narrow tile of every length on either axis, and the matrices that lines are folded to."""
     lanes, l1 = _lanes(dtype), problem._caches()["l1"]
-    lengths = fft.lengths(lanes)
-    high = [fft.Shape(n, lengths[0], False) for n in lengths]
-    wide = [fft.Shape(lengths[0], n, False) for n in lengths[1:]]
-    lines = fft.lines(lanes, l1, targets.BITS[dtype] // 8)
-    return [*high, *wide, *(shape for shape in lines if shape.points <= 1 << 13)]
+    lengths = fftplan.lengths(lanes)
+    high = [fftplan.Shape(n, lengths[0], False) for n in lengths]
+    wide = [fftplan.Shape(lengths[0], n, False) for n in lengths[1:]]
+    deep = [fftplan.Shape(lengths[0], lengths[0], False, n) for n in fftplan.lengths(1) if n < 200]
+    lines = fftplan.lines(lanes, l1, targets.BITS[dtype] // 8)
+    return [*deep, *high, *wide, *(shape for shape in lines if shape.points <= 1 << 13)]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_every_length_of_a_transform(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fft, "tiling", fft.tiling.__wrapped__)
+    monkeypatch.setattr(fft, "tiling", fftplan.tiling.__wrapped__)
     short = targets.SHORT[dtype]
     solver = SOLVERS["numba.fft"]
     rng = np.random.default_rng(0)
     wrong = []
     for shape in _shapes(dtype):
-        monkeypatch.setattr(fft, "_shapes", lambda p, lanes, l1, shape=shape: [shape])
-        rows, cols = shape.rows, shape.cols
+        monkeypatch.setattr(fftplan, "_shapes", lambda s, lanes, l1, shape=shape: [shape])
         if shape.line:
             text = f"conv_{short}_NCL_n1c2k1g1_i{shape.points + 7}_w{shape.points // 4}"
         else:
-            taps = f"{max(2, rows // 4)}x{max(2, cols // 4)}"
-            text = f"conv_{short}_NCHW_n1c2k1g1_i{rows + 7}x{cols + 5}_w{taps}"
+            taps = "x".join(str(max(2, n // 4)) for n in shape.lengths)
+            size = "x".join(str(n + 5 + i) for i, n in enumerate(shape.lengths))
+            layout = "NCHW" if shape.depth == 1 else "NCDHW"
+            text = f"conv_{short}_{layout}_n1c2k1g1_i{size}_w{taps}"
         spec = ConvSpec.parse(text)
         numerics = solver.estimate(spec, BACKEND.target()).numerics
-        assert numerics.tile == ((shape.points,) if shape.line else (rows, cols))
+        assert numerics.tile == shape.lengths
         for kind in ("random", "constant"):
             x, w = (np.ascontiguousarray(a, dtype=dtype) for a in KINDS[kind](rng, spec))
             exact = _exact(spec, x, w)

@@ -203,12 +203,13 @@ SPECS = [
         ("conv", "NCHW_n1c3k16g1_i31x33_w7x7_s2_p3"),
         ("conv", "NCHW_n1c1k1g1_i200x200_w31x31"),
         ("conv", "NCL_n1c1k1g1_i5000_w300"),
+        ("conv", "NCDHW_n1c1k1g1_i60x60x60_w9x9x9"),
         ("conv", "NCHW_n1c32k32g32_i28x28_w3x3_p1"),
         ("conv", "NHWC_n1c32k32g32_i28x28_w3x3_p1"),
         ("wgrad", "NCHW_n2c64k70g1_i60x60_w3x3_p1"),
         ("wgrad", "NHWC_n1c3k12g1_i60x60_w3x3_p1"),
     )
-]
+] + [f"conv_{dtype}_NCHW_n1c1k1g1_i200x200_w31x31_bias" for dtype in ("c64", "c128")]
 
 x86_64 = pytest.mark.skipif(
     not (sys.platform == "linux" and platform.machine() == "x86_64"),
