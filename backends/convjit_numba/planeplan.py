@@ -30,26 +30,23 @@ PAD_MODES = ("zeros", "reflect", "symmetric", "replicate", "circular")
 UNROLLED_TAPS = 25
 UNROLLED_CODE = 420  # vector products in the code of a tile
 LARGE_PLANE = 16 << 10  # bytes
+LEAST_VECTOR = 16  # bytes
+LINE = 64  # bytes of a cache line
 
 
 class Machine(NamedTuple):
-    """What the tile depends on, by instruction set.
-
-    ``access`` is what an unaligned load costs in units of an aligned one: a vector of 64 bytes
-    always lies across two cache lines.
-    """
+    """What the tile depends on, by instruction set."""
 
     registers: int
     masks: bool
-    access: float
 
 
 MACHINES = {
-    "avx512": Machine(32, True, 2.0),
-    "avx2": Machine(16, True, 1.5),
-    "sse2": Machine(16, False, 1.25),
-    "neon": Machine(32, False, 1.25),
-    "generic": Machine(16, False, 1.25),
+    "avx512": Machine(32, True),
+    "avx2": Machine(16, True),
+    "sse2": Machine(16, False),
+    "neon": Machine(32, False),
+    "generic": Machine(16, False),
 }
 # Rows by vectors.  Images narrower than a vector or two want many rows, to have enough sums in
 # flight; 1, 2 and 4 rows are for images and kernels that have no more.
@@ -257,6 +254,8 @@ def candidates(view: View, isa: str) -> tuple[Blocking, ...]:
     """The tiles that suit a view, with their costs."""
     p, machine = view.p, MACHINES[isa]
     vl = targets.tiles(isa, p.dtype)[0].vl
+    while p.out[2] <= vl // 2 and vl * p.bytes > LEAST_VECTOR:
+        vl //= 2  # shorter vectors lie across fewer cache lines
     bits, (_, kh, kw) = targets.BITS[p.dtype], p.kernel
     across = p.stride[2] if view.unrolled else 1
     found = []
@@ -277,9 +276,7 @@ def candidates(view: View, isa: str) -> tuple[Blocking, ...]:
             code = Code(bits, rows, nv, vl, 0, 0, 1, 1, 0, int(machine.masks), 0)
         classes = [-(-(p.out[1] - i) // apart) for i in range(apart)]
         row_blocks = apart * -(-max(classes) // rows)
-        found.append(
-            _costed(Blocking(view, code, apart, row_blocks, -(-p.out[2] // code.nr), 0.0), isa)
-        )
+        found.append(_costed(Blocking(view, code, apart, row_blocks, -(-p.out[2] // code.nr), 0.0)))
     if p.kernel[1] == p.size[1] == p.out[1] == 1 and p.pad[1] == 0:
         for rows, nv in SHAPES:
             code = Code(bits, rows, nv, vl, 0, 0, 1, 1, 0, 0, 1)
@@ -290,21 +287,24 @@ def candidates(view: View, isa: str) -> tuple[Blocking, ...]:
                 and not view.unrolled
             ):
                 blocks = -(-p.out[2] // (rows * code.nr))
-                found.append(_costed(Blocking(view, code, 1, 1, blocks, 0.0), isa))
+                found.append(_costed(Blocking(view, code, 1, 1, blocks, 0.0)))
     return tuple(found)
 
 
-def _costed(b: Blocking, isa: str) -> Blocking:
+def _costed(b: Blocking) -> Blocking:
     """With the modelled cycles of all tiles, two vector products or loads each."""
-    machine, code, p = MACHINES[isa], b.code, b.view.p
+    code, p = b.code, b.view.p
     rows, nv = code.rows, code.nv
     _, kh, kw = p.kernel
     folded = kw // code.nr if code.fold else kh
     width = code.nr if code.fold else kw
 
+    # The part of the vectors at any address that lie across two lines is loaded twice.
+    access = 1 + code.vl * p.bytes / LINE
+
     def row(active: int) -> tuple[float, float]:
         """Products and loads of a tap column of an input row that ``active`` output rows meet."""
-        loads = nv * machine.access
+        loads = nv * access
         if code.across == 2:  # two loads for two columns, and a shuffle for each
             loads *= 2 * -(-kw // 2) / kw + 0.5
         return active * nv, loads + (0 if code.held else active)

@@ -313,7 +313,8 @@ class Planes:
         wakes = problem.wakes_helpers(target, p, isa, b.cycles, slots)
         # Cycles in which nothing multiplies count as if they did, so that one rate stands for all
         # tiles; so do the threads that are left without a task.
-        flops = 4.0 * b.code.vl * b.cycles * (target.cores / slots if wakes else target.cores)
+        lanes = targets.tiles(isa, p.dtype)[0].vl
+        flops = 4.0 * lanes * b.cycles * (target.cores / slots if wakes else target.cores)
         weights = prod(spec.w_shape) * p.bytes
         return Work(
             (Phase("planes", flops, f"numba.planes.{p.dtype}", p.traffic),),
