@@ -9,7 +9,7 @@ import numpy as np
 
 from convjit import arguments, registry
 from convjit.calls import CHOICE, as_array, call, problem_and_request
-from convjit.errors import ConvSpecError
+from convjit.errors import BackendError, ConvSpecError
 from convjit.plans import Plan, Weights
 from convjit.spec import Direction
 
@@ -398,11 +398,20 @@ def depthwise_separable(
         )
     data = as_array("x", x)
     view = arguments.view_data("x", data.shape, depth.shape, layout)
-    middle = conv(
-        data, depth, depth_bias, stride=stride, padding=padding, dilation=dilation,
-        groups=view.channels, pad_mode=pad_mode, flip=flip, layout=layout,
-        activation=depth_activation, **choice,
-    )  # fmt: skip
+    from convjit import separable
+
+    operator = {
+        "stride": stride, "padding": padding, "dilation": dilation, "groups": view.channels,
+        "pad_mode": pad_mode, "flip": flip, "layout": layout,
+    }  # fmt: skip
+    activations = (depth_activation, activation)
+    layer = separable.find(data, depth, point, depth_bias, bias, out, operator, activations, choice)
+    if layer is not None:
+        try:
+            return layer(data, depth, point, depth_bias, bias, out)
+        except BackendError as error:
+            separable.forget(layer, error)
+    middle = conv(data, depth, depth_bias, activation=depth_activation, **operator, **choice)
     return conv(middle, point, bias, layout=layout, activation=activation, out=out, **choice)
 
 

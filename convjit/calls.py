@@ -79,17 +79,17 @@ def _cached(key: tuple[Any, ...], given: tuple[Any, ...], choice: tuple[Any, ...
     if kept is None:
         return None
     if not (all(map(is_, given, kept.given)) and all(map(is_, choice, kept.choice))):
-        kinds = _kinds((given, choice))
-        if kinds != _kinds((kept.given, kept.choice)):
+        kinds = kinds_of((given, choice))
+        if kinds != kinds_of((kept.given, kept.choice)):
             kept = _plans.get((*key, kinds))
             if kept is None:
                 return None
     return kept.plan
 
 
-def _kinds(value: Any) -> Any:
+def kinds_of(value: Any) -> Any:
     """The types of an argument and of what it holds."""
-    return tuple(map(_kinds, value)) if isinstance(value, (list, tuple)) else type(value)
+    return tuple(map(kinds_of, value)) if isinstance(value, (list, tuple)) else type(value)
 
 
 def _forget_plans() -> None:
@@ -116,7 +116,7 @@ def _keep(place: _Place | None, plan: Plan, generation: int) -> None:
         while len(_plans) >= PLANS_KEPT:
             del _plans[next(iter(_plans))]
         if key in _plans:  # for equal arguments of other types
-            key = (*key, _kinds((given, choice)))
+            key = (*key, kinds_of((given, choice)))
         _plans[key] = _Kept(plan, given, choice)
 
 
@@ -168,7 +168,7 @@ def _dtype_of(*operands: tuple[str, Any]) -> str:
         raise TypeError(message.replace("the second operand", second_name)) from None
 
 
-def _request(
+def make_request(
     choice: Mapping[str, Any], *, is_plain: bool, packed: bool, array_type: str
 ) -> arguments.Request:
     """The caller's constraints over those of ``use`` and the environment."""
@@ -269,7 +269,7 @@ def call(
     problem = resolve(first, second, dtype, bias is not None, strided)
     from convjit import dispatch
 
-    request = _request(
+    request = make_request(
         dict(zip(CHOICE, choice, strict=True)),
         is_plain=problem.is_plain,
         packed=type(rhs) is Weights,
@@ -363,5 +363,5 @@ def problem_and_request(
             **operator,
         )  # fmt: skip
     kind = "numpy:ndarray" if x_array is None else _array_type(x_array)
-    request = _request(choice, is_plain=problem.is_plain, packed=packed, array_type=kind)
+    request = make_request(choice, is_plain=problem.is_plain, packed=packed, array_type=kind)
     return problem, request, np.ndarray if x_array is None else type(x_array)

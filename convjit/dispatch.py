@@ -193,6 +193,11 @@ def exclude(solver: str, message: str) -> None:
     registry.warn_once(f"{message}. It is not used again in this process.")
 
 
+def has_failed(solver: str) -> bool:
+    """Whether a solver is left out because it raised while it ran."""
+    return solver in _failed
+
+
 def forget_failures() -> None:
     """Give solvers that failed another chance."""
     _failed.clear()

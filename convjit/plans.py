@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from math import prod
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -62,6 +62,12 @@ class Packed:
         return f"<packed {self.shape} for {self._plan.label} of {self._plan.spec}>"
 
 
+class Packer(Protocol):
+    """What has a form of its own for weights: a plan, or a half of a separable layer."""
+
+    def pack_operand(self, rhs: Array) -> Any: ...
+
+
 class Weights:
     """An immutable copy of weights that remembers its packed forms.
 
@@ -81,7 +87,7 @@ class Weights:
         self.array = array
         self.shape: tuple[int, ...] = tuple(array.shape)
         self.dtype = array.dtype
-        self._forms: dict[int, tuple[Plan, Any]] = {}
+        self._forms: dict[int, tuple[Packer, Any]] = {}
 
     @property
     def ndim(self) -> int:
@@ -90,7 +96,7 @@ class Weights:
     def __repr__(self) -> str:
         return f"<convjit.weights {self.shape} {self.dtype}, {len(self._forms)} packed forms>"
 
-    def form_for(self, plan: Plan) -> Any:
+    def form_for(self, plan: Packer) -> Any:
         """The packed form for a plan, made when first asked for."""
         found = self._forms.get(id(plan))
         if found is not None:

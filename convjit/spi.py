@@ -221,6 +221,49 @@ class Solver(Protocol):
         ...
 
 
+class SeparableExecutable(Protocol):
+    """A planned separable layer: immutable, callable from several threads at once."""
+
+    workspace: int
+
+    def pack_depth(self, weights: Array) -> Any:
+        """The depthwise kernels in the solver's own form, as :meth:`Executable.pack` gives it."""
+        ...
+
+    def pack_point(self, weights: Array) -> Any:
+        """The pointwise kernels in the solver's own form."""
+        ...
+
+    def run(
+        self, x: Array, depth: Any, depth_bias: Array | None, point: Any, bias: Array | None,
+        out: Array, workspace: Array | None,
+    ) -> None:  # fmt: skip
+        """Compute into ``out``, from the packed kernels and the two convolutions' biases."""
+        ...
+
+
+class SeparableSolver(Protocol):
+    """A depthwise and the pointwise convolution after it, as one.
+
+    Optional: a backend that has one returns it from a method ``separable()``.  The core asks for
+    it where the backend would compute both halves; what it refuses is computed in two calls.
+    """
+
+    id: str
+
+    def refuse(self, depth: ConvSpec, point: ConvSpec, target: Target) -> Refusal | None:
+        """None if the pair is taken; every refusal is final."""
+        ...
+
+    def estimate(self, depth: ConvSpec, point: ConvSpec, target: Target) -> Work:
+        """Work of a pair that was not refused."""
+        ...
+
+    def plan(self, depth: ConvSpec, point: ConvSpec, target: Target) -> SeparableExecutable:
+        """Choose kernels, blocking, packers and workspace size; allocate no data."""
+        ...
+
+
 @runtime_checkable
 class Backend(Protocol):
     """A toolchain on a device, found through the entry-point group ``convjit.backends``.

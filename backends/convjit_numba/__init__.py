@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
-from convjit.spi import SPI_VERSION, Solver, Target
+from convjit.spi import SPI_VERSION, SeparableSolver, Solver, Target
 
 __all__ = ["NumbaBackend"]
 
@@ -94,3 +94,9 @@ class NumbaBackend:
                 Winograd(2, 5),
             )
         return self._solvers
+
+    def separable(self) -> SeparableSolver:
+        """Depthwise and pointwise convolution in one pass."""
+        from convjit_numba.separable import SeparableLayer
+
+        return SeparableLayer()

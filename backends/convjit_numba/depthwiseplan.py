@@ -94,6 +94,12 @@ def line_cycles(p: Problem, isa: str, mr: int) -> tuple[float, float, int]:
     return per_row, fixed, kept
 
 
+def line_cycles_of(p: Problem, isa: str, mr: int) -> float:
+    """Cycles of one vector of channels and a line that meets the usual number of kernel rows."""
+    per_row, fixed, _ = line_cycles(p, isa, mr)
+    return (_row_count(p) * per_row + fixed) * p.kg
+
+
 def _row_count(p: Problem) -> float:
     """Kernel rows that meet the image, on average over the lines."""
     total = 1.0
@@ -122,8 +128,8 @@ def blocking(p: Problem, isa: str, cores: int, mr: int | None = None) -> Blockin
         return rows_met * per_row + fixed
 
     mr = min(range(most, 0, -1), key=cost) if mr is None else min(mr, most)
-    per_row, fixed, kept = line_cycles(p, isa, mr)
-    line = (rows_met * per_row + fixed) * p.kg
+    kept = line_cycles(p, isa, mr)[2]
+    line = line_cycles_of(p, isa, mr)
     vectors = -(-p.groups // vl)
     blocks = problem.blocks_of(p.dtype)
     units = p.batch * p.out[0]

@@ -76,7 +76,7 @@ def _merges(p: Problem, last: bool) -> bool:
     return p.kernel[2] > 1 and p.cg <= (MERGE if adjacent else MERGE_COPIED)
 
 
-def _tile_cycles(rows: float, vectors: int) -> float:
+def tile_cycles(rows: float, vectors: int) -> float:
     """Of one step of a row tile: FMAs, loads and the wait for the sums."""
     return max(rows * vectors / 2, (rows + vectors) / 2, FMA_LATENCY)
 
@@ -87,7 +87,7 @@ def _panel_cycles(
     """Of the product of a task's pixels and one panel."""
     tiles = -(-pixels // tile.mr)
     rows, more = divmod(pixels, tiles)  # as even as possible
-    step = (tiles - more) * _tile_cycles(rows, vectors) + more * _tile_cycles(rows + 1, vectors)
+    step = (tiles - more) * tile_cycles(rows, vectors) + more * tile_cycles(rows + 1, vectors)
     lanes = vectors * tile.vl
     cycles = p.depth * step + tiles * passes * (CALL + (TAP + ADDRESS * tile.mr) * entries)
     cycles += lanes * p.bytes * (p.depth / WEIGHTS + pixels / PIXELS)

@@ -61,6 +61,8 @@ FIELDS = (
     "dblocks", "tile_d", "plane_bytes", "tile_bytes", "depth_stages", "depth_count",
     # depthwise
     "classes", "vectors", "task_vectors", "vector_splits", "at_bias", "at_buffer",
+    # separable
+    "mixed", "mixed_activation", "mixed_slope0", "mixed_slope1",
 )  # fmt: skip
 FIELD = {name: 8 * place for place, name in enumerate(FIELDS)}
 
@@ -133,9 +135,7 @@ class Problem:
         x = self.batch * self.groups * self.cg * prod(self.size)
         y = self.batch * self.groups * self.kg * self.pixels
         w = self.groups * self.kg * self.depth
-        total = float((x + y + w) * self.bytes)
-        held = held_share(total)
-        return {"l3": held * total + shared, "memory": (1 - held) * total}
+        return by_level(float((x + y + w) * self.bytes), shared)
 
     def geometry(self) -> dict[str, int]:
         values = {
@@ -365,6 +365,12 @@ def held_share(total: float) -> float:
     return min(1.0, max(0.0, 1.5 - total / _caches()["l3"]))
 
 
+def by_level(total: float, shared: float = 0.0) -> dict[str, float]:
+    """Compulsory bytes by the level that supplies them, and ``shared`` from the shared cache."""
+    held = held_share(total)
+    return {"l3": held * total + shared, "memory": (1 - held) * total}
+
+
 def blocks_of(dtype: str) -> targets.Blocks:
     """Block sizes on this machine."""
     caches = _caches()
@@ -394,9 +400,7 @@ def pack_phase(p: Problem, packed: float) -> Phase:
     Every byte moves about twice: one side of a transpose takes whole lines for parts of them, and
     lines are read before they are written.
     """
-    total = p.groups * p.kg * p.depth * p.bytes + packed
-    held = held_share(total)
-    return Phase("pack", bytes={"l3": held * 2.0 * total, "memory": (1 - held) * 2.0 * total})
+    return Phase("pack", bytes=by_level(2.0 * (p.groups * p.kg * p.depth * p.bytes + packed)))
 
 
 def work(

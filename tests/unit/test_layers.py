@@ -24,7 +24,7 @@ LAYERS = (
     ("checks", "discovery"),
     ("registry", "steps", "lowering", "guard", "cost", "tunedb", "profiling"),
     ("plans", "dispatch", "calls", "settings"),
-    ("explanation", "environment", "tune"),
+    ("explanation", "environment", "tune", "separable"),
     ("api",),
     ("",),  # convjit/__init__.py: the public names
     ("testing.*",),

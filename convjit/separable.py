@@ -1,0 +1,253 @@
+"""The separable layer as one call of a backend, where a backend offers that.
+
+A depthwise and a pointwise convolution are two calls in general.  A backend may offer both in one
+(:class:`convjit.spi.SeparableSolver`), which saves writing and reading the result in between.  It
+runs where both halves would go to that backend, the operands are as a kernel takes them, and the
+model predicts less time for one call than for two.  Whatever else there is to do or to say (casts,
+copies, lowerings, errors) the halves do and say: then :func:`find` gives None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from operator import is_
+from typing import Any
+
+import numpy as np
+
+from convjit import arguments, calls, config, cost, dispatch, profiling, registry
+from convjit.algorithms.workspace import ALIGNMENT
+from convjit.arguments import Problem
+from convjit.calls import kinds_of
+from convjit.errors import BackendError
+from convjit.locks import lock_held_over_forks
+from convjit.plans import Weights, empty
+from convjit.spec import Direction
+from convjit.spi import SeparableExecutable
+
+LAYERS_KEPT = 1024
+
+# What was found, with the arguments that it was found for.
+_layers: dict[tuple[Any, ...], tuple[tuple[Any, ...], Layer | None]] = {}
+_generation = -1
+_lock = lock_held_over_forks()
+
+
+class _Operand:
+    """One kernel of a layer, for :class:`Weights` to keep its packed form by."""
+
+    def __init__(self, pack: Callable[[Any], Any]) -> None:
+        self._pack = pack
+
+    def pack_operand(self, rhs: Any) -> Any:
+        return self._pack(rhs)
+
+
+class Layer:
+    """A separable layer that a backend computes in one call."""
+
+    def __init__(
+        self,
+        depth: Problem,
+        point: Problem,
+        executable: SeparableExecutable,
+        *,
+        backend: str,
+        solver: str,
+        peak: float,
+    ) -> None:
+        self.depth, self.point = depth, point
+        self.executable = executable
+        self.backend, self.solver = backend, solver
+        self._peak = peak
+        self._dtype = np.dtype(depth.spec.dtype)
+        self._depth = _Operand(executable.pack_depth)
+        self._point = _Operand(executable.pack_point)
+        self._warm = False
+
+    def takes(self, bias: Any, channels: int) -> bool:
+        """Whether the kernel can take a bias as it is."""
+        return bias is None or (_is_plain(bias, self._dtype) and bias.shape == (channels,))
+
+    def writes(self, out: Any, operands: tuple[Any, ...]) -> bool:
+        """Whether the kernel can write straight into ``out``."""
+        if out is None:
+            return True
+        return (
+            _is_plain(out, self._dtype)
+            and out.shape == self.point.result_shape
+            and out.flags.writeable
+            and not any(a is not None and np.may_share_memory(_array(a), out) for a in operands)
+        )
+
+    def __call__(
+        self, x: Any, w_depth: Any, w_point: Any, depth_bias: Any, bias: Any, out: Any
+    ) -> Any:
+        """The result, in ``out`` or in fresh memory."""
+        if not profiling.enabled:
+            return self._run(x, w_depth, w_point, depth_bias, bias, out)
+        with profiling.call(
+            spec=str(self.depth.spec), backend=self.backend, solver=self.solver, label=self.solver,
+            flops=self.depth.spec.flops + self.point.spec.flops, peak=self._peak,
+            cold=not self._warm,
+        ):  # fmt: skip
+            return self._run(x, w_depth, w_point, depth_bias, bias, out)
+
+    def _run(self, x: Any, w_depth: Any, w_point: Any, depth_bias: Any, bias: Any, out: Any) -> Any:
+        if out is None:
+            out = empty(np, self.point.result_shape, self._dtype, "the result")
+        size = self.executable.workspace
+        block = empty(np, (size + ALIGNMENT,), np.uint8, f"the workspace of {self.solver}")
+        start = -block.ctypes.data % ALIGNMENT
+        workspace = block[start : start + size]
+        try:
+            depth, point = _packed(self._depth, w_depth), _packed(self._point, w_point)
+            self.executable.run(
+                x.reshape(self.depth.spec.x_shape), depth, depth_bias, point, bias,
+                out.reshape(self.point.spec.y_shape), workspace,
+            )  # fmt: skip
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise BackendError(
+                f"backend {self.backend!r}: solver {self.solver!r} failed while it ran "
+                f"{self.depth.spec}: {type(error).__name__}: {error}"
+            ) from error
+        self._warm = True
+        return out
+
+
+def _packed(operand: _Operand, weights: Any) -> Any:
+    if type(weights) is Weights:
+        return weights.form_for(operand)
+    with profiling.phase("pack"):
+        return operand.pack_operand(weights)
+
+
+def _array(operand: Any) -> Any:
+    return operand.array if type(operand) is Weights else operand
+
+
+def _is_plain(array: Any, dtype: Any) -> bool:
+    """Whether a kernel can take an array as it is."""
+    array = _array(array)
+    return (
+        type(array) is np.ndarray
+        and array.dtype == dtype
+        and array.dtype.isnative
+        and array.flags.c_contiguous
+        and array.flags.aligned
+    )
+
+
+def find(
+    x: Any,
+    w_depth: Any,
+    w_point: Any,
+    depth_bias: Any,
+    bias: Any,
+    out: Any,
+    operator: dict[str, Any],
+    activations: tuple[Any, Any],
+    choice: dict[str, Any],
+) -> Layer | None:
+    """The layer that computes a call at once, None where the two halves are to do it.
+
+    ``w_point`` has the dimensions of ``w_depth``; ``operator`` and ``activations`` are the raw
+    arguments of the depthwise convolution, and the activations after it and after the second one.
+    """
+    global _generation
+    if type(x) is not np.ndarray or not all(_is_plain(a, x.dtype) for a in (x, w_depth, w_point)):
+        return None
+    given = (*operator.values(), *activations, *choice.items())
+    try:
+        key = (
+            x.shape, x.dtype, w_depth.shape, type(w_depth), w_point.shape, type(w_point),
+            depth_bias is None, bias is None, given, config.current(),
+        )  # fmt: skip
+        if _generation != registry.generation():
+            with _lock:
+                _layers.clear()
+                _generation = registry.generation()
+        kept = _layers.get(key)
+        if kept is not None:
+            # Equal arguments of different types are not checked alike: 1 == 1.0 == True.
+            if not all(map(is_, given, kept[0])) and kinds_of(given) != kinds_of(kept[0]):
+                return None
+            layer = kept[1]
+        else:
+            layer = _offered(x, w_depth, w_point, depth_bias, bias, operator, activations, choice)
+            with _lock:
+                while len(_layers) >= LAYERS_KEPT:
+                    del _layers[next(iter(_layers))]
+                _layers[key] = given, layer
+    except Exception:
+        # The halves meet the same difficulty (a list is no key), and say what it is.
+        return None
+    if layer is None or not (
+        layer.takes(depth_bias, w_depth.shape[0])
+        and layer.takes(bias, w_point.shape[0])
+        and layer.writes(out, (x, w_depth, w_point, depth_bias, bias))
+    ):
+        return None
+    return layer
+
+
+def _offered(
+    x: Any, w_depth: Any, w_point: Any, depth_bias: Any, bias: Any, operator: dict[str, Any],
+    activations: tuple[Any, Any], choice: dict[str, Any],
+) -> Layer | None:  # fmt: skip
+    """What the backend that is best at both halves offers, if it is faster than the halves."""
+    dtype = x.dtype.name
+    depth = arguments.forward_problem(
+        x.shape, w_depth.shape, direction=Direction.FORWARD, dtype=dtype,
+        activation=activations[0], bias=depth_bias is not None, **operator,
+    )  # fmt: skip
+    point = arguments.forward_problem(
+        depth.result_shape, w_point.shape, direction=Direction.FORWARD, dtype=dtype,
+        activation=activations[1], bias=bias is not None,
+        **{**calls.OPERATOR, "layout": operator["layout"]},
+    )  # fmt: skip
+    packed = type(w_depth) is Weights and type(w_point) is Weights
+    request = calls.make_request(
+        {name: choice.get(name) for name in calls.CHOICE},
+        is_plain=False, packed=packed, array_type="numpy:ndarray",
+    )  # fmt: skip
+    if request.algorithm is not None:
+        return None
+    halves = []
+    for problem in (depth, point):
+        admitted = [c for c in dispatch.candidates(problem.spec, request) if c.refusal is None]
+        if not admitted:
+            return None
+        halves.append(admitted[0])
+    if halves[0].backend != halves[1].backend:
+        return None
+    backend = registry.get(halves[0].backend)
+    offer = getattr(backend, "separable", None)
+    if offer is None:
+        return None
+    solver, target = offer(), backend.target()
+    if solver.id in config.current().disable or dispatch.has_failed(solver.id):
+        return None
+    if solver.refuse(depth.spec, point.spec, target) is not None:
+        return None
+    work = solver.estimate(depth.spec, point.spec, target)
+    limit = request.policy.workspace_limit
+    if limit is not None and work.workspace > limit:
+        return None
+    seconds = cost.seconds(work, target) + (0.0 if packed else cost.pack_seconds(work, target))
+    if seconds >= sum(half.total(packed) for half in halves):
+        return None
+    executable = solver.plan(depth.spec, point.spec, target)
+    return Layer(
+        depth, point, executable, backend=backend.name, solver=solver.id,
+        peak=target.peak.get(dtype, 0.0),
+    )  # fmt: skip
+
+
+def forget(layer: Layer, error: BackendError) -> None:
+    """Do not use a layer's solver again: it failed."""
+    dispatch.exclude(layer.solver, str(error))
+    with _lock:
+        _layers.clear()
