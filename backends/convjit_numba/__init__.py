@@ -87,6 +87,8 @@ class NumbaBackend:
                 WeightGrad(),
                 Fft(),
                 Indirect(),
+                Winograd(None, 3),
+                Winograd(None, 5),
                 Winograd(4, 3),
                 Winograd(2, 3),
                 Winograd(6, 3),

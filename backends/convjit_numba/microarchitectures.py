@@ -55,7 +55,7 @@ _ZEN4 = Microarchitecture(
     32,
     3.67e9,
     {
-        "direct": 1.0, "gemm": 1.0, "indirect": 1.07, "winograd": 1.24, "fft": 0.88,
+        "direct": 1.0, "gemm": 1.0, "indirect": 1.07, "winograd": 1.08, "fft": 0.88,
         "depthwise": 0.63, "planes": 1.13, "weight_grad": 1.1,
     },
     _bandwidth(1.2e11, 1.1e11, 4.3e10, 3.3e10, 5.3e9),

@@ -359,10 +359,10 @@ def _caches() -> dict[str, int]:
 def held_share(total: float) -> float:
     """Share of ``total`` bytes, read over and over, that the shared cache supplies.
 
-    Everything up to half of the cache, nothing from one and a half times it on: streams of 16, 24,
+    Everything up to three quarters of the cache, nothing from seven quarters on: streams of 16, 24,
     32, 48 and 80 MiB came at 155, 72, 59, 36 and 31 GB/s where the cache had 32 MiB.
     """
-    return min(1.0, max(0.0, 1.5 - total / _caches()["l3"]))
+    return min(1.0, max(0.0, 1.75 - total / _caches()["l3"]))
 
 
 def by_level(total: float, shared: float = 0.0) -> dict[str, float]:

@@ -15,10 +15,13 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from convjit_numba.microkernel import (
+    I32,
     I64,
+    POINTER,
     _int,
     _literals,
     _load,
@@ -68,7 +71,7 @@ def row_tile(
     signature = types.void(bits, mr, nv, vl, *([types.int64] * (_INTEGERS + 1)))
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        builder.call(_function(builder.module, *literals), arguments[4:])
+        builder.call(_function(builder.module, literals, _INTEGERS + 1), arguments[4:])
         return context.get_dummy_value()
 
     return signature, codegen
@@ -91,30 +94,59 @@ def row_tiles(
     signature = types.void(bits, mr, nv, vl, *([types.int64] * (_INTEGERS + 2)))
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        width, most, vectors, lanes = literals
-        done = builder.append_basic_block("tiled")
-        switch = builder.switch(arguments[4], done)
-        for count in range(1, most + 1):
-            block = builder.append_basic_block(f"rows{count}")
-            switch.add_case(_int(count), block)
-            builder.position_at_end(block)
-            builder.call(_function(builder.module, width, count, vectors, lanes), arguments[5:])
-            builder.branch(done)
-        builder.position_at_end(done)
+        _emit_row_tiles(builder, literals, arguments[4], arguments[5:])
         return context.get_dummy_value()
 
     return signature, codegen
 
 
-def _function(module: Any, bits: int, mr: int, nv: int, vl: int) -> Any:
+@intrinsic(prefer_literal=True)
+def row_tiles_ahead(
+    typingctx: Any, bits: Any, mr: Any, nv: Any, vl: Any, rows: Any,
+    taps: Any, table: Any, kc: Any, b: Any, walk: Any, c: Any, ldc: Any, accumulate: Any,
+    bias: Any, activation: Any, slopes: Any, ahead: Any,
+) -> Any:  # fmt: skip
+    """:func:`row_tiles` that meanwhile fetches the bytes from ``ahead`` on into the second level.
+
+    64 of them for each of the ``kc`` products of a tap: what a later call will read comes from
+    memory while this one computes.  The address may lie outside of any array.
+    """
+    literals = _literals(bits, mr, nv, vl)
+    if literals is None:
+        return None
+    signature = types.void(bits, mr, nv, vl, *([types.int64] * (_INTEGERS + 3)))
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        _emit_row_tiles(builder, literals, arguments[4], arguments[5:])
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+def _emit_row_tiles(builder: Any, literals: list[int], rows: Any, arguments: Any) -> None:
+    bits, most, nv, vl = literals
+    done = builder.append_basic_block("tiled")
+    switch = builder.switch(rows, done)
+    for count in range(1, most + 1):
+        block = builder.append_basic_block(f"rows{count}")
+        switch.add_case(_int(count), block)
+        builder.position_at_end(block)
+        code = _function(builder.module, [bits, count, nv, vl], len(arguments))
+        builder.call(code, arguments)
+        builder.branch(done)
+    builder.position_at_end(done)
+
+
+def _function(module: Any, literals: list[int], arguments: int) -> Any:
     """The row tile as a function of the module, defined where it is first asked for.
 
     It is not inlined: the registers of its loop are its own, whatever the caller keeps alive.
     """
-    name = f"convjit.row_tile.{bits}.{mr}x{nv}x{vl}"
+    bits, mr, nv, vl = literals
+    name = f"convjit.row_tile.{bits}.{mr}x{nv}x{vl}.{arguments}"
     if name in module.globals:
         return module.globals[name]
-    kind = ir.FunctionType(ir.VoidType(), [I64] * (_INTEGERS + 1))
+    kind = ir.FunctionType(ir.VoidType(), [I64] * arguments)
     function = ir.Function(module, kind, name)
     function.linkage = "linkonce_odr"
     function.attributes.add("noinline")
@@ -128,7 +160,7 @@ def _function(module: Any, bits: int, mr: int, nv: int, vl: int) -> Any:
 def _emit_row_tile(
     builder: Any, bits: int, mr: int, nv: int, vl: int,
     taps: Any, table: Any, kc: Any, b: Any, walk: Any, c: Any, ldc: Any, accumulate: Any,
-    bias: Any, activation: Any, slopes: Any,
+    bias: Any, activation: Any, slopes: Any, ahead: Any = None,
 ) -> None:  # fmt: skip
     size = bits // 8
     vector = ir.VectorType(_real(bits), vl)
@@ -179,6 +211,8 @@ def _emit_row_tile(
     weights.add_incoming(start, tap)
     for phi, total in zip(sums, totals, strict=True):
         phi.add_incoming(total, tap)
+    if ahead is not None:
+        _prefetch(builder, builder.add(ahead, builder.mul(offset, _int(64 // size))))
     values = [_load(builder, column(weights, j), vector, size) for j in range(nv)]
     new = []
     for i in range(mr):
@@ -205,3 +239,11 @@ def _emit_row_tile(
     results = emit_epilogue(builder, bits, vl, totals, addends, bias, activation, slopes)
     for result, (i, j) in zip(results, places, strict=True):
         _store(builder, result, column(rows[i], j), size)
+
+
+def _prefetch(builder: Any, address: Any) -> None:
+    """Fetch a line for reading into the second level of the caches."""
+    kind = ir.FunctionType(ir.VoidType(), [POINTER, I32, I32, I32])
+    prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    flags = [ir.Constant(I32, value) for value in (0, 2, 1)]  # read, moderate locality, data
+    builder.call(prefetch, [builder.inttoptr(address, POINTER), *flags])

@@ -17,12 +17,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import product
 from math import prod
 from typing import Any
 
 import numpy as np
 
 from convjit.algorithms import winograd
+from convjit.algorithms.error import AMPLIFICATION_LIMIT
 from convjit.algorithms.workspace import aligned
 from convjit.precision import Numerics, numpy_dtype
 from convjit.spec import ConvSpec
@@ -48,7 +50,11 @@ from convjit_numba.targets import Tile
 KINDS = {"data": 0, "output": 1, "taps": 2}
 
 # Bytes a cycle and core that a kernel streams from the shared cache and from memory.
-SHARED_BYTES, MEMORY_BYTES = 24.0, 7.0
+SHARED_BYTES, MEMORY_BYTES = 40.0, 9.5
+EXPOSED = 0.15  # part of the shorter of computing and streaming that the longer one does not hide
+
+MOST_OUTPUTS = 6  # of a tile along an axis
+NOMINAL_CORES = 2  # for which tiles are chosen
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +96,17 @@ class Blocking:
         return prod(self.n)
 
 
+@lru_cache(maxsize=1024)
+def best_tile(p: Problem, channels_last: bool, isa: str) -> Axes:
+    """Outputs of a tile per axis for a problem, whatever threads and configuration are in force.
+
+    Results depend on the tile by rounding errors, and must not depend on those.
+    """
+    lanes = targets.row_tiles(isa, p.dtype)[0].vl
+    found = [blocking(p, m, channels_last, isa, NOMINAL_CORES) for m in tiles_that_suit(p, lanes)]
+    return min(found, key=lambda b: b.makespan).m
+
+
 def _operations(kind: int, m: Axes, r: Axes) -> float:
     """Vector operations of a transform of all axes on one tile."""
 
@@ -113,13 +130,54 @@ def tile_of(kernel: Axes, m: int) -> Axes:
     return (2 if min(d, h, w) > 2 else d), h, w
 
 
+def tiles_that_suit(p: Problem, lanes: int) -> list[Axes]:
+    """The few most promising numbers of outputs of a tile per axis for a problem.
+
+    An image of 13 rows is covered by three tiles of 5 as well as by four of 4, one of 7 by two of 4
+    on one axis; how much a larger tile saves in products it may lose in weights, which grow with
+    its points.  Offered are sizes that no smaller one covers the image as often as, together within
+    the amplification that ``precision="default"`` admits.
+    """
+    axes = []
+    for r, out in zip(p.kernel, p.out, strict=True):
+        least = {-(-out // m): m for m in range(MOST_OUTPUTS, 1, -1)}
+        axes.append(list(least.values()) if r > 1 else [1])
+    costs: dict[Axes, float] = {}
+    for d, h, w in product(*axes):
+        m = d, h, w
+        amplified = prod(
+            winograd.amplification(size, r) for size, r in zip(m, p.kernel, strict=True) if r > 1
+        )
+        if amplified > AMPLIFICATION_LIMIT:
+            continue
+        points = prod(size + r - 1 for size, r in zip(m, p.kernel, strict=True))
+        tiles = p.batch * prod(-(-o // size) for o, size in zip(p.out, m, strict=True))
+        products = p.groups * tiles * points * p.cg * p.kg / (2 * lanes)
+        weights = p.groups * points * p.cg * p.kg * p.bytes
+        streamed = weights / _stream(weights)
+        # Some six vector operations and moves a point for each of the two transforms.
+        transforms = p.groups * tiles * points * (-(-p.cg // lanes) + -(-p.kg // lanes)) * 3.5
+        costs[m] = _overlapped(products, streamed) + transforms
+    return sorted(costs, key=costs.__getitem__)[:3] or [tile_of(p.kernel, 2)]
+
+
+def _overlapped(computing: float, streaming: float) -> float:
+    """Cycles of computing while weights for later come in."""
+    return max(computing, streaming) + EXPOSED * min(computing, streaming)
+
+
+def _stream(weights: int) -> float:
+    """Bytes of so many of weights that a core gets a cycle, over and over."""
+    held = problem.held_share(weights)
+    return 1 / (held / SHARED_BYTES + (1 - held) / MEMORY_BYTES)
+
+
 @lru_cache(maxsize=1024)
 def blocking(
-    p: Problem, m: int, channels_last: bool, isa: str, cores: int, config: Config = ()
+    p: Problem, outputs: Axes, channels_last: bool, isa: str, cores: int, config: Config = ()
 ) -> Blocking:
-    """The blocking whose modelled time on ``cores`` threads is least."""
+    """The blocking whose modelled time on ``cores`` threads is least, for a tile's outputs."""
     caches = problem._caches()
-    outputs = tile_of(p.kernel, m)
     md, mh, mw = outputs
     deep, high, wide = (-(-o // size) for o, size in zip(p.out, outputs, strict=True))
     counts = deep, high, wide
@@ -128,9 +186,9 @@ def blocking(
     tiles = p.batch * prod(counts)
     lanes = targets.row_tiles(isa, p.dtype)[0].vl
     in_blocks, out_blocks = -(-p.cg // lanes), -(-p.kg // lanes)
-    # Two vector operations a cycle; a load and a store for each point.
-    data = 0.6 * _operations(0, outputs, p.kernel) + 0.8 * points
-    result = 0.6 * _operations(1, outputs, p.kernel) + 0.8 * points
+    # Two vector operations a cycle; points are lines that go to, or come from, the second level.
+    data = 0.6 * _operations(0, outputs, p.kernel) + 2.0 * points
+    result = 0.6 * _operations(1, outputs, p.kernel) + 1.5 * points
     if channels_last:
         border = 1 - prod(max(0, c - 2) for c in counts[-2:]) / prod(counts[-2:])
         data += border * points
@@ -139,8 +197,7 @@ def blocking(
         data += 5 * nd * nh * span / counts[2] * _whole(span, lanes)
         result += 6 * md * mh * mw * _whole(min(p.out[2], counts[2] * mw), lanes)
     weights = p.groups * points * p.cg * p.kg * p.bytes
-    held = problem.held_share(weights)
-    stream = 1 / (held / SHARED_BYTES + (1 - held) / MEMORY_BYTES)
+    stream = _stream(weights)
     best: Blocking | None = None
     tile = targets.tile_of(isa, p.dtype, config)
     given = dict(config).get("tiles")
@@ -159,12 +216,13 @@ def blocking(
             # Points that L2 cannot hold beside a panel come back from L3 for every panel.
             again = data_bytes if slot > 0.8 * caches["l2"] else 0
             traffic = points * p.cg * t.nr * p.bytes / stream + again / SHARED_BYTES
-            panel = max(panel, traffic) + 0.25 * min(panel, traffic)
+            panel = _overlapped(panel, traffic)
             few = p.groups * blocks < 4 * cores
             for task_panels in targets.splits(panels, panels if few else 1):
                 parts = -(-panels // task_panels)
                 tasks = p.groups * blocks * parts
                 cycles = task_tiles * in_blocks * data + task_panels * panel + 500
+                cycles += again / SHARED_BYTES
                 cycles += task_tiles * result * out_blocks * task_panels / panels
                 makespan = cycles * (-(-tasks // cores) + (0.1 if cores > 1 else 0.0))
                 if best is None or makespan < best.makespan:
@@ -182,8 +240,8 @@ def _whole(pixels: int, lanes: int) -> float:
 
 
 def _step(rows: int, vectors: int) -> float:
-    """Cycles of one step of a row tile: two multiply-adds or two loads each."""
-    return max(rows * vectors, rows + vectors) / 2
+    """Cycles of one step of a row tile: two multiply-adds, two loads, or a vector from L2."""
+    return max(rows * vectors, rows + vectors, 2 * vectors) / 2
 
 
 # -------------------------------------------------------------------- workspace
@@ -239,12 +297,15 @@ def _odd_lines(length: int) -> int:
 
 
 class Winograd:
-    """``numba.winograd.f4x3`` and the like: m outputs of up to r taps per axis."""
+    """``numba.winograd.f4x3`` and the like: m outputs of up to r taps per axis.
+
+    ``numba.winograd.fmx3`` chooses m by itself, for each axis.
+    """
 
     algorithm = "winograd"
 
-    def __init__(self, m: int, r: int) -> None:
-        self.id = f"numba.winograd.f{m}x{r}"
+    def __init__(self, m: int | None, r: int) -> None:
+        self.id = f"numba.winograd.f{'m' if m is None else m}x{r}"
         self._m = m
         self._r = r
 
@@ -257,7 +318,7 @@ class Winograd:
             taps = "x".join(map(str, spec.kernel_size))
             return Refusal(
                 Feature.SIZE,
-                f"F({self._m}, {self._r}) takes {smallest} to {self._r} taps on its longest "
+                f"F({self._m or 'm'}, {self._r}) takes {smallest} to {self._r} taps on its longest "
                 f"axis, not {taps}",
             )
         if set(spec.stride) != {1}:
@@ -272,7 +333,11 @@ class Winograd:
     def _blocking(self, spec: ConvSpec, target: Target, config: Config = ()) -> Blocking:
         p = Problem.of(spec)
         isa = problem.isa_of(target)
-        return blocking(p, self._m, spec.channels_last, isa, target.cores, config)
+        if self._m is not None:
+            outputs = tile_of(p.kernel, self._m)
+        else:
+            outputs = best_tile(p, spec.channels_last, isa)
+        return blocking(p, outputs, spec.channels_last, isa, target.cores, config)
 
     def estimate(self, spec: ConvSpec, target: Target) -> Work:
         p = Problem.of(spec)
@@ -354,7 +419,7 @@ def _transform(p: Problem, b: Blocking, kind: str, arguments: int) -> int:
 
 def row_tiles(bits: int, tile: Tile) -> Any:
     """The kernel of 1 to ``mr`` rows of a row tile, for other kernels to call."""
-    return cache.function(f"rows.f{bits}.{tile}", 12, partial(_build_rows, bits, tile))
+    return cache.function(f"winograd.rows.f{bits}.{tile}", 8, partial(_build_rows, bits, tile))
 
 
 # The modules of kernels import numba, which only compiling needs.

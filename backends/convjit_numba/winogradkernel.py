@@ -70,12 +70,12 @@ def build_transform(bits: int, vl: int, kind: int, m: Axes, r: Axes) -> Callable
 
 
 def build_rows(bits: int, mr: int, nv: int, vl: int) -> Callable[..., None]:
-    """The row tile of 1 to ``mr`` rows as a kernel."""
-    from convjit_numba.rowtile import row_tiles
+    """The row tile of 1 to ``mr`` rows, summed from nothing, as a kernel."""
+    from convjit_numba.rowtile import row_tiles_ahead
 
-    def rows(count, taps, table, kc, b, walk, c, ldc, accumulate, bias, activation, slopes):
-        row_tiles(bits, mr, nv, vl, count, taps, table, kc, b, walk, c, ldc, accumulate, bias,
-                  activation, slopes)  # fmt: skip
+    def rows(count, table, kc, b, walk, c, ldc, ahead):
+        row_tiles_ahead(bits, mr, nv, vl, count, 1, table, kc, b, walk, c, ldc, 0, 0, 0, 0,
+                        ahead)  # fmt: skip
 
     return rows
 
@@ -223,12 +223,15 @@ def build(bits: int, vl: int, channels_last: bool) -> Callable[..., None]:
         table = slot + nr * size  # after the bias
         store_int(table, 0)
         for _ in range(load_int(g + POINTS)):
+            # The next point's weights, or the next panel's, come while this point's are used.
+            ahead = right + cg * nr * size
             for i in range(0, count, mr):
                 rows = min(mr, count - i)
                 for j in range(rows):
                     store_int(table + 8 + j * 8, left + (i + j) * row_bytes)
-                call_code(tile, (rows, 1, table, cg, right, nr * size, target + i * nr * size,
-                                 nr * size, 0, 0, 0, 0))  # fmt: skip
+                call_code(tile, (rows, table, cg, right, nr * size, target + i * nr * size,
+                                 nr * size, ahead))  # fmt: skip
+                ahead += cg * 64
             left += step
             right += cg * nr * size
             target += load_int(g + PRODUCT_BYTES)
