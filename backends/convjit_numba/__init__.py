@@ -69,6 +69,7 @@ class NumbaBackend:
         if self._solvers is None:
             from convjit_numba import targets
             from convjit_numba.depthwise import Depthwise
+            from convjit_numba.depthwisegrad import DepthwiseWeightGrad
             from convjit_numba.direct import Direct
             from convjit_numba.fft import Fft
             from convjit_numba.gemm import Gemm
@@ -85,6 +86,7 @@ class NumbaBackend:
                 Planes(),
                 DepthwisePlanes(),
                 WeightGrad(),
+                DepthwiseWeightGrad(),
                 Fft(),
                 Indirect(),
                 Winograd(None, 3),
