@@ -208,6 +208,7 @@ SPECS = [
         ("conv", "NHWC_n1c32k32g32_i28x28_w3x3_p1"),
         ("wgrad", "NCHW_n2c64k70g1_i60x60_w3x3_p1"),
         ("wgrad", "NHWC_n1c3k12g1_i60x60_w3x3_p1"),
+        ("wgrad", "NCHW_n1c32k32g32_i28x28_w3x3_p1"),
     )
 ] + [f"conv_{dtype}_NCHW_n1c1k1g1_i200x200_w31x31_bias" for dtype in ("c64", "c128")]
 
