@@ -511,3 +511,27 @@ def test_measured_figures_are_remembered(tmp_path) -> None:
         """,
         CONVJIT_CACHE_DIR=str(tmp_path),
     )
+
+
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "sse2", "neon"])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_tiles_are_chosen_within_the_amplification_admitted(isa: str, channels_last: bool) -> None:
+    from convjit.algorithms import winograd as transforms
+    from convjit.algorithms.error import AMPLIFICATION_LIMIT
+    from convjit_numba.problem import Problem
+    from convjit_numba.winograd import best_tile
+
+    layout = "NHWC" if channels_last else "NCHW"
+    for size in (5, 6, 7, 13, 14, 28, 55, 224):
+        for taps in (2, 3, 5):
+            spec = ConvSpec.parse(
+                f"conv_f32_{layout}_n1c64k96g1_i{size}x{size}_w{taps}x{taps}_p{taps // 2}"
+            )
+            tile = best_tile(Problem.of(spec), channels_last, isa)
+            assert tile[0] == 1
+            amplified = 1.0
+            for m, out in zip(tile[1:], spec.out_size, strict=True):
+                amplified *= transforms.amplification(m, taps)
+                # No smaller tile covers the image as often.
+                assert m == 2 or -(-out // (m - 1)) > -(-out // m)
+            assert amplified <= AMPLIFICATION_LIMIT
