@@ -80,8 +80,8 @@ class NumbaBackend:
 
             targets.codegen()
             self._solvers = (
-                Direct(),
                 Gemm(),
+                Direct(),
                 Depthwise(),
                 Planes(),
                 DepthwisePlanes(),

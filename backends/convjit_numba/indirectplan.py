@@ -23,11 +23,13 @@ from convjit_numba.problem import Problem, address
 from convjit_numba.targets import Tile
 
 # Cycles of the model, measured on products of known size: a task; a call of the row tile, a tap of
-# it and an address of that; an entry of the table; a number transposed, a number copied.
-TASK, CALL, TAP, ADDRESS, ENTRY, TRANSPOSE, COPY = 500.0, 30.0, 6.0, 0.5, 1.5, 0.3, 1.5
+# it and an address of that; an entry of the table; a number copied; a number transposed to and
+# from channels-last order.
+TASK, CALL, TAP, ADDRESS, ENTRY, COPY = 500.0, 30.0, 6.0, 0.5, 1.5, 1.5
+TRANSPOSE, TRANSPOSE_BACK = 0.2, 0.5
 # Bytes a cycle that come from L3 or memory and are not hidden by the product: pixels and results;
 # weights, which are prefetched.
-PIXELS, WEIGHTS = 32.0, 64.0
+PIXELS, WEIGHTS = 48.0, 64.0
 FMA_LATENCY = 4  # cycles: a tile with few sums waits for each of them
 # Below so many products a tap the taps of a kernel row are worth merging; if every merged row has
 # to be copied, below fewer.
@@ -91,7 +93,7 @@ def _panel_cycles(
     lanes = vectors * tile.vl
     cycles = p.depth * step + tiles * passes * (CALL + (TAP + ADDRESS * tile.mr) * entries)
     cycles += lanes * p.bytes * (p.depth / WEIGHTS + pixels / PIXELS)
-    return cycles if last else cycles + TRANSPOSE * pixels * lanes
+    return cycles if last else cycles + TRANSPOSE_BACK * pixels * lanes
 
 
 def _task_cycles(

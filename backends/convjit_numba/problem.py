@@ -38,7 +38,7 @@ FIELDS = (
     "rows", "cols", "hblocks", "wblocks", "pitch", "plane", "slice", "phases_h", "phases_w",
     "extra_h", "extra_w", "flat",
     # gemm
-    "pixels", "task_pixels", "pixel_blocks",
+    "pixels", "task_pixels", "pixel_blocks", "strips", "strip_blocks",
     # winograd
     "tiles_d", "tiles_h", "tiles_w", "tiles", "task_tiles", "tile_blocks", "row_bytes",
     "md", "mh", "mw", "nd", "nh", "nw", "points", "tile_rows", "tile_columns",

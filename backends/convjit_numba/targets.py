@@ -93,18 +93,21 @@ class Machine:
     shapes : tuple of (rows, vectors)
         Register tiles offered, for many channels first.  ``rows * vectors`` accumulators, the
         vectors and one broadcast have to fit the registers.
+    masks : bool
+        Whether vectors can be loaded by lanes in one instruction.
     """
 
     vector_bytes: int
     shapes: tuple[tuple[int, int], ...]
+    masks: bool = False
 
 
 # 16 registers: 6x2 needs 12 + 2 + 1; with one row the pixels are memory operands, 12 + 1.
 # 32 registers: 6x4 needs 24 + 4 + 1 (7x4 was measured to spill).
 # Without FMA a product needs a register of its own, hence 5x2.
 MACHINES = {
-    "avx512": Machine(64, ((6, 4), (4, 6), (2, 12), (1, 16))),
-    "avx2": Machine(32, ((6, 2), (4, 3), (2, 5), (1, 10))),
+    "avx512": Machine(64, ((6, 4), (4, 6), (2, 12), (1, 16)), True),
+    "avx2": Machine(32, ((6, 2), (4, 3), (2, 5), (1, 10)), True),
     "sse2": Machine(16, ((5, 2), (3, 3), (1, 8))),
     "neon": Machine(16, ((6, 4), (4, 5), (2, 8), (1, 16))),
     "generic": Machine(16, ((4, 2), (1, 8))),
@@ -117,6 +120,14 @@ ROW_SHAPES = {
     "sse2": ((5, 2), (3, 3), (8, 1)),
     "neon": ((6, 4), (8, 3), (12, 2)),
     "generic": ((4, 2), (8, 1)),
+}
+# Pixel tiles (rows are channels, vectors are pixels), divided evenly: the largest that fit.
+PIXEL_SHAPES = {
+    "avx512": ((6, 4), (8, 3), (12, 2), (4, 6), (2, 12), (1, 16)),
+    "avx2": ((6, 2), (4, 3), (12, 1), (2, 5), (1, 10)),
+    "sse2": ((5, 2), (3, 3), (8, 1), (1, 8)),
+    "neon": ((6, 4), (8, 3), (12, 2), (4, 5), (2, 8), (1, 16)),
+    "generic": ((4, 2), (8, 1), (1, 8)),
 }
 REGISTERS = {"avx512": 32, "avx2": 16, "sse2": 16, "neon": 32, "generic": 16}  # of vectors
 
@@ -134,6 +145,8 @@ class Blocks:
         Bytes of pixels that a task prepares, which stay in L2 while the weights pass.
     weights : int
         Bytes of weights that pass over the pixels of a task at a time, the other part of L2.
+    strip : int
+        Bytes of pixels that stay in L1 while weights and results pass.
     tasks : int
         Tasks per thread to aim for, so that a thread that is interrupted does not hold the
         others up.
@@ -142,6 +155,7 @@ class Blocks:
     depth: int
     image: int
     weights: int
+    strip: int
     tasks: int = 3
 
 
@@ -153,7 +167,7 @@ def blocks(dtype: str, l1: int, l2: int) -> Blocks:
     """
     size = BITS[dtype] // 8
     depth = max(64, (l1 * 3 // 4) // (22 * size) // 32 * 32)
-    return Blocks(depth, l2 * 2 // 5, l2 * 2 // 5)
+    return Blocks(depth, l2 * 2 // 5, l2 * 2 // 5, l1 * 3 // 4)
 
 
 def tiles(isa: str, dtype: str) -> tuple[Tile, ...]:
@@ -167,6 +181,12 @@ def row_tiles(isa: str, dtype: str) -> tuple[Tile, ...]:
     """Row tiles of an instruction set."""
     lanes = MACHINES[isa].vector_bytes * 8 // BITS[dtype]
     return tuple(Tile(mr, nv, lanes) for mr, nv in ROW_SHAPES[isa])
+
+
+def pixel_tiles(isa: str, dtype: str) -> tuple[Tile, ...]:
+    """Pixel tiles of an instruction set."""
+    lanes = MACHINES[isa].vector_bytes * 8 // BITS[dtype]
+    return tuple(Tile(mr, nv, lanes) for mr, nv in PIXEL_SHAPES[isa])
 
 
 def tile_cycles(tile: Tile) -> float:

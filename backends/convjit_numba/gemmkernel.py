@@ -1,0 +1,187 @@
+"""The kernel of :mod:`convjit_numba.gemm`: strips of pixels, gathered or in place; the loops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from convjit_numba.problem import FIELD
+
+
+def build(
+    bits: int, mr: int, nv: int, vl: int, tail: int, step: int, masked: int
+) -> Callable[..., None]:
+    """The kernel for one size of tiles (imports numba).
+
+    Parameters
+    ----------
+    bits : int
+    mr, nv, vl : int
+        The largest tile: rows, vectors, lanes; others have a row or a vector less.
+    tail : int
+        Lanes of the last vector of all, 0 if that is a whole one whose lanes all exist.
+    step : int
+        Stride along a row where vectors are gathered by shuffles, 0 for number by number.
+    masked : int
+        Whether the last vector is read in place.
+    """
+    from numba import njit
+
+    from convjit_numba.microkernel import OPTIONS, atomic_add, load_int, padded_row, zero_bytes
+    from convjit_numba.pixeltile import gather_pixels, pixel_tile
+
+    size = bits // 8
+    pitch = nv * vl * size  # from row to row of a gathered strip
+    vector_step = max(step, 1)
+    fewer_rows, fewer_vectors = max(mr - 1, 1), max(nv - 1, 1)
+    f = dict(FIELD)
+    TASKS, GRAIN, SLOT_BYTES, GROUPS, CG, KG = (
+        f["tasks"], f["grain"], f["slot_bytes"], f["groups"], f["cg"], f["kg"],
+    )  # fmt: skip
+    D, H, W, OH, OW = f["d"], f["h"], f["w"], f["oh"], f["ow"]
+    KD, KH, KW, SD, SH, SW = f["kd"], f["kh"], f["kw"], f["sd"], f["sh"], f["sw"]
+    PD, PH, PW, DD, DH, DW = f["pd"], f["ph"], f["pw"], f["dd"], f["dh"], f["dw"]
+    CBLOCK, CBLOCKS, PANELS = f["cblock"], f["cblocks"], f["panels"]
+    TASK_PANELS, TASK_SPLITS = f["task_panels"], f["task_splits"]
+    ACTIVATION, SLOPES, IN_PLACE = f["activation"], f["slope0"], f["in_place"]
+    PIXELS, STRIPS, VECTORS = f["pixels"], f["strips"], f["vectors"]
+    STRIP_BLOCKS = f["strip_blocks"]
+
+    @njit(**OPTIONS)
+    def gather_row(target, row, first, width, length):
+        """``length`` numbers of a row that begins at ``row``."""
+        for j in range(0, length, vl):
+            gather_pixels(
+                bits, vl, vector_step, target + j * size, row, first + j * vector_step, width,
+                length - j,
+            )  # fmt: skip
+
+    @njit(**OPTIONS)
+    def gather(g, strip, x, count, first, pixels):
+        """A strip: what ``count`` channels and all taps read for ``pixels`` outputs."""
+        d, h, w = load_int(g + D), load_int(g + H), load_int(g + W)
+        kd, kh, kw = load_int(g + KD), load_int(g + KH), load_int(g + KW)
+        sd, sh, sw = load_int(g + SD), load_int(g + SH), load_int(g + SW)
+        pd, ph, pw = load_int(g + PD), load_int(g + PH), load_int(g + PW)
+        dd, dh, dw = load_int(g + DD), load_int(g + DH), load_int(g + DW)
+        oh, ow = load_int(g + OH), load_int(g + OW)
+        line = first // ow
+        col = first - line * ow
+        done = 0
+        while done < pixels:
+            # One output row's share of the strip.
+            length = min(pixels - done, ow - col)
+            z = line // oh
+            row0 = (line - z * oh) * sh - ph
+            z0 = z * sd - pd
+            col0 = col * sw - pw
+            target = strip + done * size
+            for c in range(count):
+                for tz in range(kd):
+                    depth = z0 + tz * dd
+                    for ty in range(kh):
+                        row = row0 + ty * dh
+                        inside = 0 <= depth < d and 0 <= row < h
+                        source = x + ((c * d + depth) * h + row) * w * size
+                        for tx in range(kw):
+                            if not inside:
+                                zero_bytes(target, length * size)
+                            elif step != 0:
+                                gather_row(target, source, col0 + tx * dw, w, length)
+                            else:
+                                padded_row(bits, target, source, w, col0 + tx * dw, sw, length)
+                            target += pitch
+            done += length
+            line += 1
+            col = 0
+
+    @njit(**OPTIONS)
+    def tile(rows, vectors, last, kc, a, b, walk, c, ldc, accumulate, add, kind, slopes, count):
+        if rows == mr:
+            if last:
+                pixel_tile(bits, mr, nv, vl, tail, masked, kc, a, b, walk, c, ldc, accumulate,
+                           add, kind, slopes, count)  # fmt: skip
+            elif vectors == nv:
+                pixel_tile(bits, mr, nv, vl, 0, 0, kc, a, b, walk, c, ldc, accumulate,
+                           add, kind, slopes, count)  # fmt: skip
+            else:
+                pixel_tile(bits, mr, fewer_vectors, vl, 0, 0, kc, a, b, walk, c, ldc, accumulate,
+                           add, kind, slopes, count)  # fmt: skip
+        elif last:
+            pixel_tile(bits, fewer_rows, nv, vl, tail, masked, kc, a, b, walk, c, ldc, accumulate,
+                       add, kind, slopes, count)  # fmt: skip
+        elif vectors == nv:
+            pixel_tile(bits, fewer_rows, nv, vl, 0, 0, kc, a, b, walk, c, ldc, accumulate,
+                       add, kind, slopes, count)  # fmt: skip
+        else:
+            pixel_tile(bits, fewer_rows, fewer_vectors, vl, 0, 0, kc, a, b, walk, c, ldc,
+                       accumulate, add, kind, slopes, count)  # fmt: skip
+
+    @njit(**OPTIONS)
+    def run_strip(g, x, weights, bias, y, gathered, unit, group, strip, low, high):
+        """All that one task computes of a strip."""
+        cg, kg, strips = load_int(g + CG), load_int(g + KG), load_int(g + STRIPS)
+        channel = load_int(g + D) * load_int(g + H) * load_int(g + W) * size
+        taps = load_int(g + KD) * load_int(g + KH) * load_int(g + KW)
+        cblock, cblocks, panels = load_int(g + CBLOCK), load_int(g + CBLOCKS), load_int(g + PANELS)
+        all_pixels, all_vectors = load_int(g + PIXELS), load_int(g + VECTORS)
+        ldc = all_pixels * size
+        v0 = strip * all_vectors // strips
+        vectors = (strip + 1) * all_vectors // strips - v0
+        p0 = v0 * vl
+        pixels = min(vectors * vl, all_pixels - p0)
+        last = tail != 0 and strip == strips - 1
+        count = pixels - (vectors - 1) * vl
+        in_place = load_int(g + IN_PLACE) != 0 and (masked != 0 or not last)
+        for block in range(cblocks):
+            begin = block * cblock
+            channels = min(cblock, cg - begin)
+            source = x + (unit * cg + begin) * channel
+            b, walk = gathered, pitch
+            if in_place:
+                b, walk = source + p0 * size, channel
+            else:
+                gather(g, gathered, source, channels, p0, pixels)
+            kind = load_int(g + ACTIVATION) if block == cblocks - 1 else 0
+            accumulate = 1 if block > 0 else 0
+            for panel in range(low, high):
+                k0 = panel * kg // panels
+                rows = (panel + 1) * kg // panels - k0
+                a = weights + ((group * kg + k0) * cg + begin * rows) * taps * size
+                add = 0
+                if bias != 0 and block == cblocks - 1:
+                    add = bias + (group * kg + k0) * size
+                c = y + (unit * kg + k0) * ldc + p0 * size
+                tile(rows, vectors, last, channels * taps, a, b, walk, c, ldc, accumulate,
+                     add, kind, g + SLOPES, count)  # fmt: skip
+
+    def kernel(g, x, weights, bias, y, workspace, control):
+        tasks, grain = load_int(g + TASKS), load_int(g + GRAIN)
+        groups, panels = load_int(g + GROUPS), load_int(g + PANELS)
+        task_panels, task_splits = load_int(g + TASK_PANELS), load_int(g + TASK_SPLITS)
+        strips, strip_blocks = load_int(g + STRIPS), load_int(g + STRIP_BLOCKS)
+        slot = 0
+        if control != 0:
+            slot = atomic_add(control + 64, 1)
+        gathered = workspace + slot * load_int(g + SLOT_BYTES)
+        first = 0
+        while True:
+            if control != 0:
+                first = atomic_add(control, grain)
+            if first >= tasks:
+                break
+            end = min(first + grain, tasks)
+            for task in range(first, end):
+                rest = task // task_splits
+                low = (task - rest * task_splits) * task_panels
+                high = min(low + task_panels, panels)
+                unit = rest // strip_blocks  # image and group
+                group = unit % groups
+                block_of = rest - unit * strip_blocks
+                for strip in range(
+                    block_of * strips // strip_blocks, (block_of + 1) * strips // strip_blocks
+                ):
+                    run_strip(g, x, weights, bias, y, gathered, unit, group, strip, low, high)
+            if control == 0:
+                first = end
+
+    return kernel
