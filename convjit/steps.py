@@ -194,6 +194,11 @@ def _dtype(spec: ConvSpec) -> Step | Refusal | None:
                     f"{spec.dtype} to {dtype}, exact", spec, inner, fill_lhs=_copy,
                     fill_rhs=_copy, fill_result=_copy, exact=True,
                 )  # fmt: skip
+        wide = precision.result_dtype(spec.dtype)
+        if spec.dtype != wide:
+            # Products and sums modulo 2**64 are those of the wide type.
+            inner = spec.replace(dtype=wide, strided=False)
+            return Step(f"{spec.dtype} to {wide}", spec, inner, fill_lhs=_copy, fill_rhs=_copy)
         return Refusal(
             Feature.DTYPE,
             f"{spec.reduction} products of {spec.dtype} may reach {largest:.1e}, beyond the whole "

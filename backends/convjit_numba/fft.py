@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from convjit.algorithms import cooley_tukey
-from convjit.precision import Numerics, numpy_dtype
+from convjit.precision import COMPLEX, Numerics, numpy_dtype
 from convjit.spec import ConvSpec
 from convjit.spi import (
     DEFAULT_CONFIG,
@@ -73,7 +73,7 @@ class Fft:
     algorithm = "fft"
 
     def refuse(self, spec: ConvSpec, target: Target) -> Refusal | None:
-        refusal = problem.refuse(spec, complex_too=True)
+        refusal = problem.refuse(spec, also=COMPLEX)
         if refusal is not None:
             return refusal
         if prod(spec.kernel_size) == 1:

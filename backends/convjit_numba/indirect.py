@@ -20,6 +20,7 @@ lie side by side in the input already, except at the borders, where such rows ar
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 
 from convjit.precision import Numerics
@@ -37,6 +38,17 @@ from convjit_numba.indirectplan import (
 )
 from convjit_numba.problem import PanelExecutable, Problem
 
+WHOLE = ("int64", "uint64")  # which wrap modulo 2**64
+# Times as long a product of whole numbers takes as one of float64: AVX-512 multiplies 64 bits,
+# elsewhere a product takes three of 32 bits and their sums.
+WHOLE_FACTOR = {"avx512": 1.5, "avx2": 6.0, "sse2": 5.0, "neon": 6.0, "generic": 6.0}
+
+
+def _problem(spec: ConvSpec) -> Problem:
+    """Whole numbers move as float64 of the same bits."""
+    p = Problem.of(spec)
+    return replace(p, dtype="float64") if spec.dtype in WHOLE else p
+
 
 class Indirect:
     """Matrix product of weights and of input pixels where they lie, channels first or last."""
@@ -45,17 +57,19 @@ class Indirect:
     algorithm = "gemm"
 
     def refuse(self, spec: ConvSpec, target: Target) -> Refusal | None:
-        refusal = problem.refuse(spec, channels_last=True)
+        refusal = problem.refuse(spec, channels_last=True, also=WHOLE)
         if refusal is not None:
             return refusal
-        p = Problem.of(spec)
+        if spec.dtype in WHOLE and spec.activation is not None:
+            return Refusal(Feature.EPILOGUE, "has activations of floating-point numbers only")
+        p = _problem(spec)
         b = blocking(p, spec.channels_last, problem.isa_of(target), target.cores)
         if Slot.of(p, b).bytes > problem.MAX_SLOT:
             return Refusal(Feature.SIZE, "the input of one block of pixels exceeds 1 GiB")
         return None
 
     def estimate(self, spec: ConvSpec, target: Target) -> Work:
-        p = Problem.of(spec)
+        p = _problem(spec)
         isa = problem.isa_of(target)
         b = blocking(p, spec.channels_last, isa, target.cores)
         slots = min(target.cores, b.tasks)
@@ -63,6 +77,8 @@ class Indirect:
         # The model's cycles as flops of full tiles; threads without a task count as computing.
         flops = b.makespan * target.cores if wakes else b.cycles * target.cores
         flops *= 4.0 * b.tile.vl
+        if spec.dtype in WHOLE:
+            flops *= WHOLE_FACTOR[isa]
         packed = weight_bytes(p, b.tile)
         return Work(
             (
@@ -82,11 +98,11 @@ class Indirect:
 
     def configs(self, spec: ConvSpec, target: Target) -> Iterable[Config]:
         yield DEFAULT_CONFIG
-        for tile in targets.row_tiles(problem.isa_of(target), spec.dtype):
+        for tile in targets.row_tiles(problem.isa_of(target), _problem(spec).dtype):
             yield (("mr", tile.mr), ("nv", tile.nv))
 
     def plan(self, spec: ConvSpec, target: Target, config: Config) -> Executable:
-        p = Problem.of(spec)
+        p = _problem(spec)
         isa = problem.isa_of(target)
         tile = targets.tile_of(isa, p.dtype, config)
         b = blocking(p, spec.channels_last, isa, target.cores, tile)
@@ -95,11 +111,12 @@ class Indirect:
 
 def executable(spec: ConvSpec, p: Problem, b: Blocking, target: Target) -> PanelExecutable:
     """The kernel of a blocking and its geometry."""
-    bits = targets.BITS[p.dtype]
+    whole = spec.dtype in WHOLE
+    short = "i64" if whole else targets.SHORT[p.dtype]
     kernel = cache.function(
-        f"indirect.{targets.SHORT[p.dtype]}.{b.tile}.{b.tail}",
+        f"indirect.{short}.{b.tile}.{b.tail}",
         7,
-        partial(build, bits, *b.tile, b.tail),
+        partial(build, targets.BITS[p.dtype], *b.tile, b.tail, whole),
     )
     slots = min(target.cores, b.tasks)
     slot = Slot.of(p, b)

@@ -7,8 +7,13 @@ from collections.abc import Callable
 from convjit_numba.problem import FIELD
 
 
-def build(bits: int, mr: int, nv: int, vl: int, tail: int) -> Callable[..., None]:
-    """The kernel for one row tile and ``tail`` vectors of the last panel (imports numba)."""
+def build(
+    bits: int, mr: int, nv: int, vl: int, tail: int, whole: bool = False
+) -> Callable[..., None]:
+    """The kernel for one row tile and ``tail`` vectors of the last panel (imports numba).
+
+    ``whole`` says that the numbers are whole ones, of 64 bits.
+    """
     from numba import njit
 
     from convjit_numba.microkernel import (
@@ -21,7 +26,7 @@ def build(bits: int, mr: int, nv: int, vl: int, tail: int) -> Callable[..., None
         store_int,
         zero_bytes,
     )
-    from convjit_numba.rowtile import row_tiles
+    from convjit_numba.rowtile import row_tiles, whole_row_tiles
     from convjit_numba.transpose import from_lanes, to_lanes
 
     size = bits // 8
@@ -332,7 +337,17 @@ def build(bits: int, mr: int, nv: int, vl: int, tail: int) -> Callable[..., None
                             p = tile * pixels // tiles
                             rows = (tile + 1) * pixels // tiles - p
                             here = table + tile * table_bytes
-                            if lanes == nr:
+                            if whole and lanes == nr:
+                                whole_row_tiles(
+                                    mr, nv, vl, rows, load_int(here), here + 8, kc, b, walk,
+                                    c + p * ldc, ldc, accumulate, bias_now,
+                                )  # fmt: skip
+                            elif whole:
+                                whole_row_tiles(
+                                    mr, tail, vl, rows, load_int(here), here + 8, kc, b, walk,
+                                    c + p * ldc, ldc, accumulate, bias_now,
+                                )  # fmt: skip
+                            elif lanes == nr:
                                 row_tiles(
                                     bits, mr, nv, vl, rows, load_int(here), here + 8, kc, b, walk,
                                     c + p * ldc, ldc, accumulate, bias_now, kind, g + SLOPES,

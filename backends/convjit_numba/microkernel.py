@@ -327,9 +327,11 @@ def _emit_register_tile(
 
 def emit_epilogue(
     builder: Any, bits: int, vl: int, sums: list[Any], addends: Callable[[], list[Any]],
-    bias: Any, activation: Any, slopes: Any,
+    bias: Any, activation: Any, slopes: Any, add: Callable[..., Any] | None = None,
 ) -> list[Any]:  # fmt: skip
     """``activation(sums + addends())``, the second summand only where ``bias`` is not 0.
+
+    ``add`` emits a sum of two vectors where they are no floating-point numbers.
 
     ``addends`` emits the vectors to add, one for each of ``sums``; ``activation`` and ``slopes``
     are those of :func:`register_tile`.  The builder is left in the block that has the results.
@@ -342,7 +344,8 @@ def emit_epilogue(
     activate = builder.append_basic_block("activate")
     builder.cbranch(builder.icmp_signed("!=", bias, _int(0)), biased, activate)
     builder.position_at_end(biased)
-    shifted = [builder.fadd(v, shift) for v, shift in zip(sums, addends(), strict=True)]
+    add = add or builder.fadd
+    shifted = [add(v, shift) for v, shift in zip(sums, addends(), strict=True)]
     builder.branch(activate)
 
     builder.position_at_end(activate)
@@ -401,6 +404,25 @@ def declare_fma(builder: Any, bits: int, vl: int) -> Any:
     vector = ir.VectorType(_real(bits), vl)
     kind = ir.FunctionType(vector, [vector] * 3)
     return cgutils.get_or_insert_function(builder.module, kind, f"llvm.fmuladd.v{vl}f{bits}")
+
+
+def add_wholes(builder: Any, a: Any, b: Any) -> Any:
+    """``a + b`` of whole numbers of 64 bits that are handled as vectors of float64."""
+    return _as_reals(builder, builder.add(_as_wholes(builder, a), _as_wholes(builder, b)))
+
+
+def multiply_add_wholes(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    """``a * b + c`` modulo 2**64, of such numbers with or without a sign."""
+    a, b, c = (_as_wholes(builder, v) for v in (a, b, c))
+    return _as_reals(builder, builder.add(builder.mul(a, b), c))
+
+
+def _as_wholes(builder: Any, value: Any) -> Any:
+    return builder.bitcast(value, ir.VectorType(I64, value.type.count))
+
+
+def _as_reals(builder: Any, value: Any) -> Any:
+    return builder.bitcast(value, ir.VectorType(_real(64), value.type.count))
 
 
 @njit(**OPTIONS)

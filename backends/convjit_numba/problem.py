@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from convjit.algorithms.workspace import aligned
-from convjit.precision import COMPLEX, Numerics
+from convjit.precision import Numerics
 from convjit.spec import ConvSpec, Direction
 from convjit.spi import Array, Feature, Phase, Refusal, Target, Work, num_threads
 from convjit_numba import cache, targets, threads
@@ -151,13 +151,13 @@ class Problem:
 
 
 def refuse(
-    spec: ConvSpec, *, channels_last: bool = False, complex_too: bool = False
+    spec: ConvSpec, *, channels_last: bool = False, also: Container[str] = ()
 ) -> Refusal | None:
     """What the solvers refuse alike, cheapest first.
 
-    ``channels_last`` and complex arrays only some take.
+    ``channels_last`` arrays only some take, and dtypes other than float32 and float64.
     """
-    if spec.dtype not in targets.BITS and not (complex_too and spec.dtype in COMPLEX):
+    if spec.dtype not in targets.BITS and spec.dtype not in also:
         return Refusal(Feature.DTYPE, f"computes float32 and float64, not {spec.dtype}")
     if spec.direction is not Direction.FORWARD:
         return Refusal(Feature.DIRECTION, f"computes the forward direction, not {spec.direction}")

@@ -11,6 +11,7 @@ Importing this module imports numba, see :mod:`convjit_numba.microkernel`.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from llvmlite import ir
@@ -27,9 +28,11 @@ from convjit_numba.microkernel import (
     _load,
     _real,
     _store,
+    add_wholes,
     broadcast_real,
     declare_fma,
     emit_epilogue,
+    multiply_add_wholes,
 )
 
 _INTEGERS = 10  # arguments of a row tile that are not literals
@@ -123,7 +126,29 @@ def row_tiles_ahead(
     return signature, codegen
 
 
-def _emit_row_tiles(builder: Any, literals: list[int], rows: Any, arguments: Any) -> None:
+@intrinsic(prefer_literal=True)
+def whole_row_tiles(
+    typingctx: Any, mr: Any, nv: Any, vl: Any, rows: Any,
+    taps: Any, table: Any, kc: Any, b: Any, walk: Any, c: Any, ldc: Any, accumulate: Any,
+    bias: Any,
+) -> Any:  # fmt: skip
+    """:func:`row_tiles` of whole numbers of 64 bits modulo 2**64, without activation."""
+    literals = _literals(mr, nv, vl)
+    if literals is None:
+        return None
+    signature = types.void(mr, nv, vl, *([types.int64] * _INTEGERS))
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        none = [_int(0), _int(0)]
+        _emit_row_tiles(builder, [64, *literals], arguments[3], [*arguments[4:], *none], True)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+def _emit_row_tiles(
+    builder: Any, literals: list[int], rows: Any, arguments: Any, whole: bool = False
+) -> None:
     bits, most, nv, vl = literals
     done = builder.append_basic_block("tiled")
     switch = builder.switch(rows, done)
@@ -131,19 +156,20 @@ def _emit_row_tiles(builder: Any, literals: list[int], rows: Any, arguments: Any
         block = builder.append_basic_block(f"rows{count}")
         switch.add_case(_int(count), block)
         builder.position_at_end(block)
-        code = _function(builder.module, [bits, count, nv, vl], len(arguments))
+        code = _function(builder.module, [bits, count, nv, vl], len(arguments), whole)
         builder.call(code, arguments)
         builder.branch(done)
     builder.position_at_end(done)
 
 
-def _function(module: Any, literals: list[int], arguments: int) -> Any:
+def _function(module: Any, literals: list[int], arguments: int, whole: bool = False) -> Any:
     """The row tile as a function of the module, defined where it is first asked for.
 
     It is not inlined: the registers of its loop are its own, whatever the caller keeps alive.
     """
     bits, mr, nv, vl = literals
-    name = f"convjit.row_tile.{bits}.{mr}x{nv}x{vl}.{arguments}"
+    kind_of_numbers = f"i{bits}" if whole else f"{bits}"
+    name = f"convjit.row_tile.{kind_of_numbers}.{mr}x{nv}x{vl}.{arguments}"
     if name in module.globals:
         return module.globals[name]
     kind = ir.FunctionType(ir.VoidType(), [I64] * arguments)
@@ -152,19 +178,28 @@ def _function(module: Any, literals: list[int], arguments: int) -> Any:
     function.attributes.add("noinline")
     function.attributes.add("nounwind")
     builder = ir.IRBuilder(function.append_basic_block("entry"))
-    _emit_row_tile(builder, bits, mr, nv, vl, *function.args)
+    _emit_row_tile(builder, bits, mr, nv, vl, whole, *function.args)
     builder.ret_void()
     return function
 
 
 def _emit_row_tile(
-    builder: Any, bits: int, mr: int, nv: int, vl: int,
+    builder: Any, bits: int, mr: int, nv: int, vl: int, whole: bool,
     taps: Any, table: Any, kc: Any, b: Any, walk: Any, c: Any, ldc: Any, accumulate: Any,
     bias: Any, activation: Any, slopes: Any, ahead: Any = None,
 ) -> None:  # fmt: skip
     size = bits // 8
     vector = ir.VectorType(_real(bits), vl)
-    fma = declare_fma(builder, bits, vl)
+    if whole:
+        # The bits of whole numbers, in registers of real ones: only arithmetic differs.
+        add: Any = partial(add_wholes, builder)
+        multiply_add: Any = partial(multiply_add_wholes, builder)
+    else:
+        add, fma = builder.fadd, declare_fma(builder, bits, vl)
+
+        def multiply_add(a: Any, b: Any, c: Any) -> Any:
+            return builder.call(fma, [a, b, c])
+
     places = [(i, j) for i in range(mr) for j in range(nv)]
     zero = ir.Constant(vector, [0.0] * vl)
 
@@ -218,7 +253,7 @@ def _emit_row_tile(
     for i in range(mr):
         pixel = broadcast_real(builder, bits, vl, builder.add(pixels[i], offset))
         for j in range(nv):
-            new.append(builder.call(fma, [pixel, values[j], sums[i * nv + j]]))
+            new.append(multiply_add(pixel, values[j], sums[i * nv + j]))
     next_offset = builder.add(offset, _int(size))
     offset.add_incoming(next_offset, loop)
     weights.add_incoming(builder.add(weights, walk), loop)
@@ -236,7 +271,7 @@ def _emit_row_tile(
         shifts = [_load(builder, column(bias, j), vector, size) for j in range(nv)]
         return [shifts[j] for _, j in places]
 
-    results = emit_epilogue(builder, bits, vl, totals, addends, bias, activation, slopes)
+    results = emit_epilogue(builder, bits, vl, totals, addends, bias, activation, slopes, add)
     for result, (i, j) in zip(results, places, strict=True):
         _store(builder, result, column(rows[i], j), size)
 

@@ -211,6 +211,7 @@ SPECS = [
         ("wgrad", "NCHW_n1c32k32g32_i28x28_w3x3_p1"),
     )
 ] + [f"conv_{dtype}_NCHW_n1c1k1g1_i200x200_w31x31_bias" for dtype in ("c64", "c128")]
+SPECS.append("conv_i64_NCHW_n1c64k64g1_i28x28_w3x3_p1_bias")
 
 x86_64 = pytest.mark.skipif(
     not (sys.platform == "linux" and platform.machine() == "x86_64"),
