@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         plan,
         refresh,
         register,
+        release_memory,
         show_config,
         weights,
     )
@@ -61,6 +62,7 @@ __all__ = [
     "profile",
     "refresh",
     "register",
+    "release_memory",
     "show_config",
     "use",
     "weights",

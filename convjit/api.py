@@ -577,6 +577,28 @@ def refresh() -> None:
     registry.refresh()
 
 
+def release_memory() -> int:
+    """Give up the memory that is kept for later calls.
+
+    Each thread keeps the largest workspace that it used (see :mod:`convjit.arena`), so that the
+    next call need not wait for the pages of a fresh one; backends may keep more.  What a call is
+    using at the moment stays, and so do plans and packed weights, which belong to the caller.
+
+    Returns
+    -------
+    int
+        Bytes of the workspaces that were given up.
+    """
+    from convjit import arena
+
+    freed = arena.release()
+    for backend in registry.loaded():
+        give_up = getattr(backend, "release_memory", None)
+        if callable(give_up):
+            give_up()
+    return freed
+
+
 def show_config() -> None:
     """Print versions, the machine, the settings in force and the backends."""
     from convjit.environment import describe

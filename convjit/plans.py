@@ -12,9 +12,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from convjit import precision, profiling
+from convjit import arena, precision, profiling
 from convjit.algorithms.epilogue import epilogue
-from convjit.algorithms.workspace import ALIGNMENT
 from convjit.arguments import Problem, Request
 from convjit.errors import BackendError, ConvSpecError
 from convjit.locks import lock_held_over_forks
@@ -27,8 +26,8 @@ _OPERANDS = {
     Direction.INPUT_GRAD: ("gy", "w"),
     Direction.WEIGHT_GRAD: ("x", "gy"),
 }
-# Bytes up to which a plan keeps a workspace for the next call: aligning a new one takes longer than
-# a tiny kernel.  4096 plans of that size stay below 64 MiB.
+# Bytes up to which a plan keeps a workspace itself instead of sharing the thread's, which takes
+# longer than a tiny kernel.  4096 plans of that size stay below 64 MiB.
 KEPT_WORKSPACE = 16 << 10
 _forms_lock = lock_held_over_forks()
 PACKED_FORMS = 16  # how many plans' forms one Weights object remembers
@@ -381,9 +380,10 @@ class Plan:
         target = self._target(out, x, w, bias) if out is not None else None
         if target is None:
             target = empty(self._namespace, problem.result_shape, self._result_dtype, "the result")
-        workspace = self._workspace() if self.workspace else None
         inner_x = x if self._lhs_view is None else x.reshape(self._lhs_view)
         inner_out = target if self._result_view is None else target.reshape(self._result_view)
+        block = self._take_block() if self.workspace else None
+        workspace = None if block is None else block[: self.workspace]
         try:
             if profiling.enabled:
                 with profiling.phase(self.solver):
@@ -394,9 +394,10 @@ class Plan:
             raise
         except Exception as error:
             raise self._failure("ran", error) from error
+        finally:
+            if block is not None:
+                self._give_back(block)
         self._warm = True
-        if workspace is not None and self.workspace <= KEPT_WORKSPACE:
-            self._spare.append(workspace)
         if out is None:
             return target
         if target is not out:
@@ -420,20 +421,26 @@ class Plan:
                 return None
         return out
 
-    def _workspace(self) -> Array:
-        """The workspace, aligned to a cache line: a small one that is spare, or a new one."""
+    def _take_block(self) -> Array:
+        """What the workspace of one call is the beginning of."""
+        if self._namespace is not np:
+            return self._allocate(self.workspace)
+        if self.workspace > KEPT_WORKSPACE:
+            return arena.take(self.workspace, self._allocate)
         try:
             return self._spare.pop()
         except IndexError:
-            return self._allocate()
+            return arena.fresh(self.workspace, self._allocate)
 
-    def _allocate(self) -> Array:
-        size, what = (self.workspace + ALIGNMENT,), f"the workspace of {self.label}"
-        block = empty(self._namespace, size, np.uint8, what)
+    def _give_back(self, block: Array) -> None:
         if self._namespace is np:
-            start = -block.ctypes.data % ALIGNMENT
-            return block[start : start + self.workspace]
-        return block[: self.workspace]
+            if self.workspace > KEPT_WORKSPACE:
+                arena.give_back(block)
+            else:
+                self._spare.append(block)
+
+    def _allocate(self, size: int) -> Array:
+        return empty(self._namespace, (size,), np.uint8, f"the workspace of {self.label}")
 
     def __repr__(self) -> str:
         return f"<convjit.Plan {self.spec}: {self.label}>"

@@ -502,6 +502,11 @@ def status(load: Iterable[str] = ()) -> list[BackendInfo]:
 # -------------------------------------------------------------------- changing
 
 
+def loaded() -> list[Backend]:
+    """The healthy backends that are in use so far; loads none."""
+    return [get(row.name) for row in status() if row.state is State.LOADED]
+
+
 def register(backend: Backend) -> None:
     """Add a backend object of the running program; it is used where it is named.
 

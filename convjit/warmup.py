@@ -79,10 +79,9 @@ def specs(words: Iterable[str], *, batch: int | None = None, dtype: str = "float
 def compiled() -> list[str]:
     """Kernels that the backends loaded so far compiled in this process."""
     names: list[str] = []
-    for row in registry.status():
-        if row.state is registry.State.LOADED:
-            told = getattr(registry.get(row.name), "compiled", None)
-            names += [f"{row.name}: {name}" for name in told()] if callable(told) else []
+    for backend in registry.loaded():
+        told = getattr(backend, "compiled", None)
+        names += [f"{backend.name}: {name}" for name in told()] if callable(told) else []
     return names
 
 

@@ -22,7 +22,7 @@ LAYERS = (
     ("algorithms.*",),
     ("spi", "arguments"),
     ("checks", "discovery"),
-    ("registry", "steps", "lowering", "guard", "cost", "tunedb", "profiling"),
+    ("registry", "steps", "lowering", "guard", "cost", "tunedb", "profiling", "arena"),
     ("plans", "dispatch", "calls", "settings"),
     ("explanation", "environment", "tune", "separable"),
     ("api",),
