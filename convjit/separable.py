@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from convjit import arguments, calls, config, cost, dispatch, profiling, registry
-from convjit.algorithms.workspace import ALIGNMENT
+from convjit import arena, arguments, calls, config, cost, dispatch, profiling, registry
 from convjit.arguments import Problem
 from convjit.calls import kinds_of
 from convjit.errors import BackendError
@@ -97,14 +96,12 @@ class Layer:
         if out is None:
             out = empty(np, self.point.result_shape, self._dtype, "the result")
         size = self.executable.workspace
-        block = empty(np, (size + ALIGNMENT,), np.uint8, f"the workspace of {self.solver}")
-        start = -block.ctypes.data % ALIGNMENT
-        workspace = block[start : start + size]
+        block = arena.take(size, self._allocate)
         try:
             depth, point = _packed(self._depth, w_depth), _packed(self._point, w_point)
             self.executable.run(
                 x.reshape(self.depth.spec.x_shape), depth, depth_bias, point, bias,
-                out.reshape(self.point.spec.y_shape), workspace,
+                out.reshape(self.point.spec.y_shape), block[:size],
             )  # fmt: skip
         except MemoryError:
             raise
@@ -113,8 +110,14 @@ class Layer:
                 f"backend {self.backend!r}: solver {self.solver!r} failed while it ran "
                 f"{self.depth.spec}: {type(error).__name__}: {error}"
             ) from error
+        finally:
+            arena.give_back(block)
         self._warm = True
         return out
+
+    def _allocate(self, size: int) -> arena.Block:
+        block: arena.Block = empty(np, (size,), np.uint8, f"the workspace of {self.solver}")
+        return block
 
 
 def _packed(operand: _Operand, weights: Any) -> Any:
