@@ -75,6 +75,7 @@ class NumbaBackend:
             from convjit_numba.gemm import Gemm
             from convjit_numba.indirect import Indirect
             from convjit_numba.planes import DepthwisePlanes, Planes
+            from convjit_numba.transposed import Transposed
             from convjit_numba.weight_grad import WeightGrad
             from convjit_numba.winograd import Winograd
 
@@ -89,6 +90,7 @@ class NumbaBackend:
                 DepthwiseWeightGrad(),
                 Fft(),
                 Indirect(),
+                Transposed(),
                 Winograd(None, 3),
                 Winograd(None, 5),
                 Winograd(4, 3),

@@ -20,7 +20,7 @@ def _bandwidth(l1: float, l2: float, l3: float, memory: float, copy: float) -> M
 # What kernels reach in general, in the units of their models.
 SHARES: Mapping[str, float] = {
     "direct": 0.9, "gemm": 1.0, "indirect": 1.0, "winograd": 0.9, "fft": 0.8, "depthwise": 0.55,
-    "planes": 0.9, "weight_grad": 1.0,
+    "planes": 0.9, "transposed": 0.75, "weight_grad": 1.0,
 }  # fmt: skip
 OTHER_SHARE = 0.9  # of a family that is in no table
 
@@ -56,7 +56,7 @@ _ZEN4 = Microarchitecture(
     3.67e9,
     {
         "direct": 0.95, "gemm": 1.07, "indirect": 1.07, "winograd": 1.08, "fft": 0.88,
-        "depthwise": 0.63, "planes": 1.13, "weight_grad": 1.1,
+        "depthwise": 0.63, "planes": 1.13, "transposed": 0.83, "weight_grad": 1.1,
     },
     _bandwidth(1.2e11, 1.1e11, 4.3e10, 3.3e10, 5.3e9),
 )  # fmt: skip

@@ -206,6 +206,8 @@ SPECS = [
         ("conv", "NCDHW_n1c1k1g1_i60x60x60_w9x9x9"),
         ("conv", "NCHW_n1c32k32g32_i28x28_w3x3_p1"),
         ("conv", "NHWC_n1c32k32g32_i28x28_w3x3_p1"),
+        ("convt", "NCHW_n2c70k64g1_i30x30_w4x4_s2_p1"),
+        ("convt", "NHWC_n2c64k12g1_i30x30_w2x2_s2"),
         ("wgrad", "NCHW_n2c64k70g1_i60x60_w3x3_p1"),
         ("wgrad", "NHWC_n1c3k12g1_i60x60_w3x3_p1"),
         ("wgrad", "NCHW_n1c32k32g32_i28x28_w3x3_p1"),

@@ -74,6 +74,21 @@ SPECS = [
     "conv_f32_NDHWC_n2c18k18g18_i6x7x8_w3x3x3_p1_s1x2x1_bias",
     "conv_f64_NHWC_n1c33k66g33_i9x17_w3x3_p1_bias_act=relu",
     "conv_f64_NHWC_n1c9k9g9_i9x17_w7x7_s2_p3",
+    "convt_f32_NCHW_n1c1k1g1_i2x2_w1x1_s2",
+    "convt_f32_NCHW_n1c70k40g1_i56x30_w2x2_s2_bias_act=relu",
+    "convt_f32_NCHW_n3c18k34g2_i15x31_w4x3_s2x3_p1x0.2_d1x2_bias",
+    "convt_f32_NCHW_n2c5k130g1_i33x130_w3x3_s2_p1",
+    "convt_f32_NCHW_n5c67k20g1_i4x4_w4x4",
+    "convt_f32_NCHW_n2c33k700g1_i9x8_w4x4_s2_p1_bias_act=leaky_relu,0.25",
+    "convt_f32_NCL_n2c20k24g1_i3001_w9_s4_p4",
+    "convt_f64_NCDHW_n2c9k7g1_i5x7x6_w3x2x3_s2x1x2_p1_d1x2x1_bias",
+    "convt_f32_NHWC_n1c64k40g1_i56x30_w2x2_s2_bias_act=relu",
+    "convt_f32_NHWC_n3c18k34g2_i15x31_w4x3_s2x3_p1x0.2_d1x2_bias",
+    "convt_f32_NHWC_n2c160k33g1_i13x29_w3x3_s2_p1",
+    "convt_f32_NHWC_n5c67k20g1_i4x4_w4x4",
+    "convt_f64_NDHWC_n2c16k7g1_i5x7x60_w3x2x3_s2x1x2_p1_d1x2x1_bias",
+    "igrad_f32_NCHW_n2c70k64g1_i14x15_w1x1_s2",
+    "igrad_f32_NHWC_n2c64k70g1_i14x15_w1x1_s2",
     "wgrad_f32_NCHW_n1c1k1g1_i1x1_w1x1",
     "wgrad_f32_NCHW_n2c20k10g1_i9x8_w3x3_p1",
     "wgrad_f64_NCHW_n3c70k13g1_i9x8_w3x2_s2x3_p1.2x1_d1x2",
@@ -193,6 +208,11 @@ BLOCKED = [
     for dtype in ("f32", "f64")
     for layout in ("NCHW", "NHWC")
     for channels, taps in (("c90k26g2", "3x3"), ("c16k20g1", "5x5"), ("c40k40g40", "3x3"))
+] + [
+    f"convt_{dtype}_{layout}_n3{problem}_bias_act=relu"
+    for dtype in ("f32", "f64")
+    for layout in ("NCHW", "NHWC")
+    for problem in ("c64k900g1_i17x29_w4x4_s2_p1", "c26k90g2_i34x58_w2x2_s2")
 ]
 
 

@@ -1,0 +1,339 @@
+"""Block sizes, workspace and packed weights of :mod:`convjit_numba.transposed`.
+
+``(G * Kg, Cg, taps)`` becomes ``(G, panels, taps, Kg, NR)``: per group and panel of ``NR`` channels
+of the result the numbers that one step of the row tile multiplies lie side by side.  Lanes beyond
+``Cg`` are zeros, whose results are dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from math import gcd, prod
+from typing import Any
+
+import numpy as np
+
+from convjit.algorithms.workspace import aligned
+from convjit.precision import numpy_dtype
+from convjit.spi import Array, num_threads
+from convjit_numba import cache, problem, targets, threads
+from convjit_numba.indirectplan import (
+    ADDRESS,
+    CALL,
+    ENTRY,
+    PIXELS,
+    TAP,
+    TASK,
+    TRANSPOSE,
+    WEIGHTS,
+    tile_cycles,
+)
+from convjit_numba.problem import Axes, Problem, address
+from convjit_numba.targets import Tile
+
+COPY = 0.1  # cycles of the model that copying a number from the sums to the result takes
+HEAD = 3  # words before the entries of a tile's table: taps, rows, where its results go
+
+
+def canonical(p: Problem) -> Problem:
+    """The problem with a stride that separates all samples wherever gy has a single one.
+
+    The stride says how far apart the samples of y lie, of which there are no two.
+    """
+    stride = tuple(n if m == 1 else s for n, m, s in zip(p.size, p.out, p.stride, strict=True))
+    return replace(p, stride=(stride[0], stride[1], stride[2]))
+
+
+@dataclass(frozen=True, slots=True)
+class Blocking:
+    """Sizes of the loops; ``cycles`` is the model's for all tasks together.
+
+    Attributes
+    ----------
+    problem : Problem
+        The forward operator, whose y is read and whose x is the result.
+    direct : bool
+        Whether row tiles write to the result rather than to a buffer.
+    tail : int
+        Vectors of the last panel.
+    kblock : int
+        Channels of y that one pass sums.
+    images, lines, cols : int
+        Of a task, in periods of the stride.
+    """
+
+    problem: Problem
+    last: bool
+    direct: bool
+    tile: Tile
+    tail: int
+    kblock: int
+    images: int
+    lines: int
+    cols: int
+    task_panels: int
+    tasks: int
+    streamed: float
+    cycles: float
+    makespan: float
+
+
+def periods(p: Problem) -> Axes:
+    """Periods of the stride along each axis of the result."""
+    d, h, w = (-(-n // s) for n, s in zip(p.size, p.stride, strict=True))
+    return d, h, w
+
+
+def most_taps(p: Problem) -> Axes:
+    """The most taps that a sample of the result meets along each axis."""
+    d, h, w = (
+        -(-k // (s // gcd(s, e))) for k, s, e in zip(p.kernel, p.stride, p.dilation, strict=True)
+    )
+    return d, h, w
+
+
+def reach(p: Problem, axis: int) -> tuple[int, int]:
+    """The samples of y, from that of its own number, that a period of the result meets."""
+    lo, s = p.pad[axis], p.stride[axis]
+    first = -((p.kernel[axis] - 1) * p.dilation[axis] - lo) // s
+    return first, (min(s, p.size[axis]) - 1 + lo) // s
+
+
+def window(p: Problem, lines: int, cols: int) -> tuple[int, int]:
+    """Rows and columns of y that a task reads at most."""
+    sizes = []
+    for axis, count in ((1, lines), (2, cols)):
+        first, last = reach(p, axis)
+        sizes.append(min(p.out[axis], count + last - first))
+    return sizes[0], sizes[1]
+
+
+def _blocks(p: Problem, lanes: int, largest: int) -> Iterator[tuple[int, int, int]]:
+    """Candidates for the images, lines and columns of a task."""
+    _, high, wide = periods(p)
+    if 2 * high * wide <= largest and p.batch > 1:
+        for images in targets.splits(p.batch, p.batch, largest // (high * wide)):
+            yield images, high, wide
+    for lines in targets.splits(high, high, max(1, largest // wide)):
+        yield 1, lines, wide
+    if wide > 4 * lanes:
+        for size in targets.splits(wide, wide // (2 * lanes), largest):
+            yield 1, 1, min(wide, -(-size // lanes) * lanes)
+
+
+def _task_cycles(
+    p: Problem, last: bool, direct: bool, t: Tile, tail: int, images: int, lines: int, cols: int,
+    passes: int,
+) -> tuple[float, float, float]:  # fmt: skip
+    """Of a task: what does not depend on its panels, each panel, and the last of all panels."""
+    pixels = images * lines * cols
+    phases = min(p.stride[1], p.size[1]) * min(p.stride[2], p.size[2])  # of a task
+    taps = p.taps / (phases * min(p.stride[0], p.size[0]))  # of a phase, on average
+    runs, run = (images * lines, cols) if direct else (1, pixels)
+    tiles = -(-run // t.mr)
+    calls = runs * tiles * phases
+
+    def panel(vectors: int) -> float:
+        lanes = vectors * t.vl
+        results = pixels * phases * lanes
+        cycles = taps * p.kg * calls * tile_cycles(run / tiles, vectors)
+        cycles += calls * passes * (CALL + (TAP + ADDRESS * t.mr) * taps)
+        cycles += p.bytes * (lanes * phases * taps * p.kg / WEIGHTS + results / PIXELS)
+        return cycles + results * (0.0 if direct else COPY if last else TRANSPOSE)
+
+    met = images * prod(window(p, lines, cols)) * most_taps(p)[0] * p.kg
+    fixed = TASK + ENTRY * pixels * phases * (taps + 1) + met * p.bytes / PIXELS
+    fixed += 0.0 if last else TRANSPOSE * met
+    return fixed, panel(t.nv), panel(tail)
+
+
+@lru_cache(maxsize=1024)
+def blocking(p: Problem, last: bool, isa: str, cores: int, tile: Tile | None = None) -> Blocking:
+    """The blocking whose modelled time on ``cores`` threads is least."""
+    p = canonical(p)
+    blocks = problem.blocks_of(p.dtype)
+    tiles = targets.row_tiles(isa, p.dtype) if tile is None else (tile,)
+    # The order of summation is that of the blocks, which must not depend on tile or threads.
+    widest = max(t.nr for t in targets.row_tiles(isa, p.dtype))
+    deepest = prod(most_taps(p)) * p.kg
+    parts = -(-deepest * widest * p.bytes // blocks.weights)
+    kblock = -(-p.kg // min(parts, p.kg))
+    passes = -(-p.kg // kblock)
+    columns = min(p.stride[2], p.size[2])
+    planes = p.groups * p.size[0]
+    _, high, wide = periods(p)
+    best: Blocking | None = None
+    for t in tiles:
+        vectors = -(-p.cg // t.vl)
+        panels = -(-vectors // t.nv)
+        tail = vectors - (panels - 1) * t.nv
+        each = (p.kg + columns * t.nr) * p.bytes
+        for images, lines, cols in _blocks(p, t.vl, max(6 * t.vl, blocks.image // each)):
+            direct = last and p.cg % t.vl == 0 and 2 * cols > t.mr
+            fixed, whole, end = _task_cycles(p, last, direct, t, tail, images, lines, cols, passes)
+            units = planes * -(-p.batch // images) * -(-high // lines) * -(-wide // cols)
+            # The last blocks of an axis may be smaller.
+            share = p.batch * high * wide / (units / planes * images * lines * cols)
+            for task_panels in targets.splits(panels, panels if units < 4 * cores else 1):
+                splits = -(-panels // task_panels)
+                longest = fixed + task_panels * whole + (end - whole if splits == 1 else 0.0)
+                total = units * share * (splits * fixed + (panels - 1) * whole + end)
+                makespan = max(longest, total / cores + 0.5 * longest * (cores - 1) / cores)
+                if best is None or makespan < best.makespan:
+                    best = Blocking(
+                        p, last, direct, t, tail, kblock, images, lines, cols, task_panels,
+                        units * splits, float(units * panels * t.nr * p.kg * p.taps * p.bytes),
+                        total, makespan,
+                    )  # fmt: skip
+    assert best is not None
+    return best
+
+
+def slab_pitch(p: Problem) -> int:
+    """Bytes from pixel to pixel of a slab: a line more where pixels would share few cache sets."""
+    size = p.kg * p.bytes
+    return size + 64 if size % 256 == 0 else size
+
+
+# -------------------------------------------------------------------- the workspace
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A thread's part of the workspace: bytes of its regions, in their order.
+
+    Bias, positions of a tile's rows, a row of zeros, sums of a panel, tables of addresses, the
+    channels-last copy of y.
+    """
+
+    bias: int
+    positions: int
+    zeros: int
+    sums: int
+    table: int
+    slab: int
+
+    @classmethod
+    def of(cls, b: Blocking) -> Slot:
+        p = b.problem
+        pixels = b.images * b.lines * b.cols
+        rows, cols = window(p, b.lines, b.cols)
+        met = b.images * most_taps(p)[0] * rows * cols
+        return cls(
+            b.tile.nr * p.bytes,
+            3 * 8 * b.tile.mr,
+            p.kg * p.bytes,
+            0 if b.direct else pixels * p.stride[2] * b.tile.nr * p.bytes,
+            tables(b) * table_words(b) * 8,
+            0 if b.last else met * slab_pitch(p) + b.tile.vl * p.bytes,
+        )
+
+    def places(self) -> dict[str, int]:
+        """Where the regions begin, as fields of the geometry."""
+        at, places = aligned(self.bias), {}
+        for name in ("positions", "zeros", "sums", "table", "slab"):
+            places[f"at_{name}"] = at
+            at += aligned(getattr(self, name))
+        return places
+
+    @property
+    def bytes(self) -> int:
+        return self.places()["at_slab"] + aligned(self.slab)
+
+
+def tiles_of_phase(b: Blocking) -> int:
+    """Row tiles of a task for one phase."""
+    if b.direct:
+        return b.images * b.lines * -(-b.cols // b.tile.mr)
+    return -(-b.images * b.lines * b.cols // b.tile.mr)
+
+
+def tables(b: Blocking) -> int:
+    """Tables that are kept: of the phases of one row."""
+    return tiles_of_phase(b) * min(b.problem.stride[2], b.problem.size[2])
+
+
+def table_words(b: Blocking) -> int:
+    """Of a row tile: its head, then an offset and the addresses of its rows for each tap."""
+    return HEAD + prod(most_taps(b.problem)) * (1 + b.tile.mr)
+
+
+# -------------------------------------------------------------------- the weights
+
+
+def packed_shape(p: Problem, tile: Tile) -> tuple[int, int, int, int, int]:
+    """(groups, panels, taps, channels of y, lanes)."""
+    return p.groups, -(-p.cg // tile.nr), p.taps, p.kg, tile.nr
+
+
+def _build(bits: int, nv: int, vl: int) -> Callable[..., None]:
+    from numba import njit
+
+    from convjit_numba.microkernel import OPTIONS, atomic_add, copy_bytes, zero_bytes
+    from convjit_numba.transpose import to_lanes
+
+    size = bits // 8
+    nr = nv * vl
+
+    @njit(**OPTIONS)
+    def pack_row(source, target, count, taps, step):
+        """``count`` channels of the result become lanes, for each tap."""
+        for v in range(0, nr, vl):
+            some = max(0, min(vl, count - v))
+            into = target + v * size
+            if some == 0:
+                for t in range(taps):
+                    zero_bytes(into + t * step, vl * size)
+            elif taps == 1:
+                copy_bytes(into, source + v * size, some * size)
+                zero_bytes(into + some * size, (vl - some) * size)
+            else:
+                to_lanes(
+                    bits, vl, source + v * taps * size, taps * size, some, into, step, taps
+                )  # fmt: skip
+
+    def kernel(source, target, groups, kg, cg, taps, control):
+        panels = (cg + nr - 1) // nr
+        tasks = groups * kg
+        task = 0
+        while True:
+            if control != 0:
+                task = atomic_add(control, 1)
+            if task >= tasks:
+                break
+            group = task // kg
+            k = task - group * kg
+            for panel in range(panels):
+                into = target + ((group * panels + panel) * taps * kg + k) * nr * size
+                begin = source + (task * cg + panel * nr) * taps * size
+                pack_row(begin, into, min(nr, cg - panel * nr), taps, kg * nr * size)
+            if control == 0:
+                task += 1
+
+    return kernel
+
+
+SECONDS_PER_NUMBER = 0.5e-9
+
+
+def packer(p: Problem, tile: Tile) -> Callable[[Array], Any]:
+    """The function that packs weights of one problem."""
+    dtype, bits = numpy_dtype(p.dtype), targets.BITS[p.dtype]
+    shape = packed_shape(p, tile)
+    name = f"pack.transposed.{targets.SHORT[p.dtype]}.{tile.nv}x{tile.vl}"
+    kernel = cache.function(name, 7, partial(_build, bits, tile.nv, tile.vl))
+    seconds = prod(shape) * SECONDS_PER_NUMBER
+
+    def pack(weights: Array) -> Any:
+        # Vectors of weights do not cross cache lines.
+        count = prod(shape)
+        memory = np.empty(count + 64 // p.bytes, dtype)
+        first = -address(memory) % 64 // p.bytes
+        panels = memory[first : first + count].reshape(shape)
+        arguments = (address(weights), address(panels), p.groups, p.kg, p.cg, p.taps)
+        threads.run(kernel, arguments, num_threads(), seconds)
+        return panels
+
+    return pack
