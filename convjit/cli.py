@@ -153,6 +153,10 @@ def _add_bench(add: Any) -> None:
     group.add_argument("--dtype", default="float32", help="of network layers (default: float32)")
     group.add_argument("--batch", type=positive, help="of network layers")
     group.add_argument(
+        "--direction", choices=["forward", "transposed", "input_grad", "weight_grad"],
+        default="forward", help="of network layers (default: forward)",
+    )  # fmt: skip
+    group.add_argument(
         "--family", action="append", default=[], metavar="FAMILY",
         help="a layer by kernel size and algorithm: channels=64,size=56 (also out, batch, groups, "
         "stride, dilation, dtype, layout), or a spec; may be repeated",
@@ -334,7 +338,9 @@ def _bench(options: argparse.Namespace) -> int:
         names = names or ["all"]
     if "all" in names:
         names = list(cases.networks() if source is None else source)
-    chosen += cases.network_cases(names, source, batch=options.batch, dtype=dtype)
+    chosen += cases.network_cases(
+        names, source, batch=options.batch, dtype=dtype, direction=options.direction
+    )
     chosen += cases.image_cases() if options.images else ()
     chosen += cases.signal_cases() if options.signals else ()
     chosen = chosen or [case for one in families for case in one.cases()] or cases.small_cases()

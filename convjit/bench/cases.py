@@ -119,6 +119,21 @@ def layer_spec(layer: Layer, *, batch: int | None = None, dtype: str = "float32"
     return spec.replace(out_size=x[2:])
 
 
+def directed(spec: ConvSpec, direction: Direction) -> ConvSpec:
+    """A layer itself, what its gradients compute, or the transposed layer of the same geometry.
+
+    A transposed layer is the gradient of a forward one, whose own is the forward layer.
+    """
+    if direction is Direction.FORWARD:
+        return spec
+    backwards = {
+        Direction.INPUT_GRAD: Direction.FORWARD, Direction.TRANSPOSED: Direction.FORWARD,
+    }  # fmt: skip
+    if spec.direction is Direction.TRANSPOSED:
+        direction = backwards.get(direction, direction)
+    return spec.replace(direction=direction, bias=False)
+
+
 def output_padding(spec: ConvSpec) -> tuple[int, ...]:
     """What a transposed result has along each axis beyond the shortest one that its x allows."""
     return tuple(
@@ -136,8 +151,9 @@ def network_cases(
     *,
     batch: int | None = None,
     dtype: str = "float32",
+    direction: str = "forward",
 ) -> Iterator[Case]:
-    """The layers of networks.
+    """The layers of networks, or what ``direction`` makes of each (see :func:`directed`).
 
     Raises
     ------
@@ -149,7 +165,7 @@ def network_cases(
         if name not in known:
             raise ConvSpecError(f"network {name!r} is not known; choose from {', '.join(known)}.")
         for layer in known[name]:
-            spec = layer_spec(layer, batch=batch, dtype=dtype)
+            spec = directed(layer_spec(layer, batch=batch, dtype=dtype), Direction(direction))
             yield Case(name, "layer", str(spec), int(layer.get("count", 1)))
 
 

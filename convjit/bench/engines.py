@@ -63,6 +63,10 @@ class Job:
         return self.spec.direction is Direction.TRANSPOSED
 
     @property
+    def gradient(self) -> bool:
+        return self.spec.direction in (Direction.INPUT_GRAD, Direction.WEIGHT_GRAD)
+
+    @property
     def output_padding(self) -> tuple[int, ...]:
         """What a transposed result has beyond the shortest one that its x allows."""
         return output_padding(self.spec)
@@ -79,6 +83,8 @@ class Job:
 def _layers_only(job: Job) -> None:
     if job.case.kind != "layer":
         raise NotOffered("for layers only")
+    if job.gradient:
+        raise NotOffered("for inference only")
 
 
 def _float32_only(job: Job) -> None:
@@ -89,7 +95,7 @@ def _float32_only(job: Job) -> None:
 # -------------------------------------------------------------------- convjit
 
 
-def _chosen(
+def chosen(
     case: Case, x: tuple[int, ...], w: tuple[int, ...], *, packed: bool, **options: Any
 ) -> dict[str, Any]:
     """The facts of what convjit chooses, within the case's algorithm if it names one.
@@ -124,6 +130,10 @@ def convjit_engine(job: Job, layout: str | None = None) -> Engine:
     """Layers by a plan with packed weights, images and signals by plain calls."""
     import convjit
 
+    if job.gradient:
+        from convjit.bench.gradients import convjit_gradient
+
+        return convjit_gradient(job, layout)
     spec, last = job.spec, layout is not None
     options: dict[str, Any] = {
         "stride": spec.stride, "padding": spec.padding, "dilation": spec.dilation,
@@ -134,7 +144,7 @@ def convjit_engine(job: Job, layout: str | None = None) -> Engine:
             raise NotOffered("for layers only")
         x, w = np.ascontiguousarray(job.lhs[0, 0]), np.ascontiguousarray(job.rhs[0, 0])
         del options["groups"], options["layout"]
-        facts = _chosen(job.case, x.shape, w.shape, packed=False, dtype=x.dtype, **options)
+        facts = chosen(job.case, x.shape, w.shape, packed=False, dtype=x.dtype, **options)
         options["algorithm"] = job.case.algorithm or None
         return Engine(lambda: convjit.conv(x, w, **options), lambda y: y[None, None], facts)
     x = np.ascontiguousarray(np.moveaxis(job.lhs, 1, -1)) if last else job.lhs
@@ -144,7 +154,7 @@ def convjit_engine(job: Job, layout: str | None = None) -> Engine:
     described: dict[str, Any] = {
         "dtype": x.dtype, "bias": spec.bias, "direction": spec.direction.value,
     }  # fmt: skip
-    facts = _chosen(job.case, x.shape, job.rhs.shape, packed=not job.plain, **described, **options)
+    facts = chosen(job.case, x.shape, job.rhs.shape, packed=not job.plain, **described, **options)
     options["algorithm"] = job.case.algorithm or None
     if job.plain:
         call = convjit.conv_transpose if job.transposed else convjit.conv
@@ -174,6 +184,10 @@ def torch_engine(job: Job, channels_last: bool = False) -> Engine:
         raise NotOffered("direct summation only: seconds a call")
     if channels_last and (spec.ndim != 2 or job.case.kind != "layer"):
         raise NotOffered("for 2-D layers only")
+    if job.gradient:
+        from convjit.bench.gradients import torch_gradient
+
+        return torch_gradient(job, channels_last)
     x, w = torch.from_numpy(job.lhs), torch.from_numpy(job.kernel)
     bias = None if job.bias is None else torch.from_numpy(job.bias)
     if channels_last:

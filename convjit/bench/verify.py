@@ -39,36 +39,37 @@ def check_supported(spec: ConvSpec) -> None:
     Raises
     ------
     ConvSpecError
-        For gradients, borders other than zeros, and dtypes that are not floating point.
+        For borders other than zeros, and dtypes that are not floating point.
     """
-    if spec.direction not in (Direction.FORWARD, Direction.TRANSPOSED):
-        raise ConvSpecError(f"bench times the forward and transposed directions, not {spec}.")
     if spec.pad_mode != "zeros" or spec.activation is not None:
         raise ConvSpecError(f"bench times zero padding without an activation, not {spec}.")
     if spec.dtype not in LIMITS:
         raise ConvSpecError(f"bench times {', '.join(LIMITS)}, not {spec.dtype}.")
 
 
-def _taps(spec: ConvSpec, axis: int, position: int) -> tuple[list[int], list[int]]:
-    """Along one axis of one point of the result: the taps that count, the samples they read."""
+def _met(spec: ConvSpec, axis: int, position: int) -> tuple[list[int], list[int]]:
+    """Along one axis of one point of the result: the positions that count in w and in the data.
+
+    For the weights' gradient, whose point is a tap: those in y and in x.
+    """
     lo, _ = spec.padding[axis]
     stride, dilation, size = spec.stride[axis], spec.dilation[axis], spec.kernel_size[axis]
-    transposed = spec.direction is Direction.TRANSPOSED
-    limit = spec.out_size[axis] if transposed else spec.in_size[axis]
-    taps, samples = [], []
-    for tap in range(size):
+    wgrad, limit = spec.direction is Direction.WEIGHT_GRAD, spec.in_size[axis]
+    others = range(spec.out_size[axis] if wgrad else size)
+    found = []
+    for other in others:
+        tap = position if wgrad else other
         # flip: the tap's place on the grid runs backwards, the padding stays.
         place = (size - 1 - tap if spec.flip else tap) * dilation
-        if transposed:
+        if spec.computes_input:
             sample, rest = divmod(position + lo - place, stride)
-            if rest:
-                continue
+            if not rest and 0 <= sample < spec.out_size[axis]:
+                found.append((other, sample))
         else:
-            sample = position * stride - lo + place
-        if 0 <= sample < limit:
-            taps.append(tap)
-            samples.append(sample)
-    return taps, samples
+            sample = (other if wgrad else position) * stride - lo + place
+            if 0 <= sample < limit:
+                found.append((other, sample))
+    return [other for other, _ in found], [sample for _, sample in found]
 
 
 def point(
@@ -76,16 +77,21 @@ def point(
 ) -> tuple[float, float]:
     """(value, root of the sum of squared products) of one point ``(n, channel, *position)``.
 
-    All arrays are channels-first.
+    Of the weights' gradient: ``(k, c, *tap)``.  All arrays are channels-first.
     """
     n, channel, *position = index
-    axes = [_taps(spec, axis, place) for axis, place in enumerate(position)]
+    axes = [_met(spec, axis, place) for axis, place in enumerate(position)]
     per_group_in = spec.in_channels // spec.groups
     per_group_out = spec.out_channels // spec.groups
     everything = slice(None)
     taps: Any = (everything, *np.ix_(*(np.array(t, dtype=np.intp) for t, _ in axes)))
     samples: Any = (everything, *np.ix_(*(np.array(s, dtype=np.intp) for _, s in axes)))
-    if spec.direction is Direction.TRANSPOSED:
+    if spec.direction is Direction.WEIGHT_GRAD:
+        # n is a channel of y, channel one of x within its group; every image counts.
+        group = n // per_group_out
+        pixels = lhs[:, group * per_group_in + channel][samples]
+        return _total(pixels, rhs[:, n][taps])
+    if spec.computes_input:
         group, inside = divmod(channel, per_group_in)
         chosen = slice(group * per_group_out, (group + 1) * per_group_out)
         weights = rhs[chosen, inside]
@@ -93,11 +99,14 @@ def point(
         group = channel // per_group_out
         chosen = slice(group * per_group_in, (group + 1) * per_group_in)
         weights = rhs[channel]
-    products: Array = lhs[n, chosen][samples].astype(np.float64) * weights[taps].astype(np.float64)
-    total = float(products.sum())
-    if bias is not None:
-        total += float(bias[channel])
-    return total, float(np.sqrt((products * products).sum()))
+    total, scale = _total(lhs[n, chosen][samples], weights[taps])
+    return total if bias is None else total + float(bias[channel]), scale
+
+
+def _total(one: Array, other: Array) -> tuple[float, float]:
+    """Sum of the products, and the root of the sum of their squares."""
+    products: Array = one.astype(np.float64) * other.astype(np.float64)
+    return float(products.sum()), float(np.sqrt((products * products).sum()))
 
 
 def check(

@@ -16,7 +16,7 @@ from convjit.bench import cases, engines, peak, report, runner, verify, worker
 from convjit.bench.cases import Case
 from convjit.bench.runner import Row, Timing
 from convjit.errors import BackendError, ConvSpecError
-from convjit.spec import ConvSpec
+from convjit.spec import ConvSpec, Direction
 from convjit.spi import Target
 
 SPECS = [
@@ -26,6 +26,10 @@ SPECS = [
     "conv_f32_NCDHW_n1c2k3g1_i5x6x4_w3x2x3_p1",
     "convt_f32_NCHW_n2c6k4g2_i17x16_w3x3_o9x8_s2_p1_bias",
     "convt_f64_NCHW_n1c4k4g4_i10x9_w3x3_s2_p1_flip",
+    "igrad_f32_NCHW_n2c6k4g2_i9x8_w3x2_s2x1_p1.2x0_d1x2",
+    "igrad_f64_NHWC_n1c3k4g1_i9x8_w3x3_s2_p1",
+    "wgrad_f32_NCHW_n2c6k4g2_i9x8_w3x2_s2x1_p1.2x0_d1x2",
+    "wgrad_f64_NCHW_n3c3k4g1_i9x8_w3x3_p1_flip",
 ]
 
 
@@ -55,6 +59,25 @@ def test_batch_and_dtype_change_every_layer() -> None:
     for case in cases.network_cases(["vgg19"], batch=4, dtype="float64"):
         assert case.problem.batch == 4
         assert case.problem.dtype == "float64"
+
+
+def test_a_direction_makes_gradients_of_layers() -> None:
+    for direction in ("input_grad", "weight_grad", "transposed"):
+        for forward, case in zip(
+            cases.network_cases(["resnet50"]),
+            cases.network_cases(["resnet50"], direction=direction),
+            strict=True,
+        ):
+            wanted = forward.problem.replace(direction=Direction(direction), bias=False)
+            assert case.problem == wanted
+            verify.check_supported(case.problem)
+    for layer, case in zip(
+        cases.networks()["dcgan64_b16"],
+        cases.network_cases(["dcgan64_b16"], direction="input_grad"),
+        strict=True,
+    ):
+        assert case.problem.direction is Direction.FORWARD
+        assert case.problem.y_shape == tuple(layer["x"])
 
 
 def test_an_unknown_network_names_the_choices() -> None:
@@ -119,7 +142,6 @@ def test_the_check_finds_what_is_wrong(word: str) -> None:
 @pytest.mark.parametrize(
     ("word", "told"),
     [
-        ("wgrad_f32_NCHW_n1c3k4g1_i9x8_w3x3", "forward and transposed"),
         ("conv_f32_NCHW_n1c3k4g1_i9x8_w3x3_p1_reflect", "zero padding"),
         ("conv_i8_NCHW_n1c3k4g1_i9x8_w3x3", "not int8"),
     ],

@@ -208,7 +208,7 @@ def test_bench_fails_when_convjit_is_wrong(
         (("--engines", "jax"), "'jax' is not known; choose from convjit,"),
         (("--network", "lenet"), "network 'lenet' is not known"),
         (("--networks-file", "/no/such/file"), "is not a file of layers"),
-        (("wgrad_f32_NCHW_n1c3k4g1_i9x8_w3x3",), "bench times the forward and transposed"),
+        (("conv_i8_NCHW_n1c3k4g1_i9x8_w3x3",), "bench times float32"),
     ],
 )
 def test_what_bench_does_not_understand_is_one_line(
