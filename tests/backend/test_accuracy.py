@@ -57,6 +57,8 @@ SPECS = [
     "wgrad_f32_NCHW_n2c8k6g1_i14x19_w3x3_p1",
     "wgrad_f32_NHWC_n2c8k6g1_i14x19_w3x3_s2_p1",
     "wgrad_f64_NCHW_n3c7k9g1_i12x11_w3x2",
+    "wgrad_f32_NCHW_n2c9k18g9_i20x23_w3x3_p1",
+    "wgrad_f64_NCHW_n1c5k5g5_i17x19_w5x3_s2_p1",
 ]
 
 
