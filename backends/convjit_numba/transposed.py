@@ -73,11 +73,11 @@ class Transposed:
         # The model's cycles as flops of full tiles; threads without a task count as computing.
         flops = b.makespan * target.cores if wakes else b.cycles * target.cores
         packed = prod(packed_shape(p, b.tile)) * p.bytes
-        moved = {**p.traffic, "l3": float(b.streamed)}
+        moved = p.moved(float(b.streamed))
         return Work(
             (Phase(self.algorithm, flops * 4.0 * b.tile.vl, f"numba.transposed.{p.dtype}", moved),),
             Numerics("gemm"),
-            Phase("pack", bytes={"copy": 2.0 * packed}),
+            problem.pack_phase(p, packed),
             launches=int(wakes),
             workspace=slots * Slot.of(b).bytes,
             packed_bytes=packed,

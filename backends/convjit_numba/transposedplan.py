@@ -27,6 +27,7 @@ from convjit_numba.indirectplan import (
     TAP,
     TASK,
     TRANSPOSE,
+    TRANSPOSE_BACK,
     WEIGHTS,
     tile_cycles,
 )
@@ -141,7 +142,7 @@ def _task_cycles(
         cycles = taps * p.kg * calls * tile_cycles(run / tiles, vectors)
         cycles += calls * passes * (CALL + (TAP + ADDRESS * t.mr) * taps)
         cycles += p.bytes * (lanes * phases * taps * p.kg / WEIGHTS + results / PIXELS)
-        return cycles + results * (0.0 if direct else COPY if last else TRANSPOSE)
+        return cycles + results * (0.0 if direct else COPY if last else TRANSPOSE_BACK)
 
     met = images * prod(window(p, lines, cols)) * most_taps(p)[0] * p.kg
     fixed = TASK + ENTRY * pixels * phases * (taps + 1) + met * p.bytes / PIXELS

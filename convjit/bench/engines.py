@@ -83,8 +83,6 @@ class Job:
 def _layers_only(job: Job) -> None:
     if job.case.kind != "layer":
         raise NotOffered("for layers only")
-    if job.gradient:
-        raise NotOffered("for inference only")
 
 
 def _float32_only(job: Job) -> None:
@@ -130,10 +128,6 @@ def convjit_engine(job: Job, layout: str | None = None) -> Engine:
     """Layers by a plan with packed weights, images and signals by plain calls."""
     import convjit
 
-    if job.gradient:
-        from convjit.bench.gradients import convjit_gradient
-
-        return convjit_gradient(job, layout)
     spec, last = job.spec, layout is not None
     options: dict[str, Any] = {
         "stride": spec.stride, "padding": spec.padding, "dilation": spec.dilation,
@@ -184,10 +178,6 @@ def torch_engine(job: Job, channels_last: bool = False) -> Engine:
         raise NotOffered("direct summation only: seconds a call")
     if channels_last and (spec.ndim != 2 or job.case.kind != "layer"):
         raise NotOffered("for 2-D layers only")
-    if job.gradient:
-        from convjit.bench.gradients import torch_gradient
-
-        return torch_gradient(job, channels_last)
     x, w = torch.from_numpy(job.lhs), torch.from_numpy(job.kernel)
     bias = None if job.bias is None else torch.from_numpy(job.bias)
     if channels_last:

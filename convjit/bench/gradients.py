@@ -1,15 +1,16 @@
-"""The engines of both gradients: convjit's plans, and what PyTorch's autograd calls.
+"""Every job's engine; those of both gradients: convjit's plans, what PyTorch's autograd calls.
 
 Gradients with respect to the weights pack nothing: both operands are new in every step.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from convjit.bench.engines import Engine, Job, NotOffered, chosen
+from convjit.bench.engines import ENGINES, Engine, Job, Maker, NotOffered, chosen
 from convjit.spec import Direction
 
 
@@ -17,22 +18,23 @@ def _last(array: Any) -> Any:
     return np.ascontiguousarray(np.moveaxis(array, 1, -1))
 
 
-def convjit_gradient(job: Job, layout: str | None) -> Engine:
+def convjit_gradient(job: Job, last: bool) -> Engine:
     """A plan; w is packed once, or in every call if plain calls are asked for."""
     import convjit
     from convjit import calls
 
-    spec = job.spec if layout is None else job.spec.replace(layout=layout)
+    layouts = {1: "NLC", 2: "NHWC", 3: "NDHWC"} if last else {1: "NCL", 2: "NCHW", 3: "NCDHW"}
+    spec = job.spec.replace(layout=layouts[job.spec.ndim])
     shapes, options = calls.described(spec)
     of_weights = spec.direction is Direction.WEIGHT_GRAD
     packs = not (of_weights or job.plain)
     facts = chosen(job.case, *shapes, packed=packs, **options)
     options["algorithm"] = job.case.algorithm or None
     made = convjit.plan(*shapes, **options)
-    lhs = _last(job.lhs) if layout is not None else job.lhs
-    rhs = _last(job.rhs) if layout is not None and of_weights else job.rhs
+    lhs = _last(job.lhs) if last else job.lhs
+    rhs = _last(job.rhs) if last and of_weights else job.rhs
     second = made.pack(rhs) if packs else rhs
-    if layout is not None and not of_weights:
+    if last and not of_weights:
         return Engine(lambda: made(lhs, second), lambda y: np.moveaxis(y, -1, 1), facts)
     return Engine(lambda: made(lhs, second), facts=facts)
 
@@ -42,6 +44,10 @@ def torch_gradient(job: Job, channels_last: bool) -> Engine:
     import torch
 
     spec = job.spec
+    if channels_last and spec.ndim != 2:
+        raise NotOffered("for 2-D layers only")
+    torch.set_num_threads(job.threads)
+    torch.set_grad_enabled(False)
     if spec.flip or any(lo != hi for lo, hi in spec.padding):
         raise NotOffered("no uneven padding and no reversed kernels in gradients")
     lhs, rhs = torch.from_numpy(job.lhs), torch.from_numpy(job.rhs)
@@ -60,3 +66,26 @@ def torch_gradient(job: Job, channels_last: bool) -> Engine:
     )  # fmt: skip
     backward = torch.ops.aten.convolution_backward
     return Engine(lambda: backward(gy, x, w, *arguments)[which], lambda result: result.numpy())
+
+
+_MAKERS: dict[str, Maker] = {
+    "convjit": partial(convjit_gradient, last=False),
+    "convjit_nhwc": partial(convjit_gradient, last=True),
+    "torch": partial(torch_gradient, channels_last=False),
+    "torch_nhwc": partial(torch_gradient, channels_last=True),
+}
+
+
+def engine(name: str, job: Job) -> Engine:
+    """The engine of a job, be it a gradient or not.
+
+    Raises
+    ------
+    NotOffered
+        If the library does not do this.
+    """
+    if not job.gradient:
+        return ENGINES[name](job)
+    if name not in _MAKERS:
+        raise NotOffered("no gradients")
+    return _MAKERS[name](job)

@@ -15,7 +15,7 @@ import os
 import sys
 from typing import IO, Any
 
-from convjit.bench import verify
+from convjit.bench import gradients, verify
 from convjit.bench.cases import Case
 from convjit.bench.engines import ENGINES, MODULES, STRANGERS, Engine, Job, NotOffered
 from convjit.explanation import low_quartile
@@ -48,7 +48,7 @@ class Worker:
             spec = case.problem
             verify.check_supported(spec)
             job = Job(case, spec, *verify.operands(spec), request["threads"], request["plain"])
-            self._prepared = (key, job, ENGINES[self.name](job))
+            self._prepared = (key, job, gradients.engine(self.name, job))
         return self._prepared[1:]
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:

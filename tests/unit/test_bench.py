@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from convjit.algorithms.oracle import oracle
-from convjit.bench import cases, engines, peak, report, runner, verify, worker
+from convjit.bench import cases, engines, gradients, peak, report, runner, verify, worker
 from convjit.bench.cases import Case
 from convjit.bench.runner import Row, Timing
 from convjit.errors import BackendError, ConvSpecError
@@ -170,6 +170,10 @@ IN_PROCESS = ("convjit", "convjit_nhwc", "scipy_fft", "scipy_oa", "scipy_ndimage
 ], ids=lambda case: case.spec)  # fmt: skip
 def test_an_engine_computes_the_case_or_says_that_it_does_not(name: str, case: Case) -> None:
     work = job(case)
+    if work.gradient and not name.startswith("convjit"):
+        with pytest.raises(engines.NotOffered, match="no gradients"):
+            gradients.engine(name, work)
+        return
     kinds = {"numpy": ["signal"], "scipy_ndimage": ["image"], "convjit_nhwc": ["layer"]}
     if name.startswith("scipy_") and name != "scipy_ndimage":
         kinds[name] = ["image", "signal"]
@@ -177,7 +181,7 @@ def test_an_engine_computes_the_case_or_says_that_it_does_not(name: str, case: C
         with pytest.raises(engines.NotOffered, match=r"^for (layers|images|signals|images and)"):
             engines.ENGINES[name](work)
         return
-    made = engines.ENGINES[name](work)
+    made = gradients.engine(name, work)
     result = made.result(made.run())
     verify.check(work.spec, work.lhs, work.rhs, work.bias, result)
 
