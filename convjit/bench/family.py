@@ -80,6 +80,8 @@ def parse(text: str, kernels: Sequence[int] | None = None) -> Family:
     if sizes[0] < 1:
         raise ConvSpecError(f"a kernel of {sizes[0]} taps is none; give sizes of at least 1.")
     family = Family(text, {k: resized(spec, k, same=in_words) for k in sizes})
+    if spec.direction in (Direction.INPUT_GRAD, Direction.WEIGHT_GRAD):
+        raise ConvSpecError(f"{spec}: families are of the forward and transposed directions.")
     for member in family.specs.values():
         verify.check_supported(member)
         if member.is_empty or min(member.out_size) < 1:
