@@ -15,6 +15,7 @@ import pytest
 import convjit
 from convjit import calls, cli, selftest
 from convjit.bench import runner
+from convjit.commands import COMMANDS, common, values
 from convjit.spec import ConvSpec
 from convjit.testing.check import Outcome
 
@@ -28,7 +29,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """The one line of an error."""
     code, out, error = run(capsys, *arguments)
-    assert code == cli.USAGE
+    assert code == common.USAGE
     assert out == ""
     assert error.count("\n") == 1
     assert error.startswith("convjit: ")
@@ -44,7 +45,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
      ("same_lower", "same_lower")],
 )  # fmt: skip
 def test_padding(text: str, value: Any) -> None:
-    assert cli.padding(text) == value
+    assert values.padding(text) == value
 
 
 @pytest.mark.parametrize(
@@ -52,13 +53,13 @@ def test_padding(text: str, value: Any) -> None:
     [("relu", "relu"), ("leaky_relu,0.1", ("leaky_relu", 0.1)), ("clip,0,6", ("clip", 0.0, 6.0))],
 )
 def test_activation(text: str, value: Any) -> None:
-    assert cli.activation(text) == value
+    assert values.activation(text) == value
 
 
 @pytest.mark.parametrize(
     ("parse", "text"),
-    [(cli.shape, "1,b"), (cli.padding, "1:2:3"), (cli.padding, "1;2"), (cli.activation, "clip,a"),
-     (cli.positive, "0"), (cli.positive, "-1")],
+    [(values.shape, "1,b"), (values.padding, "1:2:3"), (values.padding, "1;2"),
+     (values.activation, "clip,a"), (values.positive, "0"), (values.positive, "-1")],
 )  # fmt: skip
 def test_bad_values_are_told_in_a_sentence(parse: Any, text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="is not a"):
@@ -66,7 +67,7 @@ def test_bad_values_are_told_in_a_sentence(parse: Any, text: str) -> None:
 
 
 def test_shapes_are_written_with_commas_or_crosses() -> None:
-    assert cli.shape("1,64,56,56") == cli.shape("1x64x56x56") == (1, 64, 56, 56)
+    assert values.shape("1,64,56,56") == values.shape("1x64x56x56") == (1, 64, 56, 56)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +94,7 @@ def test_explain_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(
         capsys, "explain", "1,8,9,9", "4,8,3,3", "--padding", "1", "--backend", "scipy"
     )
-    assert code == cli.OK
+    assert code == common.OK
     assert "conv_f32_NCHW_n1c8k4g1_i9x9_w3x3_p1x1" in out
     assert "scipy." in out
 
@@ -106,7 +107,7 @@ def test_explain_takes_every_argument(capsys: pytest.CaptureFixture[str]) -> Non
         "--nonfinite", "local", "--workspace-limit", "100000000", "--backend", "numba,scipy",
         "--packed", "--json",
     )  # fmt: skip
-    assert code == cli.OK
+    assert code == common.OK
     assert json.loads(out)["spec"] == (
         "conv_f64_NHWC_n2c6k4g2_i9x8_w3x2_s2x1_p1.2x0.1_d1x2_reflect_flip_bias_act=relu"
     )
@@ -117,7 +118,7 @@ def test_explain_measures(capsys: pytest.CaptureFixture[str]) -> None:
         capsys, "explain", "conv_f32_NCHW_n1c2k2g1_i5x5_w3x3", "--backend", "scipy", "--measure",
         "--algorithm", "gemm", "--json",
     )  # fmt: skip
-    assert code == cli.OK
+    assert code == common.OK
     assert json.loads(out)["candidates"][0]["measured_seconds"] > 0
 
 
@@ -126,7 +127,7 @@ def test_explain_fails_when_nothing_runs(capsys: pytest.CaptureFixture[str]) -> 
         capsys, "explain", "1,8,9,9", "4,8,3,3", "--backend", "scipy", "--algorithm", "fft",
         "--precision", "exact",
     )  # fmt: skip
-    assert code == cli.FAILED
+    assert code == common.FAILED
     assert "nothing runs" in out
 
 
@@ -153,10 +154,10 @@ def test_what_explain_does_not_understand_is_one_line(
 
 def test_info_prints_a_table_and_json(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "info", "--lazy")
-    assert code == cli.OK
+    assert code == common.OK
     assert "backend" in out
     code, out, _ = run(capsys, "info", "--json")
-    assert code == cli.OK
+    assert code == common.OK
     assert json.loads(out)["convjit"] == convjit.__version__
 
 
@@ -176,7 +177,7 @@ def test_bench_passes_the_arguments_on(
         capsys, "bench", "--network", "vgg19", "--batch", "2", "--threads", "3", "--rounds", "1",
         "--peers", "--images", "--signals", "--detail",
     )  # fmt: skip
-    assert code == cli.OK
+    assert code == common.OK
     assert "scipy.gemm" in out
     assert "1.000 ms" in error
     assert seen["threads"] == 3
@@ -198,7 +199,7 @@ def test_bench_fails_when_convjit_is_wrong(
 
     monkeypatch.setattr(runner, "run", fake)
     code, out, _ = run(capsys, "bench", "--quiet")
-    assert code == cli.FAILED
+    assert code == common.FAILED
     assert "failed, convjit on" in out
 
 
@@ -225,7 +226,7 @@ def test_selftest_checks_a_backend(
 ) -> None:
     monkeypatch.setattr(selftest, "QUICK", selftest.QUICK[:6])
     code, out, _ = run(capsys, "selftest", "--backend", "scipy", "--json")
-    assert code == cli.OK
+    assert code == common.OK
     (result,) = json.loads(out)["results"]
     assert result["backend"] == "scipy"
     assert result["passed"] == 6
@@ -245,7 +246,7 @@ def test_selftest_fails_on_a_wrong_answer_and_on_an_exception(
     monkeypatch.setattr(selftest, "check", wrong)
     monkeypatch.setattr(selftest, "QUICK", selftest.QUICK[:8])
     code, out, error = run(capsys, "selftest", "--backend", "scipy")
-    assert code == cli.FAILED
+    assert code == common.FAILED
     assert out.rstrip().endswith("failed")
     assert "a plan is wrong" in error
     assert "ValueError: boom" in error
@@ -257,7 +258,7 @@ def test_selftest_without_the_device_says_so_in_a_sentence(
     rows = [row for row in convjit.backends() if row.device != "cuda"]
     monkeypatch.setattr(selftest.registry, "status", lambda load=(): rows)
     code, out, error = run(capsys, "selftest", "--device", "cuda")
-    assert code == cli.NO_DEVICE
+    assert code == common.NO_DEVICE
     assert out == ""
     assert error.startswith("convjit: no backend for the device 'cuda' works here")
     assert error.count("\n") == 1
@@ -296,15 +297,15 @@ def convjit_process(*arguments: str, **variables: str) -> subprocess.CompletedPr
 def test_help_and_version() -> None:
     told = convjit_process("--help")
     assert told.returncode == 0
-    for command in ("info", "demo", "explain", "bench", "selftest"):
+    for command in COMMANDS:
         assert command in told.stdout
     assert "exit codes" in told.stdout
     assert convjit_process("--version").stdout == f"convjit {convjit.__version__}\n"
-    assert convjit_process("no-such-command").returncode == cli.USAGE
+    assert convjit_process("no-such-command").returncode == common.USAGE
 
 
 @pytest.mark.subprocess
-@pytest.mark.parametrize("command", ["info", "demo", "explain", "bench", "selftest"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_with_examples(command: str) -> None:
     told = convjit_process(command, "--help")
     assert told.returncode == 0
@@ -315,7 +316,7 @@ def test_every_command_has_help_with_examples(command: str) -> None:
 @pytest.mark.subprocess
 def test_a_bad_environment_is_one_line() -> None:
     told = convjit_process("info", CONVJIT_NUM_THREADS="many")
-    assert told.returncode == cli.USAGE
+    assert told.returncode == common.USAGE
     assert told.stdout == ""
     assert told.stderr.startswith("convjit: ConfigError: CONVJIT_NUM_THREADS='many'")
     assert told.stderr.count("\n") == 1

@@ -28,7 +28,7 @@ LAYERS = (
     ("api",),
     ("",),  # convjit/__init__.py: the public names
     ("testing.*",),
-    ("bench.*", "demo.*", "selftest", "warmup", "cli.*", "cli_values", "__main__"),
+    ("bench.*", "demo.*", "selftest", "warmup", "commands.*", "cli", "__main__"),
 )
 BACKEND_MAY_IMPORT = (
     "errors", "_version", "locks", "spec", "layout", "precision", "algorithms", "spi", "profiling",

@@ -15,6 +15,7 @@ from convjit.bench import engines, family, peak, plot, runner, verify, worker
 from convjit.bench.cases import Case
 from convjit.bench.family import Crossover, Sweep
 from convjit.bench.runner import Report, Row, Timing
+from convjit.commands import common
 from convjit.errors import ConvSpecError
 from convjit.spec import ConvSpec
 from convjit.spi import Target
@@ -346,7 +347,7 @@ def test_bench_draws_what_it_timed(
         capsys, "--family", "channels=4,size=9", "--kernels", "1,3,5", "--plot", str(path),
         "--threads", "2", "--plain",
     )  # fmt: skip
-    assert code == cli.FAILED  # one of the sample's layers failed
+    assert code == common.FAILED  # one of the sample's layers failed
     assert "from kernel size 3 on winograd is faster than direct" in out
     assert path.stat().st_size > 10_000
     timed, by_algorithm = asked
@@ -386,7 +387,7 @@ def test_what_bench_cannot_draw_is_one_line_before_anything_is_timed(
 ) -> None:
     monkeypatch.setattr(runner, "run", lambda *_, **__: pytest.fail("it was timed"))
     code, out, error = command(capsys, *arguments)
-    assert (code, out) == (cli.USAGE, "")
+    assert (code, out) == (common.USAGE, "")
     assert told in error
     assert error.count("\n") == 1
 
@@ -397,5 +398,5 @@ def test_without_matplotlib_the_extra_is_named(
     monkeypatch.setattr(plot, "find_spec", lambda name: None)
     monkeypatch.setattr(runner, "run", lambda *_, **__: pytest.fail("it was timed"))
     code, _, error = command(capsys, "--plot", "it.png")
-    assert code == cli.USAGE
+    assert code == common.USAGE
     assert "install convjit[plot]" in error

@@ -58,3 +58,10 @@ def positive(text: str) -> int:
 def words(text: str) -> list[str]:
     """Names separated by commas."""
     return [part for part in text.split(",") if part]
+
+
+def one_or_more(names: list[str] | None) -> str | tuple[str, ...] | None:
+    """Of :func:`words`, as ``backend=`` takes them."""
+    if not names:
+        return None
+    return names[0] if len(names) == 1 else tuple(names)
