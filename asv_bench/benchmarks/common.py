@@ -109,13 +109,6 @@ def plan_of(spec: ConvSpec, **more: Any) -> Any:
     return convjit.plan(*shapes, **options, **more)
 
 
-def explained(spec: ConvSpec, **more: Any) -> Any:
-    import convjit
-
-    shapes, options = described(spec)
-    return convjit.explain(*shapes, packed=True, **options, **more)
-
-
 def planned_call(spec: ConvSpec, **more: Any) -> Callable[[], np.ndarray]:
     """A call of a plan with packed weights."""
     lhs, rhs, bias = operands(spec)

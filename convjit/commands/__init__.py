@@ -5,4 +5,12 @@ A module has ``TOLD`` (a line of help, without a capital), ``EXAMPLES`` (lines o
 heavy inside ``run``: the help of all commands imports every module.
 """
 
-COMMANDS = ("info", "demo", "explain", "bench", "warmup", "selftest")  # in the order of the help
+COMMANDS = (
+    "info",
+    "demo",
+    "explain",
+    "bench",
+    "regret",
+    "warmup",
+    "selftest",
+)  # in the order of the help
