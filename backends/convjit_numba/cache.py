@@ -28,7 +28,6 @@ import platform
 import re
 import shutil
 import sys
-import tempfile
 import threading
 import time
 import warnings
@@ -42,6 +41,7 @@ from convjit._version import __version__
 from convjit.errors import ConvjitWarning
 from convjit.locks import lock_held_over_forks
 from convjit.spi import cache_dir
+from convjit.store import write_whole
 from convjit_numba import targets
 
 # Kernels may call nothing but these (the last two for :mod:`convjit_numba.futex`); all else is
@@ -300,9 +300,9 @@ def _write(path: Path, code: bytes) -> None:
     data = hashlib.sha256(code).digest() + code
     try:
         try:
-            _replace(path, data)
+            write_whole(path, data)
         except FileNotFoundError:  # another process pruned the directory just now
-            _replace(path, data)
+            write_whole(path, data)
         _prune(path.parent)
     except OSError as error:
         if not _warned:
@@ -313,17 +313,3 @@ def _write(path: Path, code: bytes) -> None:
                 ConvjitWarning,
                 stacklevel=2,
             )
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write a file as a whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise

@@ -158,7 +158,8 @@ SCRIPT = textwrap.dedent(
         if isinstance(lowered, Refusal):
             continue
         bound = error_bound(spec, lowered.spec, lowered.work)
-        if policy_refusal(spec, lowered.work.numerics, widest, bound=bound) is not None:
+        numerics, inner = lowered.work.numerics, lowered.spec
+        if policy_refusal(spec, numerics, widest, inner=inner, bound=bound):
             continue
         lhs, rhs, bias = case.operands()
         expected, sizes = reference(case)

@@ -17,7 +17,7 @@ import pytest
 # "x.*" is the package x and everything below it that has no line of its own.
 LAYERS = (
     ("errors", "_version", "locks", "tables"),
-    ("config", "algorithms", "algorithms.geometry"),
+    ("config", "store", "algorithms", "algorithms.geometry"),
     ("layout", "precision", "spec"),
     ("algorithms.*",),
     ("spi", "arguments"),
@@ -31,7 +31,8 @@ LAYERS = (
     ("bench.*", "demo.*", "selftest", "warmup", "commands.*", "cli", "__main__"),
 )
 BACKEND_MAY_IMPORT = (
-    "errors", "_version", "locks", "spec", "layout", "precision", "algorithms", "spi", "profiling",
+    "errors", "_version", "locks", "store", "spec", "layout", "precision", "algorithms", "spi",
+    "profiling",
 )  # fmt: skip
 
 
