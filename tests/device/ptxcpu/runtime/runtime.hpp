@@ -1,0 +1,2 @@
+// Included by every translated module, and compiled once before.
+#include "warp.hpp"
