@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from convjit import arguments, registry
-from convjit.calls import CHOICE, as_array, call, problem_and_request
+from convjit.calls import CHOICE, as_array, call, is_strided, problem_and_request
 from convjit.errors import BackendError, ConvSpecError
 from convjit.plans import Plan, Weights
 from convjit.spec import Direction
@@ -523,6 +524,10 @@ def explain(
     from convjit.explanation import explain_problem
 
     problem, request, _ = problem_and_request(x, w, bias, direction, dtype, packed, options)
+    # For the input's gradient, x says a shape only.
+    first = None if isinstance(x, tuple) or direction == "input_grad" else as_array("x", x)
+    if first is not None and first.dtype.name == problem.spec.dtype and is_strided(first):
+        problem = replace(problem, spec=problem.spec.replace(strided=True))
     return explain_problem(problem, request)
 
 

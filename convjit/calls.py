@@ -152,7 +152,7 @@ def _array_type(array: Any) -> str:
     return f"{kind.__module__}:{kind.__qualname__}" if kind is not np.ndarray else "numpy:ndarray"
 
 
-def _is_strided(array: Any) -> bool:
+def is_strided(array: Any) -> bool:
     """Whether an operand must be copied before a kernel can take it as it is."""
     flags = array.flags
     return not (flags.c_contiguous and (type(array) is not np.ndarray or flags.aligned))
@@ -265,7 +265,7 @@ def call(
                 return _run_another(plan, error, _place(key, given, choice), (lhs, rhs, bias), out)
     first, second = as_array(names[0], lhs), as_array(names[1], rhs)
     dtype = _dtype_of((names[0], first.dtype), (names[1], second.dtype))
-    strided = first.dtype.name == dtype and _is_strided(first)
+    strided = first.dtype.name == dtype and is_strided(first)
     problem = resolve(first, second, dtype, bias is not None, strided)
     from convjit import dispatch
 
@@ -335,7 +335,9 @@ def problem_and_request(
     x_shape, x_dtype, x_array = _shape_and_dtype("x", x)
     w_shape, w_dtype, _ = _shape_and_dtype("w", w)
     if dtype is not None:
-        given = np.dtype(dtype)
+        # NumPy knows bfloat16 as a type alone, not by its name.
+        by_name = isinstance(dtype, str) and dtype in precisions.SHORT
+        given = precisions.numpy_dtype(dtype) if by_name else np.dtype(dtype)
         x_dtype, w_dtype = given, given
     else:
         fallback = np.dtype("float32")

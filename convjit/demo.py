@@ -240,7 +240,7 @@ def show_filters(
         kernel = item.kernels[0]
         explanation = show.with_peak(convjit.explain(photo, kernel, **options))
         reference = Reference(explanation.spec, photo[:, None], kernel[None, None])
-        measured = explanation.measure(
+        measured = explanation.compare(
             seconds=seconds, budget=4.0, hopeless=HOPELESS, operands=(photo, kernel, None),
             reference=reference.error,
         )  # fmt: skip
@@ -277,7 +277,7 @@ def show_layers(show: Show, seconds: float, told: Callable[[str], None]) -> None
         bias = rng.standard_normal(spec.out_channels, np.float32) if spec.bias else None
         # All candidates of one layer in the middle of the network, the choice alone of the others.
         whole = tuple(layer["w"]) == DETAILED
-        measured = explanation.measure(
+        measured = explanation.compare(
             seconds=seconds, budget=12.0 if whole else 0.0, hopeless=HOPELESS,
             operands=(x, w, bias), reference=Reference(spec, x, w, bias).error,
         )  # fmt: skip

@@ -1,32 +1,43 @@
 """Why a convolution runs as it does: every candidate with its estimate, or what rules it out.
 
 An :class:`Explanation` holds what :mod:`convjit.dispatch` saw, so that its first row is what a call
-with the same arguments runs.  :meth:`Explanation.measure` times the candidates on this machine and
-puts the measured times beside the predicted ones.
+with the same arguments runs.  :meth:`Explanation.compare` measures the candidates on this machine,
+:meth:`Explanation.sweep` says where another algorithm takes over as the problem grows,
+:meth:`Explanation.plot` draws both, and :meth:`Explanation.repro` writes a test of one candidate.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from convjit import dispatch, precision, registry
+from convjit import dispatch, precision, registry, sweeps
+from convjit.algorithms.error import relative_error
+from convjit.algorithms.oracle import magnitudes, oracle
 from convjit.arguments import Problem, Request
 from convjit.dispatch import Candidate
-from convjit.errors import BackendError
+from convjit.errors import BackendError, ConvSpecError
 from convjit.plans import Plan
-from convjit.spec import ConvSpec
-from convjit.spi import Refusal, Target
+from convjit.spec import ConvSpec, Direction
+from convjit.spi import Target
+from convjit.sweeps import Sweep
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-# A candidate predicted to be this many times slower than the choice is not worth measuring.
-HOPELESS = 30.0
+# The oracle walks over the kernel's taps, each a pass over the data and a matrix product; what it
+# does in a second was measured on one core of Zen 4.  Beyond so many seconds no error is found.
+ORACLE_SECONDS = 3.0
+ORACLE_ELEMENTS, ORACLE_MACS = 3e7, 1.5e9
+HOPELESS = 30.0  # times slower than the choice: not worth measuring in a sweep
+_CALLS = 5  # of a candidate that is measured, the first of which may compile
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +49,7 @@ class Measurement:
     seconds : float
         Lower quartile of the repeats, weights packed before if the explanation is of a plan.
     error : float or None
-        As the ``reference`` given to :meth:`Explanation.measure` found it.
+        Largest error over the largest sum of magnitudes, None where nobody could tell.
     """
 
     seconds: float
@@ -61,7 +72,9 @@ class Explanation:
     peaks : mapping of backend to (flop/s, measured)
         Peak of the device in the accumulator's dtype, and whether it was measured.
     measured : mapping of label to Measurement
-        Filled by :meth:`measure`.
+        Filled by :meth:`compare`.
+    left_out : tuple of str
+        Labels of what :meth:`compare` had no time for.
     """
 
     problem: Problem
@@ -70,6 +83,7 @@ class Explanation:
     reason: str
     peaks: Mapping[str, tuple[float, bool]] = field(default_factory=dict)
     measured: Mapping[str, Measurement] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
 
     @property
     def spec(self) -> ConvSpec:
@@ -91,54 +105,110 @@ class Explanation:
 
     # ---------------------------------------------------------------- measuring
 
-    def measure(
+    def compare(
         self,
         *,
         seconds: float = 0.1,
         budget: float = 30.0,
-        hopeless: float = HOPELESS,
+        hopeless: float = math.inf,
         operands: tuple[Array, Array, Array | None] | None = None,
         reference: Callable[[Array], float] | None = None,
     ) -> Explanation:
-        """The same explanation with measured times of the candidates that could run.
+        """The same explanation with measured times and errors of the candidates that could run.
 
         Parameters
         ----------
         seconds : float
             To spend on repeats of each candidate, beside its first two calls.
         budget : float
-            Seconds after which no further candidate is begun (the choice always is).
+            Seconds in all.  A candidate that is not predicted to be done by then is left out,
+            except the choice.
         hopeless : float
-            Candidates predicted to take this many times longer than the choice are left out.
+            Candidates predicted to take this many times longer than the choice are left out too.
         operands : (lhs, rhs, bias), optional
             In the user's shapes; random numbers if not given.
         reference : callable, optional
-            From a result to its error.
+            From a result to its error; the oracle, on the first image of a batch, if not given
+            (no error is found where that would take longer than ``ORACLE_SECONDS``).
 
         Raises
         ------
         BackendError
             If a candidate fails while it runs.
         """
-        lhs, rhs, bias = operands if operands is not None else random_operands(self.problem)
+        given = operands if operands is not None else random_operands(self.problem)
+        error_of = reference if reference is not None else _oracle_of(self.problem, given)
         measured: dict[str, Measurement] = {}
+        left_out = []
         end = time.perf_counter() + budget
         best = self.winner.total(self.request.packed) if self.winner is not None else 0.0
         for candidate in self.admitted:
-            late = time.perf_counter() > end
-            if measured and (late or candidate.total(self.request.packed) > hopeless * best):
+            predicted = candidate.total(self.request.packed)
+            late = time.perf_counter() + _CALLS * predicted > end
+            if measured and (late or predicted > hopeless * best):
+                left_out.append(candidate.label)
                 continue
-            plan = plan_of(self.problem, self.request, candidate)
-            second = plan.pack(rhs) if self.request.packed else rhs
+            measured[candidate.label] = _timed(
+                self.problem, self.request, candidate, given, seconds, error_of
+            )
+        return replace(self, measured=measured, left_out=tuple(left_out))
 
-            def run(plan: Plan = plan, second: Any = second) -> Array:
-                result: Array = plan(lhs, second, bias)
-                return result
+    def sweep(
+        self,
+        over: str = "kernel",
+        sizes: Sequence[int] | None = None,
+        *,
+        compare: bool = False,
+        seconds: float = 0.05,
+        budget: float = 30.0,
+    ) -> Sweep:
+        """What each family of algorithms takes as the problem grows, and where they cross.
 
-            result = run()
-            error = reference(result) if reference is not None else None
-            measured[candidate.label] = Measurement(low_quartile(run, seconds), error)
-        return replace(self, measured=measured)
+        Parameters
+        ----------
+        over : {"kernel", "channels"}
+            What grows: the kernel along each axis that has more than one tap, with the padding, or
+            the input's channels, and the result's with them.
+        sizes : sequence of int, optional
+        compare : bool
+            Whether to measure too, the best candidate of each family at each size.
+        seconds, budget : float
+            As in :meth:`compare`, for all sizes together.
+
+        Raises
+        ------
+        ConvSpecError
+            For an unknown ``over``, and sizes that leave nothing to compute.
+        BackendError
+            If a candidate fails while it runs.
+        """
+        found = sweeps.predicted(self.spec, self.request, over, sizes)
+        own = sweeps.own_size(self.spec, over)
+        for curve in found.curves.values():
+            known = self.measured.get(curve[own].label) if own in curve else None
+            if own is not None and known is not None:
+                curve[own] = replace(curve[own], seconds=known.seconds)
+        if compare:
+            self._measure_sweep(found, seconds, time.perf_counter() + budget)
+        return found
+
+    def _measure_sweep(self, found: Sweep, seconds: float, end: float) -> None:
+        """Times of what is not hopeless, the sizes nearest to the problem's own first."""
+        own = sweeps.own_size(self.spec, found.over) or 1
+        for size in sorted(found.sizes, key=lambda size: abs(math.log(size / own))):
+            spec = found.specs[size]
+            shapes = spec.lhs_shape, spec.rhs_shape, spec.result_shape
+            problem = Problem(spec, *shapes, is_plain=False)
+            operands = None
+            best = min(t.predicted or math.inf for t in found.at(size).values())
+            for name, candidate in sweeps.best_by_family(spec, self.request).items():
+                predicted = candidate.total(self.request.packed)
+                late = time.perf_counter() + _CALLS * predicted > end
+                if found.curves[name][size].seconds or late or predicted > HOPELESS * best:
+                    continue
+                operands = operands or random_operands(problem)
+                timed = _timed(problem, self.request, candidate, operands, seconds, None)
+                found.curves[name][size] = replace(found.curves[name][size], seconds=timed.seconds)
 
     # ---------------------------------------------------------------- showing
 
@@ -150,65 +220,16 @@ class Explanation:
         return f"<convjit.Explanation of {self.spec}: {label}>"
 
     def table(self, *, refused: bool = True) -> str:
-        """The candidates, the problem above them and the reason below.
+        """The candidates, the problem above them, what is ruled out and the reason below.
 
         Parameters
         ----------
         refused : bool
             Whether to list the refused candidates with their reasons.
         """
-        from convjit.tables import milliseconds, percent, size, table
+        from convjit import showing
 
-        has_times = bool(self.measured)
-        has_errors = any(m.error is not None for m in self.measured.values())
-        columns = [">", "algorithm", "backend", ">predicted ms"]
-        columns += [">measured ms", ">GFLOP/s", ">% peak"] if has_times else []
-        columns += [">pack ms", ">workspace", ">modelled error"]
-        columns += [">found error"] if has_errors else []
-        if refused and self.refused:
-            columns += ["~why not"]
-        rows: list[list[object]] = []
-        for number, c in enumerate(self.candidates, 1):
-            if c.refusal is not None and not refused:
-                continue
-            row: list[object] = [number if c.refusal is None else "", c.label, c.backend]
-            row += [milliseconds(c.seconds)]
-            if has_times:
-                timed = self.measured.get(c.label)
-                taken = timed.seconds if timed is not None else None
-                row += [milliseconds(taken)]
-                row += [f"{self.spec.flops / taken / 1e9:.1f}" if taken else "-"]
-                row += [percent(self.share_of_peak(c, taken))]
-            row += [
-                milliseconds(c.pack_seconds) if c.work is not None else "-",
-                size(c.workspace),
-                "-" if c.error_bound is None else f"{c.error_bound:.1e}",
-            ]
-            if has_errors:
-                found = self.measured.get(c.label)
-                known = found is not None and found.error is not None
-                row += [f"{found.error:.1e}" if found is not None and known else "-"]
-            if c.refusal is not None and refused:
-                row += [c.refusal.reason]
-            rows.append(row + [""] * (len(columns) - len(row)))
-        macs = self.spec.macs
-        packing = "packed once" if self.request.packed else "packed in each call"
-        head = f"{self.spec}\n{2 * macs / 1e9:.3g} G operations directly; weights {packing}"
-        return f"{head}\n\n{table(columns, rows)}\n\n{self._ending()}"
-
-    def _ending(self) -> str:
-        winner = self.winner
-        if winner is None:
-            return f"nothing runs: {self.reason}"
-        text = f"{winner.label} runs: {self.reason}"
-        fastest = min(self.measured.items(), key=lambda m: m[1].seconds, default=None)
-        if fastest is not None and winner.label in self.measured:
-            regret = self.measured[winner.label].seconds / fastest[1].seconds
-            if fastest[0] != winner.label and regret > 1.0:
-                text += f"\nmeasured, {fastest[0]} was {regret:.2f} times faster"
-            else:
-                text += "\nmeasured, nothing was faster"
-        return text
+        return showing.text(self, refused=refused)
 
     def share_of_peak(self, candidate: Candidate, seconds: float | None) -> float | None:
         """Effective rate over the device's peak; above 1 where an algorithm saves arithmetic."""
@@ -217,48 +238,80 @@ class Explanation:
             return None
         return self.spec.flops / seconds / peak
 
+    def plot(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        over: Sequence[str] = tuple(sweeps.OVER),
+        compare: bool = False,
+        budget: float = 30.0,
+    ) -> None:
+        """Draw the ranking, and where algorithms cross as the problem grows.
+
+        Parameters
+        ----------
+        path : path
+            Of the picture, a PNG or an SVG by its suffix.
+        over : sequence of {"kernel", "channels"}
+            A panel for each.
+        compare : bool
+            Whether to measure what the panels show, as :meth:`sweep` does; what :meth:`compare`
+            measured is shown in any case.
+        budget : float
+            Seconds for the measurements of each panel.
+
+        Raises
+        ------
+        ConvSpecError
+            For an unknown ``over``; if there is no candidate to show; if matplotlib is missing or
+            the picture cannot be written (:class:`convjit.pictures.PlotError`, which is one).
+        """
+        from convjit import showing
+
+        found = [self.sweep(name, compare=compare, budget=budget) for name in over]
+        showing.draw(self, Path(path), found)
+
+    def repro(self, label: str | None = None, *, seed: int = 0) -> str:
+        """A test for pytest: this problem by one candidate, against the oracle.
+
+        Parameters
+        ----------
+        label : str, optional
+            Of the candidate (or its solver's id), admitted or refused by a policy; the choice if
+            not given.
+        seed : int
+            Of the operands.
+
+        Returns
+        -------
+        str
+            Python source that needs convjit and NumPy alone.
+
+        Raises
+        ------
+        ConvSpecError
+            If no candidate that can compute the problem has that label.
+        """
+        from convjit import repro
+
+        able = [c for c in self.candidates if c.error_bound is not None]
+        chosen = able if label is None else [c for c in able if label in (c.label, c.solver_id)]
+        if not chosen:
+            named = "nothing" if label is None else f"label={label!r} is not what"
+            raise ConvSpecError(
+                f"{named} computes {self.spec}; choose one of {', '.join(c.label for c in able)}."
+            )
+        return repro.source(self.problem, self.request, chosen[0], seed)
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {
-            "spec": str(self.spec),
-            "flops": self.spec.flops,
-            "packed": self.request.packed,
-            "winner": self.winner.label if self.winner is not None else None,
-            "reason": self.reason,
-            "candidates": [self._candidate_dict(c) for c in self.candidates],
-        }
+        from convjit import showing
 
-    def _candidate_dict(self, candidate: Candidate) -> dict[str, Any]:
-        timed = self.measured.get(candidate.label) if candidate.refusal is None else None
-        taken = timed.seconds if timed is not None else None
-        return {
-            "label": candidate.label,
-            "backend": candidate.backend,
-            "device": candidate.device,
-            "solver": candidate.solver_id,
-            "algorithm": candidate.algorithm,
-            "lowering": list(candidate.steps),
-            "spec": str(candidate.spec),
-            "predicted_seconds": candidate.seconds,
-            "pack_seconds": candidate.pack_seconds if candidate.work is not None else None,
-            "measured_seconds": taken,
-            "gflops": self.spec.flops / taken / 1e9 if taken else None,
-            "share_of_peak": self.share_of_peak(candidate, taken),
-            "error": timed.error if timed is not None else None,
-            "workspace": candidate.workspace if candidate.work is not None else None,
-            "error_bound": candidate.error_bound,
-            "refusal": _refusal_dict(candidate.refusal),
-        }
+        return showing.as_dict(self)
 
     def to_json(self, *, indent: int | None = None) -> str:
         """:meth:`as_dict` as JSON text."""
         return json.dumps(self.as_dict(), indent=indent)
-
-
-def _refusal_dict(refusal: Refusal | None) -> dict[str, str] | None:
-    if refusal is None:
-        return None
-    return {"feature": refusal.feature.value, "reason": refusal.reason}
 
 
 def explain_problem(problem: Problem, request: Request) -> Explanation:
@@ -297,6 +350,52 @@ def plan_of(problem: Problem, request: Request, candidate: Candidate) -> Plan:
     """The plan that runs exactly this candidate."""
     forced = replace(request, backend=candidate.backend, algorithm=candidate.solver_id)
     return dispatch.select(problem, forced, np.ndarray)
+
+
+def _timed(
+    problem: Problem,
+    request: Request,
+    candidate: Candidate,
+    operands: tuple[Array, Array, Array | None],
+    seconds: float,
+    reference: Callable[[Array], float] | None,
+) -> Measurement:
+    """What one candidate takes here, and how wrong it is."""
+    lhs, rhs, bias = operands
+    plan = plan_of(problem, request, candidate)
+    second = plan.pack(rhs) if request.packed else rhs
+
+    def run() -> Array:
+        result: Array = plan(lhs, second, bias)
+        return result
+
+    result = run()
+    error = reference(result) if reference is not None else None
+    return Measurement(low_quartile(run, seconds), error)
+
+
+def _oracle_of(
+    problem: Problem, operands: tuple[Array, Array, Array | None]
+) -> Callable[[Array], float] | None:
+    """From a result to its error by the oracle, on the first image; None where that takes long."""
+    spec = problem.spec
+    lhs, rhs = operands[0].reshape(spec.lhs_shape), operands[1].reshape(spec.rhs_shape)
+    images = slice(None)
+    if spec.direction is not Direction.WEIGHT_GRAD:  # which sums over the batch
+        spec, images = spec.replace(batch=1), slice(1)
+        lhs = lhs[images]
+    elements = max(math.prod(spec.lhs_shape), math.prod(spec.result_shape))
+    taps = math.prod(spec.kernel_size)
+    if taps * elements / ORACLE_ELEMENTS + spec.macs / ORACLE_MACS > ORACLE_SECONDS:
+        return None
+    expected = oracle(spec, lhs, rhs, operands[2])
+    scale = magnitudes(spec, lhs, rhs, operands[2])
+
+    def error(result: Array) -> float:
+        shaped = result.reshape(problem.spec.result_shape)[images]
+        return relative_error(spec, shaped, expected, scale)
+
+    return error
 
 
 def random_operands(problem: Problem, seed: int = 0) -> tuple[Array, Array, Array | None]:

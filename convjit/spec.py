@@ -151,6 +151,17 @@ class ConvSpec:
         )  # fmt: skip
 
     @property
+    def output_padding(self) -> tuple[int, ...]:
+        """What x has along each axis beyond the shortest one that gives this y."""
+        return tuple(
+            n - geometry.transposed_size(o, k, s, lo, hi, d)
+            for n, o, k, s, (lo, hi), d in zip(
+                self.in_size, self.out_size, self.kernel_size, self.stride, self.padding,
+                self.dilation, strict=True,
+            )
+        )  # fmt: skip
+
+    @property
     def x_shape(self) -> tuple[int, ...]:
         return layouts.data_shape(self.layout, self.batch, self.in_channels, self.in_size)
 

@@ -134,17 +134,6 @@ def directed(spec: ConvSpec, direction: Direction) -> ConvSpec:
     return spec.replace(direction=direction, bias=False)
 
 
-def output_padding(spec: ConvSpec) -> tuple[int, ...]:
-    """What a transposed result has along each axis beyond the shortest one that its x allows."""
-    return tuple(
-        n - transposed_size(o, k, s, lo, hi, d)
-        for n, o, k, s, (lo, hi), d in zip(
-            spec.in_size, spec.out_size, spec.kernel_size, spec.stride, spec.padding,
-            spec.dilation, strict=True,
-        )
-    )  # fmt: skip
-
-
 def network_cases(
     names: Iterable[str],
     source: Mapping[str, list[Layer]] | None = None,

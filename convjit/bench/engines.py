@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from convjit.bench.cases import Case, output_padding
+from convjit.bench.cases import Case
 from convjit.explanation import HOPELESS, Array
 from convjit.spec import ConvSpec, Direction
 
@@ -65,11 +65,6 @@ class Job:
     @property
     def gradient(self) -> bool:
         return self.spec.direction in (Direction.INPUT_GRAD, Direction.WEIGHT_GRAD)
-
-    @property
-    def output_padding(self) -> tuple[int, ...]:
-        """What a transposed result has beyond the shortest one that its x allows."""
-        return output_padding(self.spec)
 
     @property
     def kernel(self) -> Array:
@@ -192,7 +187,7 @@ def torch_engine(job: Job, channels_last: bool = False) -> Engine:
         if not even:
             raise NotOffered("no uneven padding of transposed convolutions")
         name = f"conv_transpose{spec.ndim}d"
-        keywords |= {"padding": lows, "output_padding": job.output_padding}
+        keywords |= {"padding": lows, "output_padding": job.spec.output_padding}
     else:
         name = f"conv{spec.ndim}d"
         keywords |= {"padding": lows if even else 0}
@@ -229,7 +224,7 @@ def onnxruntime_engine(job: Job) -> Engine:
         "pads": [lo for lo, _ in spec.padding] + [hi for _, hi in spec.padding],
     }  # fmt: skip
     if job.transposed:
-        attributes["output_padding"] = job.output_padding
+        attributes["output_padding"] = job.spec.output_padding
     kind = "ConvTranspose" if job.transposed else "Conv"
     node = helper.make_node(kind, ["x", *(c.name for c in constants)], ["y"], **attributes)
     data = helper.make_tensor_value_info("x", TensorProto.FLOAT, job.lhs.shape)
@@ -266,7 +261,7 @@ def openvino_engine(job: Job) -> Engine:
         make = op.group_convolution_backprop_data if groups > 1 else op.convolution_backprop_data
         node = make(
             data, weights, stride, pads_begin=begin, pads_end=end, dilations=dilation,
-            output_padding=list(job.output_padding),
+            output_padding=list(job.spec.output_padding),
         )  # fmt: skip
     else:
         make = op.group_convolution if groups > 1 else op.convolution
@@ -317,7 +312,7 @@ def ncnn_engine(job: Job) -> Engine:
     if groups > 1:
         values["group"] = groups
     if job.transposed:
-        values["output_pad_bottom"], values["output_pad_right"] = job.output_padding
+        values["output_pad_bottom"], values["output_pad_right"] = job.spec.output_padding
     name = ("Deconvolution" if job.transposed else "Convolution") + (
         "DepthWise" if groups > 1 else ""
     )

@@ -5,29 +5,21 @@ A sweep shows where one algorithm overtakes another, and whether the cost model 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from convjit import layout as layouts
 from convjit import precision
-from convjit.algorithms.geometry import extent, same_padding, transposed_size
 from convjit.bench import runner, verify
-from convjit.bench.cases import Case, output_padding
+from convjit.bench.cases import Case
 from convjit.bench.report import ratio_text
-from convjit.bench.runner import OURS, Report, Row, Timing
+from convjit.bench.runner import OURS, Report, Row
 from convjit.dispatch import FAMILIES
 from convjit.errors import ConvSpecError
 from convjit.spec import ConvSpec, Direction
+from convjit.sweeps import KERNELS, Sweep, Time, with_kernel
 from convjit.tables import markdown, milliseconds, table
 
-# Kernel sizes to sweep by the number of spatial axes, where nobody names them.
-KERNELS = {
-    1: (3, 5, 9, 17, 33, 65, 129, 257, 513, 1025),
-    2: (1, 3, 5, 7, 9, 11, 15, 21, 31),
-    3: (1, 3, 5, 7, 9),
-}
 _WORDS = ("channels", "out", "size", "batch", "groups", "stride", "dilation", "dtype", "layout")
 _FORM = "write it as channels=64,size=56 or as a spec"
 
@@ -79,7 +71,7 @@ def parse(text: str, kernels: Sequence[int] | None = None) -> Family:
     sizes = sorted(set(kernels or KERNELS[spec.ndim]))
     if sizes[0] < 1:
         raise ConvSpecError(f"a kernel of {sizes[0]} taps is none; give sizes of at least 1.")
-    family = Family(text, {k: resized(spec, k, same=in_words) for k in sizes})
+    family = Family(text, {k: with_kernel(spec, k, same=in_words) for k in sizes})
     if spec.direction in (Direction.INPUT_GRAD, Direction.WEIGHT_GRAD):
         raise ConvSpecError(f"{spec}: families are of the forward and transposed directions.")
     for member in family.specs.values():
@@ -135,170 +127,20 @@ def _number(text: str, name: str, value: str) -> int:
     return int(value)
 
 
-def resized(spec: ConvSpec, kernel: int, *, same: bool = False) -> ConvSpec:
-    """The spec with another kernel size along every axis that has more than one tap.
-
-    With ``same`` the padding is that of ``padding="same"``.  Without, an axis that has no padding
-    stays so, and its result shrinks as the kernel grows; along any other axis the padding grows
-    with the kernel, an odd sample at its end, so that the sizes stay.
-    """
-    swept = [k > 1 for k in spec.kernel_size]
-    if not any(swept):
-        swept = [True] * spec.ndim
-    sizes = tuple(
-        kernel if is_swept else k for is_swept, k in zip(swept, spec.kernel_size, strict=True)
-    )
-    padding = []
-    for n, old, k, s, (lo, hi), d in zip(
-        spec.in_size, spec.kernel_size, sizes, spec.stride, spec.padding, spec.dilation, strict=True
-    ):
-        wider = extent(k, d) - extent(old, d)
-        if same:
-            lo, hi = same_padding(n, k, s, d)
-        elif lo or hi:
-            lo, hi = max(lo + wider // 2, 0), max(hi + wider - wider // 2, 0)
-        padding.append((lo, hi))
-    changed = spec.replace(kernel_size=sizes, padding=tuple(padding))
-    if spec.direction is not Direction.TRANSPOSED:
-        return changed.replace(out_size=changed.formula_out_size)
-    # A transposed layer's data is y, which stays; its result x follows, output_padding and all.
-    size = tuple(
-        transposed_size(o, k, s, lo, hi, d, extra)
-        for o, k, s, (lo, hi), d, extra in zip(
-            spec.out_size, sizes, spec.stride, padding, spec.dilation, output_padding(spec),
-            strict=True,
-        )
-    )  # fmt: skip
-    return changed.replace(in_size=size)
+# -------------------------------------------------------------------- what is found
 
 
-# -------------------------------------------------------------------- what a sweep finds
-
-
-@dataclass(frozen=True, slots=True)
-class Crossover:
-    """Between two neighbouring kernel sizes the fastest algorithm changes.
-
-    Attributes
-    ----------
-    before, after : str
-        The fastest at the smaller kernel, and at the larger one.
-    smaller, larger : int
-    at : float
-        Where the two curves meet, straight lines between the points on logarithmic scales; in the
-        middle where one of the two algorithms has no time at one of the kernels.
-    """
-
-    before: str
-    after: str
-    smaller: int
-    larger: int
-    at: float
-
-
-@dataclass(slots=True)
-class Sweep:
-    """A family's times: ``curves[algorithm][kernel]``, of what could run.
-
-    Attributes
-    ----------
-    family : Family
-    curves : mapping of algorithm to mapping of kernel size to Timing
-        In the order of :data:`convjit.dispatch.FAMILIES`.
-    failures : list of str
-    """
-
-    family: Family
-    curves: dict[str, dict[int, Timing]]
-    failures: list[str] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, family: Family, report: Report) -> Sweep:
-        """The sweep in the rows of :meth:`Family.cases_by_algorithm`."""
-        kernels = {str(spec): kernel for kernel, spec in family.specs.items()}
-        curves: dict[str, dict[int, Timing]] = {name: {} for name in FAMILIES}
-        for row in report.rows:
-            timing = row.timings[OURS]
-            if timing.seconds is not None:
-                curves[row.case.algorithm][kernels[row.case.spec]] = timing
-        ran = {name: curve for name, curve in curves.items() if curve}
-        return cls(family, ran, report.failures)
-
-    def at(self, kernel: int) -> dict[str, Timing]:
-        """Timings by algorithm of one kernel size."""
-        return {name: curve[kernel] for name, curve in self.curves.items() if kernel in curve}
-
-    @property
-    def kernels(self) -> list[int]:
-        """The kernel sizes that something ran."""
-        return [kernel for kernel in self.family.specs if self.at(kernel)]
-
-    def fastest(self, kernel: int) -> str:
-        """The algorithm that was measured to be the fastest."""
-        timings = self.at(kernel)
-        return min(timings, key=lambda name: timings[name].seconds or math.inf)
-
-    def chosen(self, kernel: int) -> str:
-        """The algorithm that the cost model chooses."""
-        timings = self.at(kernel)
-        return min(timings, key=lambda name: timings[name].predicted or math.inf)
-
-    def regret(self, kernel: int) -> float:
-        """Time of the choice over time of the fastest."""
-        timings = self.at(kernel)
-        chosen, fastest = timings[self.chosen(kernel)], timings[self.fastest(kernel)]
-        return (chosen.seconds or math.nan) / (fastest.seconds or math.nan)
-
-    def crossovers(self) -> list[Crossover]:
-        """Where the fastest algorithm changes, by kernel size."""
-        found = []
-        for smaller, larger in zip(self.kernels, self.kernels[1:], strict=False):
-            before, after = self.fastest(smaller), self.fastest(larger)
-            if before != after:
-                at = self._meet(before, after, smaller, larger)
-                found.append(Crossover(before, after, smaller, larger, at))
-        return found
-
-    def _meet(self, before: str, after: str, smaller: int, larger: int) -> float:
-        def gap(kernel: int) -> float | None:
-            first, second = (self.curves[name].get(kernel) for name in (before, after))
-            if first is None or second is None or not first.seconds or not second.seconds:
-                return None
-            return math.log(second.seconds / first.seconds)
-
-        left, right = gap(smaller), gap(larger)
-        part = 0.5
-        if left is not None and right is not None and left != right:
-            part = left / (left - right)  # left >= 0 >= right
-        return float(smaller ** (1 - part) * larger**part)
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "family": self.family.name,
-            "kernels": {
-                str(kernel): {
-                    "spec": str(self.family.specs[kernel]),
-                    "fastest": self.fastest(kernel),
-                    "chosen": self.chosen(kernel),
-                    "regret": self.regret(kernel),
-                    "algorithms": {
-                        name: {
-                            "label": timing.label,
-                            "seconds": timing.seconds,
-                            "predicted": timing.predicted,
-                        }
-                        for name, timing in self.at(kernel).items()
-                    },
-                }
-                for kernel in self.kernels
-            },
-            "crossovers": [
-                {"before": c.before, "after": c.after, "kernels": [c.smaller, c.larger], "at": c.at}
-                for c in self.crossovers()
-            ],
-            "failures": self.failures,
-        }
+def sweep_of(family: Family, report: Report) -> Sweep:
+    """The sweep in the rows of :meth:`Family.cases_by_algorithm`."""
+    kernels = {str(spec): kernel for kernel, spec in family.specs.items()}
+    curves: dict[str, dict[int, Time]] = {name: {} for name in FAMILIES}
+    for row in report.rows:
+        timing = row.timings[OURS]
+        if timing.seconds is not None:
+            time = Time(timing.seconds, timing.predicted, timing.label)
+            curves[row.case.algorithm][kernels[row.case.spec]] = time
+    ran = {name: curve for name, curve in curves.items() if curve}
+    return Sweep(family.name, "kernel", family.specs, ran, report.failures)
 
 
 def sweep(
@@ -315,7 +157,7 @@ def sweep(
         family.cases_by_algorithm(), [OURS], threads=threads, seconds=seconds, rounds=rounds,
         plain=plain, told=told,
     )  # fmt: skip
-    return Sweep.of(family, report)
+    return sweep_of(family, report)
 
 
 def text(found: Sweep, *, as_markdown: bool = False) -> str:
@@ -323,10 +165,10 @@ def text(found: Sweep, *, as_markdown: bool = False) -> str:
     names = list(found.curves)
     columns = ["kernel", *(f">{name}" for name in names), "fastest", "chosen", ">regret"]
     rows = []
-    for kernel in found.kernels:
-        timings = found.at(kernel)
-        times = [milliseconds(timings[n].seconds if n in timings else None) for n in names]
-        size = "x".join(map(str, found.family.specs[kernel].kernel_size))
+    for kernel in found.sizes:
+        by_name = found.at(kernel)
+        times = [milliseconds(by_name[n].seconds if n in by_name else None) for n in names]
+        size = "x".join(map(str, found.specs[kernel].kernel_size))
         rows.append(
             [size, *times, found.fastest(kernel), found.chosen(kernel),
              ratio_text(found.regret(kernel))]
@@ -340,5 +182,5 @@ def text(found: Sweep, *, as_markdown: bool = False) -> str:
     lines += [f"failed, {failure}" for failure in found.failures]
     if as_markdown:
         lines = [f"- {line}" for line in lines]
-    parts = [f"family {found.family.name}, milliseconds:", drawn, "\n".join(lines)]
+    parts = [f"family {found.name}, milliseconds:", drawn, "\n".join(lines)]
     return "\n\n".join(part for part in parts if part)

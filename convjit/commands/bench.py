@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Do it; returns the exit code."""
-    from convjit import precision
+    from convjit import pictures, precision
     from convjit.bench import cases, engines, family, plot, report, runner
 
     if options.kernels is not None and not options.family:
@@ -104,8 +104,8 @@ def run(options: argparse.Namespace) -> int:
         if "convjit" not in wanted:
             raise UsageError("--plot shows what convjit does; name it among --engines")
         try:
-            plot.prepare(options.plot)
-        except plot.PlotError as error:
+            pictures.prepare(options.plot)
+        except pictures.PlotError as error:
             raise UsageError(str(error)) from error
     progress = not (options.quiet or options.json)
 
@@ -133,7 +133,7 @@ def run(options: argparse.Namespace) -> int:
     if options.plot is not None:
         try:
             plot.draw(options.plot, found, sweeps)
-        except plot.PlotError as error:
+        except pictures.PlotError as error:
             raise UsageError(str(error)) from error
     return FAILED if found.ours_failed or any(one.failures for one in sweeps) else OK
 

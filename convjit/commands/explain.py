@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from convjit.commands.common import FAILED, OK, UsageError, print_json, tell
@@ -11,8 +12,10 @@ from convjit.commands.values import activation, one_or_more, padding, positive, 
 TOLD = "rank what could compute a convolution, and say what rules out the rest"
 EXAMPLES = (
     "  python -m convjit explain 1,64,56,56 64,64,3,3 --padding 1\n"
-    "  python -m convjit explain conv_f32_NCHW_n1c64k64g1_i56x56_w3x3_p1 --measure\n"
-    "  python -m convjit explain 512,512 9,9 --padding same --pad-mode reflect --json"
+    "  python -m convjit explain conv_f32_NCHW_n1c64k64g1_i56x56_w3x3_p1 --compare\n"
+    "  python -m convjit explain 512,512 9,9 --padding same --pad-mode reflect --json\n"
+    "  python -m convjit explain 1,64,56,56 64,64,3,3 --padding 1 --plot choice.png\n"
+    "  python -m convjit explain 1,64,56,56 64,64,3,3 --padding 1 --repro > test_it.py"
 )
 
 
@@ -47,7 +50,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--packed", action="store_true",
         help="as a plan runs it: the weights are packed once, and packing is not counted",
     )  # fmt: skip
-    group.add_argument("--measure", action="store_true", help="time the candidates too")
+    group = parser.add_argument_group("what to do")
+    group.add_argument(
+        "--compare", action="store_true",
+        help="measure every candidate's time and error (and what --plot shows)",
+    )  # fmt: skip
+    group.add_argument(
+        "--budget", type=float, default=30.0, metavar="SECONDS",
+        help="of --compare, for the candidates and for each panel of --plot (default: %(default)g)",
+    )  # fmt: skip
+    group.add_argument(
+        "--plot", type=Path, metavar="FILE",
+        help="draw the ranking, and where algorithms cross over kernel size and channels, as PNG "
+        "or SVG (extra plot)",
+    )  # fmt: skip
+    group.add_argument(
+        "--repro", action="store_true",
+        help="print a test of the choice for pytest instead of the table",
+    )  # fmt: skip
 
 
 _PROBLEM = (
@@ -60,7 +80,7 @@ _CHOICE = ("algorithm", "precision", "nonfinite", "workspace_limit", "determinis
 def run(options: argparse.Namespace) -> int:
     """Do it; returns the exit code."""
     import convjit
-    from convjit import calls
+    from convjit import calls, pictures
 
     first, *rest = options.problem
     given = {
@@ -89,12 +109,17 @@ def run(options: argparse.Namespace) -> int:
         explanation = convjit.explain(*shapes, packed=options.packed, **given)
     except TypeError as error:  # of an argument's value: the names are ours
         raise UsageError(str(error)) from error
-    if options.measure:
-        explanation = explanation.measure()
+    if options.plot is not None:
+        pictures.prepare(options.plot)
+    if options.compare:
+        explanation = explanation.compare(budget=options.budget)
+    if options.plot is not None:
+        explanation.plot(options.plot, compare=options.compare, budget=options.budget)
+    repro = {"repro": explanation.repro()} if options.repro else {}
     if options.json:
-        print_json(explanation.as_dict())
+        print_json(explanation.as_dict() | repro)
     else:
-        tell(str(explanation))
+        tell(repro["repro"].rstrip() if repro else str(explanation))
     return OK if explanation.winner is not None or explanation.spec.is_empty else FAILED
 
 

@@ -38,6 +38,9 @@ RUN_ELSEWHERE = {
     "python -m convjit regret": "compiles and times for minutes",
     "python -m asv": "CI runs every benchmark once",
     "asv_bench/record": "measures revisions for minutes",
+    "python -m convjit explain 1,64,56,56 64,64,3,3 --padding 1 --packed --compare": (
+        "a minute of measurements; tests of the command line do"
+    ),
     "python -m convjit demo": "CI runs it; tests of the command line do",
     "python tests/tutorials": "tests/tutorials runs them",
 }

@@ -193,7 +193,7 @@ def test_every_engine_says_what_it_imports() -> None:
 
 def test_output_padding_of_a_transposed_layer() -> None:
     word = "convt_f32_NCHW_n1c3k4g1_i10x9_w3x3_o5x5_s2_p1"
-    assert job(Case("specs", "layer", word)).output_padding == (1, 0)
+    assert job(Case("specs", "layer", word)).spec.output_padding == (1, 0)
 
 
 # -------------------------------------------------------------------- workers

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import convjit
-from convjit import calls, cli, selftest
+from convjit import calls, cli, pictures, selftest
 from convjit.bench import runner
 from convjit.commands import COMMANDS, common, values
 from convjit.spec import ConvSpec
@@ -113,13 +113,37 @@ def test_explain_takes_every_argument(capsys: pytest.CaptureFixture[str]) -> Non
     )
 
 
-def test_explain_measures(capsys: pytest.CaptureFixture[str]) -> None:
+def test_explain_compares(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(
-        capsys, "explain", "conv_f32_NCHW_n1c2k2g1_i5x5_w3x3", "--backend", "scipy", "--measure",
+        capsys, "explain", "conv_f32_NCHW_n1c2k2g1_i5x5_w3x3", "--backend", "scipy", "--compare",
         "--algorithm", "gemm", "--json",
     )  # fmt: skip
     assert code == common.OK
     assert json.loads(out)["candidates"][0]["measured_seconds"] > 0
+
+
+def test_explain_draws_and_writes_a_test(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    word, path = "conv_f32_NCHW_n1c2k2g1_i5x5_w3x3", tmp_path / "it.png"
+    code, out, _ = run(capsys, "explain", word, "--backend", "scipy", "--repro")
+    assert code == common.OK
+    assert f"def test_{word.lower()}():" in out
+    code, read, _ = run(capsys, "explain", word, "--backend", "scipy", "--repro", "--json")
+    assert json.loads(read)["repro"] == out
+    assert "install convjit[plot]" in refused_without_matplotlib(capsys, word, path)
+    pytest.importorskip("matplotlib", reason="draws the pictures (extra plot)")
+    code, out, _ = run(capsys, "explain", word, "--backend", "scipy", "--plot", str(path))
+    assert code == common.OK
+    assert "scipy." in out
+    assert path.exists()
+    assert "end it with .png" in refused(capsys, "explain", word, "--plot", "it.txt")
+
+
+def refused_without_matplotlib(capsys: pytest.CaptureFixture[str], word: str, path: Path) -> str:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures, "find_spec", lambda name: None)
+        return refused(capsys, "explain", word, "--plot", str(path))
 
 
 def test_explain_fails_when_nothing_runs(capsys: pytest.CaptureFixture[str]) -> None:

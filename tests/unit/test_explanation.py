@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import convjit
+from convjit import calls, explanation
+from convjit.errors import ConvSpecError
 from convjit.explanation import Explanation, low_quartile, random_operands
+from convjit.spec import ConvSpec
 
 
 def explain(**options: Any) -> Explanation:
@@ -44,8 +49,21 @@ def test_the_table_has_a_row_a_candidate_and_says_why() -> None:
     assert made.refused[0].refusal.reason.split()[0] in text
     assert text.startswith(str(made.spec))
     assert "forced by backend='scipy'" in text
-    assert "why not" in text
-    assert "why not" not in made.table(refused=False)
+    assert "ruled out" in text
+    assert "ruled out" not in made.table(refused=False)
+
+
+def test_what_is_ruled_out_for_one_reason_is_told_once() -> None:
+    made = explain(precision="exact")
+    reason = made.refused[0].refusal
+    same = tuple(replace(c, refusal=reason, seconds=None) for c in made.candidates)
+    lines = str(replace(made, candidates=same)).splitlines()
+    assert sum(str(reason) in line for line in lines) == 1
+    assert ", ".join(c.label for c in same) in "\n".join(lines)
+
+
+def test_a_prediction_of_what_a_policy_rules_out_is_told() -> None:
+    assert "(it would take " in str(explain(precision="exact"))
 
 
 def test_nothing_that_runs_is_told_too() -> None:
@@ -67,7 +85,7 @@ def test_measuring_adds_times_and_errors() -> None:
         seen.append(result.shape)
         return 1.25e-7
 
-    made = explain(packed=True).measure(seconds=0.0, hopeless=1e9, reference=reference)
+    made = explain(packed=True).compare(seconds=0.0, reference=reference)
     assert set(made.measured) == {c.label for c in made.admitted}
     assert seen == [(2, 4, 9, 10)] * len(made.admitted)
     text = str(made)
@@ -77,13 +95,32 @@ def test_measuring_adds_times_and_errors() -> None:
 
 
 def test_the_budget_ends_measuring_after_the_choice() -> None:
-    made = explain().measure(seconds=0.0, budget=0.0)
+    made = explain().compare(seconds=0.0, budget=0.0)
     assert made.winner is not None
     assert list(made.measured) == [made.winner.label]
+    assert made.left_out == tuple(c.label for c in made.admitted[1:])
+    assert f"not measured, for they take too long: {made.left_out[0]}" in str(made)
+
+
+def test_errors_are_found_by_the_oracle_and_lie_within_the_bound() -> None:
+    made = explain(bias=True).compare(seconds=0.0)
+    for candidate in made.admitted:
+        error = made.measured[candidate.label].error
+        assert error is not None
+        assert candidate.error_bound is not None
+        assert 0 < error <= candidate.error_bound
+
+
+def test_where_the_oracle_takes_long_no_error_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(explanation, "ORACLE_SECONDS", 0.0)
+    made = explain(algorithm="gemm").compare(seconds=0.0)
+    assert [m.error for m in made.measured.values()] == [None]
+    assert "error ≤" in str(made)
+    assert "error\n" not in str(made)
 
 
 def test_json_holds_every_candidate() -> None:
-    made = explain(precision="exact").measure(seconds=0.0, budget=0.0)
+    made = explain(precision="exact").compare(seconds=0.0, budget=0.0)
     read = json.loads(made.to_json(indent=1))
     assert read["spec"] == str(made.spec)
     assert made.winner is not None
@@ -115,3 +152,110 @@ def test_the_low_quartile_calls_often_enough() -> None:
     taken = low_quartile(lambda: calls.append(1), 0.0, least=5)
     assert len(calls) == 6
     assert taken >= 0
+
+
+# -------------------------------------------------------------------- sweeps and pictures
+
+
+def test_a_sweep_is_the_choice_of_every_size() -> None:
+    made = explain()
+    found = made.sweep("kernel", (1, 3, 5))
+    assert found.sizes == [1, 3, 5]
+    for size in found.sizes:
+        best = convjit.explain(
+            (2, 8, 9, 10), (4, 8, size, size), padding=size // 2, backend="scipy"
+        ).winner
+        assert best is not None
+        assert found.chosen(size) == best.algorithm
+        time = found.at(size)[best.algorithm]
+        assert (time.label, time.seconds) == (best.label, None)
+    with pytest.raises(ConvSpecError, match="choose one of kernel, channels"):
+        made.sweep("batch")
+
+
+def test_what_was_compared_and_what_a_sweep_measures_are_in_it() -> None:
+    made = explain().compare(seconds=0.0)
+    found = made.sweep("channels", (4, 8))
+    assert {t.seconds is None for t in found.at(4).values()} == {True}
+    measured = {c.algorithm: made.measured[c.label].seconds for c in reversed(made.admitted)}
+    assert {name: time.seconds for name, time in found.at(8).items()} == measured
+    again = made.sweep("channels", (4, 8), compare=True, seconds=0.0)
+    assert again.which == "seconds"
+    assert all(time.seconds for time in again.at(4).values())
+    late = made.sweep("channels", (4, 8), compare=True, budget=0.0)
+    assert {t.seconds is None for t in late.at(4).values()} == {True}
+
+
+def test_a_picture_of_a_choice(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="draws the pictures (extra plot)")
+    made = explain(precision="exact").compare(seconds=0.0)
+    made.plot(tmp_path / "it.svg", over=("kernel",))
+    assert (tmp_path / "it.svg").stat().st_size > 10_000
+    made.plot(str(tmp_path / "it.png"), over=())
+    assert (tmp_path / "it.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ConvSpecError, match="end it with"):
+        made.plot(tmp_path / "it.doc")
+    with pytest.raises(ConvSpecError, match="nothing to draw"):
+        convjit.explain((0, 8, 9, 10), (4, 8, 3, 3)).plot(tmp_path / "none.png")
+
+
+# -------------------------------------------------------------------- repro
+
+
+WORDS = (
+    "conv_f32_NCHW_n2c4k6g2_i9x8_w3x3_p1x1_bias_act=relu",
+    "conv_bf16_NLC_n1c4k3g1_i17_w3_p1_flip",
+    "convt_c64_NCHW_n1c3k4g1_i10x9_w3x3_s2x2_p1x1",
+    "igrad_f64_NCL_n1c3k4g1_i17_w3_p1_reflect",
+    "wgrad_f32_NCDHW_n1c2k3g1_i5x6x4_w3x2x3_d1x2x1",
+    "conv_u8_NCL_n1c2k3g1_i17_w3",
+)
+
+
+def run_source(source: str) -> None:
+    """What pytest does with the one test of a file."""
+    scope: dict[str, Any] = {}
+    exec(compile(source, "repro", "exec"), scope)
+    (test,) = (value for name, value in scope.items() if name.startswith("test_"))
+    test()
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_a_repro_passes(word: str) -> None:
+    shapes, given = calls.described(ConvSpec.parse(word))
+    made = convjit.explain(*shapes, backend="scipy", **given)
+    source = made.repro()
+    assert word in source
+    assert f"numpy {np.__version__}" in source
+    run_source(source)
+
+
+@pytest.mark.parametrize(
+    ("x", "w", "layout"),
+    [((20,), (3,), None), ((3, 9, 8), (3, 3), "HW"), ((4, 9, 8), (2, 4, 3, 3), None)],
+)
+def test_a_repro_of_plain_stacked_and_unbatched_data(
+    x: tuple[int, ...], w: tuple[int, ...], layout: str | None
+) -> None:
+    run_source(convjit.explain(x, w, layout=layout, backend="scipy").repro(seed=3))
+
+
+def test_a_repro_of_data_that_is_not_contiguous() -> None:
+    x = np.zeros((1, 4, 9, 9), np.float32)[..., ::2]
+    made = convjit.explain(x, np.zeros((2, 4, 3, 3), np.float32), backend="scipy")
+    assert made.spec.strided
+    source = made.repro()
+    assert "[..., ::2]" in source
+    run_source(source)
+
+
+def test_a_repro_of_another_candidate_and_one_that_fails() -> None:
+    made = explain(precision="fast", deterministic=True)
+    other = made.admitted[-1]
+    source = made.repro(other.solver_id)
+    assert f'algorithm="{other.solver_id}", precision="fast", deterministic=True' in source
+    run_source(source)
+    with pytest.raises(AssertionError):
+        run_source(source.replace(f"error <= {other.error_bound!r}", "error <= 0.0"))
+    with pytest.raises(ConvSpecError, match=f"choose one of .*{other.label}"):
+        made.repro("numba.nothing")

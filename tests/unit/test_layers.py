@@ -24,7 +24,7 @@ LAYERS = (
     ("checks", "discovery"),
     ("registry", "steps", "lowering", "guard", "cost", "tunedb", "profiling", "arena"),
     ("plans", "dispatch", "calls", "settings"),
-    ("explanation", "environment", "tune", "separable"),
+    ("environment", "tune", "separable", "sweeps", "pictures", "explanation", "showing", "repro"),
     ("api",),
     ("",),  # convjit/__init__.py: the public names
     ("testing.*",),

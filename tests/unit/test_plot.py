@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from convjit import cli
+from convjit import cli, pictures, sweeps
 from convjit.bench import engines, family, peak, plot, runner, verify, worker
 from convjit.bench.cases import Case
-from convjit.bench.family import Crossover, Sweep
 from convjit.bench.runner import Report, Row, Timing
 from convjit.commands import common
 from convjit.errors import ConvSpecError
 from convjit.spec import ConvSpec
 from convjit.spi import Target
+from convjit.sweeps import Crossover
 
 # -------------------------------------------------------------------- families
 
@@ -30,7 +30,7 @@ def test_a_family_keeps_its_size_and_grows_its_padding() -> None:
         4: "conv_f32_NCHW_n1c64k64g1_i56x56_w4x4_p1.2x1.2",
         7: "conv_f32_NCHW_n1c64k64g1_i56x56_w7x7_p3x3",
     }
-    assert list(family.parse("channels=1,size=100x").specs) == list(family.KERNELS[1])
+    assert list(family.parse("channels=1,size=100x").specs) == list(sweeps.KERNELS[1])
     assert list(made.specs) == [1, 4, 7]
 
 
@@ -110,16 +110,16 @@ def swept() -> tuple[family.Family, Report]:
 
 
 def test_a_sweep_knows_the_fastest_the_choice_and_the_regret() -> None:
-    found = Sweep.of(*swept())
+    found = family.sweep_of(*swept())
     assert list(found.curves) == ["direct", "fft", "winograd"]
-    assert found.kernels == [1, 3, 5]
+    assert found.sizes == [1, 3, 5]
     assert [found.fastest(k) for k in (1, 3, 5)] == ["direct", "winograd", "fft"]
     assert [found.chosen(k) for k in (1, 3, 5)] == ["direct", "direct", "fft"]
     assert [found.regret(k) for k in (1, 3, 5)] == pytest.approx([1.0, 2.0, 1.0])
 
 
 def test_crossovers_lie_where_the_curves_meet_or_in_the_middle() -> None:
-    first, second = Sweep.of(*swept()).crossovers()
+    first, second = family.sweep_of(*swept()).crossovers()
     assert (first.before, first.after) == ("direct", "winograd")
     assert (first.smaller, first.larger) == (1, 3)
     assert first.at == pytest.approx(math.sqrt(3))  # winograd has no time at 1
@@ -128,14 +128,14 @@ def test_crossovers_lie_where_the_curves_meet_or_in_the_middle() -> None:
     for row in report.rows:
         if row.case.algorithm == "winograd":
             row.timings["convjit"] = Timing(reason="refused")
-    (only,) = Sweep.of(made, report).crossovers()
+    (only,) = family.sweep_of(made, report).crossovers()
     assert (only.before, only.after, only.smaller, only.larger) == ("direct", "fft", 3, 5)
     # From 4:8 to 20:5, straight on logarithmic scales: log 2 / (log 2 + log 4) of the way.
     assert only.at == pytest.approx(3 * (5 / 3) ** (1 / 3))
 
 
 def test_the_text_and_the_json_of_a_sweep() -> None:
-    found = Sweep.of(*swept())
+    found = family.sweep_of(*swept())
     text = family.text(found)
     assert "3x3        4.00   8.00       2.00   winograd   direct     2.00" in text
     assert "from kernel size 3 on winograd is faster than direct (they meet at 1.7)" in text
@@ -143,8 +143,8 @@ def test_the_text_and_the_json_of_a_sweep() -> None:
         found, as_markdown=True
     )
     read = json.loads(json.dumps(found.as_dict()))
-    assert read["kernels"]["3"]["algorithms"]["fft"]["seconds"] == pytest.approx(8e-3)
-    assert read["crossovers"][0]["kernels"] == [1, 3]
+    assert read["sizes"]["3"]["algorithms"]["fft"]["seconds"] == pytest.approx(8e-3)
+    assert read["crossovers"][0]["sizes"] == [1, 3]
 
 
 def test_an_engine_takes_the_algorithm_of_its_case_or_says_why_not() -> None:
@@ -235,7 +235,7 @@ def test_equal_layers_are_one_point() -> None:
     ],
 )  # fmt: skip
 def test_a_layer_is_told_in_a_few_words(word: str, words: str) -> None:
-    assert plot.told(ConvSpec.parse(word)) == words
+    assert pictures.told(ConvSpec.parse(word)) == words
 
 
 def test_bandwidths_are_measured_unless_they_are_remembered(
@@ -269,7 +269,7 @@ def test_bandwidths_are_measured_unless_they_are_remembered(
 @pytest.mark.parametrize("suffix", [".png", ".svg"])
 def test_equal_data_gives_equal_files(suffix: str, tmp_path: Path) -> None:
     matplotlib = pytest.importorskip("matplotlib", reason="draws the pictures (extra plot)")
-    found = Sweep.of(*swept())
+    found = family.sweep_of(*swept())
     one, two = tmp_path / f"one{suffix}", tmp_path / f"two{suffix}"
     plot.draw(one, sample(), [found])
     with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red"}):
@@ -288,7 +288,7 @@ def test_a_picture_has_a_panel_for_the_roofline_and_one_for_each_family(tmp_path
         [(sample(), 0), (sample(), 2), (Report([], ["convjit"], {}, 1, {}), 1)]
     ):
         path = tmp_path / f"{number}.png"
-        plot.draw(path, report, [Sweep.of(*swept())] * count)
+        plot.draw(path, report, [family.sweep_of(*swept())] * count)
         heights.append(np.asarray(image.imread(path)).shape[0])
     assert heights == [heights[0], 3 * heights[0], heights[0]]
 
@@ -312,12 +312,12 @@ def test_what_cannot_be_drawn_is_told_in_a_sentence(
         (tmp_path / "no" / "it.png", "is not a directory to write in"),
         (tmp_path / "folder.png", "it is a directory"),
     ):
-        with pytest.raises(plot.PlotError, match=told):
-            plot.prepare(path)
-    with pytest.raises(plot.PlotError, match="computed nothing to show"):
+        with pytest.raises(pictures.PlotError, match=told):
+            pictures.prepare(path)
+    with pytest.raises(pictures.PlotError, match="computed nothing to show"):
         plot.draw(tmp_path / "it.png", Report([], ["convjit"], {}, 1, {}))
-    monkeypatch.setattr(plot, "find_spec", lambda name: None)
-    with pytest.raises(plot.PlotError, match=r"install convjit\[plot\]"):
+    monkeypatch.setattr(pictures, "find_spec", lambda name: None)
+    with pytest.raises(pictures.PlotError, match=r"install convjit\[plot\]"):
         plot.draw(tmp_path / "it.png", sample())
     assert not (tmp_path / "it.png").exists()
 
@@ -362,7 +362,7 @@ def test_bench_draws_what_it_timed(
         capsys, "--family", "channels=4,size=9", "--kernels", "1,3,5", "--plot", str(path), "--json"
     )
     read = json.loads(out)
-    assert read["families"][0]["family"] == "channels=4,size=9"
+    assert read["families"][0]["name"] == "channels=4,size=9"
     assert read["roofline"]["points"][0]["algorithm"] == "gemm"
     assert path.exists()
 
@@ -395,7 +395,7 @@ def test_what_bench_cannot_draw_is_one_line_before_anything_is_timed(
 def test_without_matplotlib_the_extra_is_named(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plot, "find_spec", lambda name: None)
+    monkeypatch.setattr(pictures, "find_spec", lambda name: None)
     monkeypatch.setattr(runner, "run", lambda *_, **__: pytest.fail("it was timed"))
     code, _, error = command(capsys, "--plot", "it.png")
     assert code == common.USAGE
