@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         register,
         release_memory,
         show_config,
+        tune,
         weights,
     )
     from convjit.errors import (
@@ -64,6 +65,7 @@ __all__ = [
     "register",
     "release_memory",
     "show_config",
+    "tune",
     "use",
     "weights",
 ]

@@ -16,6 +16,7 @@ from convjit.spec import Direction
 
 if TYPE_CHECKING:
     from convjit.explanation import Explanation
+    from convjit.tuning import Tuning
 
 
 def conv(
@@ -529,6 +530,63 @@ def explain(
     if first is not None and first.dtype.name == problem.spec.dtype and is_strided(first):
         problem = replace(problem, spec=problem.spec.replace(strided=True))
     return explain_problem(problem, request)
+
+
+def tune(
+    x: Any,
+    w: Any,
+    bias: Any = None,
+    *,
+    direction: str = "forward",
+    dtype: Any = None,
+    budget_s: float | None = None,
+    again: bool = False,
+    **options: Any,
+) -> Tuning:
+    """Measure what could compute a convolution here, and remember what is fastest.
+
+    Candidates and their block sizes are timed, with packed weights and in plain calls.  From then
+    on, in this process and in later ones, the fastest that passes every filter runs: the same
+    problem and, if nothing is remembered of them themselves, problems of the same bucket (equal but
+    for batch and spatial sizes, which are rounded up to 1, 2, 3, 4, 6, 8, 12, 16, 24, ...).
+
+    Parameters
+    ----------
+    x, w : arrays, or tuples that are shapes
+        Of arrays only shapes and dtypes count.
+    bias : array or bool, optional
+        Of no consequence for what is remembered.
+    direction, dtype
+        As in :func:`plan`.
+    budget_s : float, optional
+        Seconds to spend, compiling included; 30 if not given.
+    again : bool
+        Measure what is remembered already, of this problem or of another in its bucket.
+    **options
+        As in :func:`plan`; what they refuse is not measured.
+
+    Returns
+    -------
+    Tuning
+        Prints itself: what was measured, and what runs from now on.
+
+    Raises
+    ------
+    ConvSpecError, TypeError, UnsupportedError, BackendError
+        As :func:`conv`; also for a budget that is not positive and for ``deterministic=True``,
+        under which measurements decide nothing.
+
+    Warns
+    -----
+    ConvjitWarning
+        If the user's directory cannot be written: then this process alone remembers.
+    """
+    from convjit.tuning import BUDGET, tune_problem
+
+    problem, request, _ = problem_and_request(x, w, bias, direction, dtype, True, options)
+    return tune_problem(
+        problem, request, budget=BUDGET if budget_s is None else budget_s, again=again
+    )
 
 
 # -------------------------------------------------------------------- backends

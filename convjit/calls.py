@@ -323,7 +323,8 @@ def problem_and_request(
     unknown = [name for name in options if name not in known]
     if unknown:
         raise TypeError(
-            f"plan and explain do not take {unknown[0]!r}; they take {', '.join(sorted(known))}."
+            f"plan, explain and tune do not take {unknown[0]!r}; they take "
+            f"{', '.join(sorted(known))}."
         )
     try:
         chosen = Direction(direction)

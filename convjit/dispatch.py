@@ -1,101 +1,35 @@
 """Selection: pool, refuse or lower, filter by policy, rank by predicted time, plan.
 
-The order of the rules: a forced choice, else the cost model, else (for solvers that the model
-predicts alike) the declared order.  Every candidate is kept with its estimate or its refusal, so
-that ``explain`` can show what this module saw.
+The order of the rules: a forced choice, else what was measured and is remembered
+(:mod:`convjit.tunedb`), else the cost model, else (for solvers that the model predicts alike) the
+declared order.  Every candidate is kept with its estimate or its refusal, so that ``explain`` can
+show what this module saw.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
-from convjit import config, cost, precision, registry
+from convjit import config, cost, precision, registry, revisions
 from convjit.algorithms import error as error_model
 from convjit.arguments import Problem, Request
 from convjit.errors import BackendError, ConvSpecError, UnsupportedError
-from convjit.guard import Guarded, check_phase
-from convjit.lowering import Lowered, complete, descend
+from convjit.guard import check_phase
+from convjit.lowering import complete, descend
 from convjit.plans import Fill, Plan
 from convjit.precision import Policy
+from convjit.ranking import Candidate, Ranked, by_memory, reason
 from convjit.spec import ConvSpec
-from convjit.spi import Backend, Executable, Feature, Refusal, Solver, Target, Work
+from convjit.spi import Backend, Config, Feature, Refusal, Solver, Target, Work
+
+__all__ = [
+    "FAMILIES", "Candidate", "Trial", "candidates", "error_bound", "exclude", "forget_failures",
+    "has_failed", "reason", "select", "trials",
+]  # fmt: skip
 
 FAMILIES = ("direct", "gemm", "fft", "winograd", "depthwise")
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A solver's answer to a problem.
-
-    Attributes
-    ----------
-    backend, device, solver_id, algorithm : str
-    steps : tuple of str
-        The lowering, outermost step first.
-    spec : ConvSpec
-        The problem that the solver itself is given.
-    work : Work or None
-    seconds : float or None
-        Predicted time of a call with packed weights.
-    pack_seconds : float
-        Predicted time of packing, paid by plain calls.
-    workspace : int
-        Bytes.
-    error_bound : float or None
-        Modelled bound relative to the largest sum of magnitudes.
-    refusal : Refusal or None
-        Why the candidate cannot be chosen; None if it can.
-    """
-
-    backend: str
-    device: str
-    solver_id: str
-    algorithm: str
-    steps: tuple[str, ...]
-    spec: ConvSpec
-    work: Work | None = None
-    seconds: float | None = None
-    pack_seconds: float = 0.0
-    workspace: int = 0
-    error_bound: float | None = None
-    refusal: Refusal | None = None
-
-    @property
-    def label(self) -> str:
-        """``"pad reflect + numba.direct"``."""
-        return " + ".join((*self.steps, self.solver_id))
-
-    def total(self, packed: bool) -> float:
-        """Predicted seconds of a call, with the packing where it is paid each time."""
-        seconds = float("inf") if self.seconds is None else self.seconds
-        return seconds if packed else seconds + self.pack_seconds
-
-
-@dataclass(frozen=True, slots=True)
-class _Ranked:
-    """A candidate with what plans it; ``local`` computes what the finite check rejects."""
-
-    candidate: Candidate
-    backend: Backend
-    target: Target
-    lowered: Lowered | None
-    is_guarded: bool = False
-    local: _Ranked | None = None
-
-    def executable(self) -> Executable:
-        if self.lowered is None:
-            raise AssertionError("an admitted candidate has a lowering")
-        configs = iter(self.lowered.solver.configs(self.lowered.spec, self.target))
-        executable = self.lowered.plan(self.target, next(configs, ()))
-        if self.local is None:
-            return executable
-        return Guarded(self.spec, executable, self.local.executable)
-
-    @property
-    def spec(self) -> ConvSpec:
-        """The problem asked for."""
-        return self.candidate.spec if self.lowered is None else self.lowered.outer
 
 
 def error_bound(spec: ConvSpec, inner: ConvSpec, work: Work) -> float:
@@ -112,12 +46,12 @@ def error_bound(spec: ConvSpec, inner: ConvSpec, work: Work) -> float:
 
 def _consider(
     backend: Backend, solver: Solver, spec: ConvSpec, target: Target, request: Request
-) -> _Ranked:
+) -> Ranked:
     """One solver's answer; what a solver raises is one refusal, reported by the caller."""
     base = Candidate(backend.name, backend.device, solver.id, solver.algorithm, (), spec)
 
-    def refused(refusal: Refusal) -> _Ranked:
-        return _Ranked(replace(base, refusal=refusal), backend, target, None)
+    def refused(refusal: Refusal) -> Ranked:
+        return Ranked(replace(base, refusal=refusal), backend, target, None)
 
     doing = "refused or lowered"
     try:
@@ -149,7 +83,7 @@ def _consider(
     except Exception as error:
         return refused(_broken(backend, solver.id, doing, spec, error, request))
     refusal = _policy_refusal(spec, candidate, work, request.policy)
-    return _Ranked(replace(candidate, refusal=refusal), backend, target, lowered, guarded)
+    return Ranked(replace(candidate, refusal=refusal), backend, target, lowered, guarded)
 
 
 def _broken(
@@ -233,7 +167,7 @@ def _check_algorithm(request: Request, offered: Sequence[Solver]) -> None:
     )
 
 
-def _ranked(spec: ConvSpec, request: Request) -> list[_Ranked]:
+def _ranked(spec: ConvSpec, request: Request) -> list[Ranked]:
     """Every solver of the pool: those that can run by predicted time, then the refused ones.
 
     What spreads a NaN or Inf takes part under ``nonfinite="local"`` behind a finite check, if
@@ -245,22 +179,19 @@ def _ranked(spec: ConvSpec, request: Request) -> list[_Ranked]:
         if local is None and request.algorithm is not None:
             local = _best_local(_asked(spec, replace(request, algorithm=None)))
         rows = [_with_local(row, local) if row.is_guarded else row for row in rows]
-    return sorted(
-        rows,
-        key=lambda row: (
-            row.candidate.refusal is not None,
-            0.0 if row.candidate.refusal else row.candidate.total(request.packed),
-        ),
-    )
+    fit = [row for row in rows if row.candidate.refusal is None]
+    refused = [row for row in rows if row.candidate.refusal is not None]
+    fit.sort(key=lambda row: row.candidate.total(request.packed))
+    return by_memory(spec, request, fit) + refused
 
 
-def _best_local(rows: list[_Ranked]) -> _Ranked | None:
+def _best_local(rows: list[Ranked]) -> Ranked | None:
     """The fastest candidate that keeps a NaN or Inf in its receptive field by itself."""
     fit = [row for row in rows if row.candidate.refusal is None and not row.is_guarded]
     return min(fit, key=lambda row: row.candidate.total(packed=False), default=None)
 
 
-def _with_local(row: _Ranked, local: _Ranked | None) -> _Ranked:
+def _with_local(row: Ranked, local: Ranked | None) -> Ranked:
     if local is not None or row.candidate.refusal is not None:
         return replace(row, local=local)
     reason = "it spreads a NaN or Inf, and nothing else is allowed that would keep them local"
@@ -268,7 +199,7 @@ def _with_local(row: _Ranked, local: _Ranked | None) -> _Ranked:
     return replace(row, candidate=replace(row.candidate, refusal=refusal))
 
 
-def _asked(spec: ConvSpec, request: Request) -> list[_Ranked]:
+def _asked(spec: ConvSpec, request: Request) -> list[Ranked]:
     """What every solver of the pool answers, in the declared order."""
     disabled = config.current().disable
     asked: list[tuple[Backend, Solver]] = [
@@ -294,7 +225,7 @@ def _asked(spec: ConvSpec, request: Request) -> list[_Ranked]:
             rows.append(_consider(backend, solver, spec, target, request))
         else:
             base = Candidate(backend.name, backend.device, solver.id, solver.algorithm, (), spec)
-            rows.append(_Ranked(replace(base, refusal=excluded), backend, target, None))
+            rows.append(Ranked(replace(base, refusal=excluded), backend, target, None))
     return rows
 
 
@@ -318,26 +249,6 @@ def candidates(spec: ConvSpec, request: Request) -> list[Candidate]:
     return [row.candidate for row in _ranked(spec, request)]
 
 
-def reason(request: Request, admitted: Sequence[Candidate]) -> str:
-    """One sentence on which rule chose the first of the candidates that were not refused."""
-    first = admitted[0]
-    forced = [
-        f"{name}={value!r}"
-        for name, value in (("backend", request.backend), ("algorithm", request.algorithm))
-        if value is not None
-    ]
-    said = f"forced by {' and '.join(forced)}" if forced else ""
-    if len(admitted) == 1:
-        return said or "the only solver that takes it"
-    second = admitted[1]
-    mine, other = first.total(request.packed), second.total(request.packed)
-    if mine == other:
-        rule = f"declared before {second.label}, which is predicted alike"
-    else:
-        rule = f"cost model: {mine * 1e3:.3g} ms, next {second.label} {other * 1e3:.3g} ms"
-    return f"{said}; {rule}" if said else rule
-
-
 def select(problem: Problem, request: Request, array_type: type | None) -> Plan:
     """The plan of the best candidate.
 
@@ -355,31 +266,75 @@ def select(problem: Problem, request: Request, array_type: type | None) -> Plan:
     admitted = [row for row in rows if row.candidate.refusal is None]
     while admitted:
         row = admitted[0]
-        candidate = row.candidate
+        why = reason(request, [row.candidate for row in admitted])
         try:
-            executable = row.executable()
-            namespace = row.backend.array_namespace()
+            return _plan(row, problem, request, array_type, why)
         except Exception as error:
-            _broken(row.backend, candidate.solver_id, "planned", spec, error, request)
+            _broken(row.backend, row.candidate.solver_id, "planned", spec, error, request)
             admitted.pop(0)
-            continue
-        return Plan(
-            problem,
-            executable,
-            request=request,
-            namespace=namespace,
-            array_type=array_type,
-            backend=candidate.backend,
-            solver=candidate.solver_id,
-            algorithm=candidate.algorithm,
-            label=candidate.label,
-            reason=reason(request, [row.candidate for row in admitted]),
-            work=candidate.work,
-            error_bound=candidate.error_bound or 0.0,
-            seconds=candidate.seconds or 0.0,
-            peak=row.target.peak.get(precision.accumulator_dtype(spec.dtype), 0.0),
-        )
     raise _unsupported(spec, request, [row.candidate for row in rows])
+
+
+def _plan(
+    row: Ranked, problem: Problem, request: Request, array_type: type | None, why: str,
+    config: Config | None = None,
+) -> Plan:  # fmt: skip
+    """The plan of a candidate that can run, with given block sizes or those that are the best."""
+    executable, chosen = row.executable(request.policy.workspace_limit, config)
+    candidate = row.candidate
+    return Plan(
+        problem,
+        executable,
+        request=request,
+        namespace=row.backend.array_namespace(),
+        array_type=array_type,
+        backend=candidate.backend,
+        solver=candidate.solver_id,
+        algorithm=candidate.algorithm,
+        label=candidate.label,
+        reason=why,
+        work=candidate.work,
+        error_bound=candidate.error_bound or 0.0,
+        seconds=candidate.seconds or 0.0,
+        peak=row.target.peak.get(precision.accumulator_dtype(problem.spec.dtype), 0.0),
+        config=chosen,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A candidate that can run, as whoever measures it needs it.
+
+    Attributes
+    ----------
+    candidate : Candidate
+    target, revision : str
+        The machine's fingerprint, and the revision of the solver.
+    configs : tuple of Config
+        Block sizes that the solver offers, the default first.
+    plan : callable
+        From block sizes to the plan that has them; raises whatever the solver raises.
+    """
+
+    candidate: Candidate
+    target: str
+    revision: str
+    configs: tuple[Config, ...]
+    plan: Callable[[Config], Plan]
+
+
+def trials(problem: Problem, request: Request, array_type: type | None) -> list[Trial]:
+    """The candidates that can run, in the order in which they would be chosen."""
+    if problem.spec.is_empty:
+        return []
+    made = []
+    for row in _ranked(problem.spec, request):
+        if row.candidate.refusal is None and row.lowered is not None:
+            revision = revisions.revision(row.lowered.solver)
+            plan = partial(_plan, row, problem, request, array_type, "being measured")
+            target = row.target.fingerprint
+            made.append(Trial(row.candidate, target, revision, row.configs(), plan))
+    return made
 
 
 def _fill_plan(problem: Problem, request: Request, array_type: type | None) -> Plan:
@@ -391,7 +346,7 @@ def _fill_plan(problem: Problem, request: Request, array_type: type | None) -> P
         problem, Fill(problem.spec), request=request, namespace=sys.modules[module],
         array_type=array_type, backend="convjit", solver="convjit.fill", algorithm="fill",
         label="convjit.fill", reason="no product is summed", work=None, error_bound=0.0,
-        seconds=0.0, peak=0.0,
+        seconds=0.0, peak=0.0, config=(),
     )  # fmt: skip
 
 

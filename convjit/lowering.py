@@ -21,6 +21,7 @@ from convjit.algorithms.workspace import aligned, carve, nbytes
 from convjit.precision import Numerics
 from convjit.spec import ConvSpec, Direction
 from convjit.spi import (
+    DEFAULT_CONFIG,
     Array,
     Config,
     Executable,
@@ -96,12 +97,17 @@ class Lowered:
         if self.split is None:
             executable = self.solver.plan(self.spec, target, config)
         else:
-            inner = [part.plan(target, config) for part in self.parts]
+            inner = [part.plan(target, part.offered(config, target)) for part in self.parts]
             parts = [_around(*pair) for pair in zip(self.split.parts, inner, strict=True)]
             executable = _Split(self.split, parts)
         for step in reversed(self.steps):
             executable = _around(step, executable)
         return executable
+
+    def offered(self, config: Config, target: Target) -> Config:
+        """A config if the solver offers it for its problem, else the default."""
+        configs = tuple(self.solver.configs(self.spec, target))
+        return config if config in configs else next(iter(configs), DEFAULT_CONFIG)
 
 
 def _largest(parts: tuple[Lowered, ...]) -> Lowered:

@@ -18,7 +18,7 @@ from convjit.arguments import Problem, Request
 from convjit.errors import BackendError, ConvSpecError
 from convjit.locks import lock_held_over_forks
 from convjit.spec import ConvSpec, Direction
-from convjit.spi import Array, Executable, Work
+from convjit.spi import Array, Config, Executable, Work
 
 _OPERANDS = {
     Direction.FORWARD: ("x", "w"),
@@ -150,11 +150,14 @@ class Plan:
         Modelled bound on the error, relative to the largest sum of magnitudes.
     seconds : float
         Predicted time of a call with packed weights.
+    config : tuple of (name, size)
+        Block sizes: the solver's default, unless others were measured to be faster.
     """
 
     __slots__ = (
         "_dtype", "_lhs_view", "_namespace", "_peak", "_result_dtype", "_result_view", "_rhs_view",
-        "_spare", "_warm", "_zero_bias", "algorithm", "array_type", "backend", "error_bound",
+        "_spare", "_warm", "_zero_bias", "algorithm", "array_type", "backend", "config",
+        "error_bound",
         "executable", "label", "problem", "reason", "request", "seconds", "solver", "spec", "work",
         "workspace",
     )  # fmt: skip
@@ -176,6 +179,7 @@ class Plan:
         error_bound: float,
         seconds: float,
         peak: float,
+        config: Config = (),
     ) -> None:
         self.problem, self.request = problem, request
         self.spec = problem.spec
@@ -184,6 +188,7 @@ class Plan:
         self.label, self.reason = label, reason
         self.work, self.error_bound, self.seconds = work, error_bound, seconds
         self.workspace = executable.workspace
+        self.config = config
         self.array_type: Any = array_type
         self._namespace = namespace
         self._peak = peak
@@ -451,13 +456,17 @@ class Plan:
             f"operands      {', '.join(_OPERANDS[self.spec.direction])}: "
             f"{self.problem.lhs_shape}, {self.problem.rhs_shape} {self.spec.dtype}",
             f"result        {self.problem.result_shape} {self.spec.result_dtype}",
-            f"runs          {self.label}",
+            f"runs          {self.label}{_blocks(self.config)}",
             f"because       {self.reason}",
             f"predicted     {self.seconds * 1e3:.4g} ms",
             f"workspace     {self.workspace} bytes",
             f"error bound   {self.error_bound:.1e} of the largest sum of magnitudes",
         ]
         return "\n".join(lines)
+
+
+def _blocks(config: Config) -> str:
+    return f" ({', '.join(f'{name}={size}' for name, size in config)})" if config else ""
 
 
 def _if_other(shape: tuple[int, ...], than: tuple[int, ...]) -> tuple[int, ...] | None:

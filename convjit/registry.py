@@ -277,6 +277,13 @@ def generation() -> int:
     return _generation
 
 
+def outdate() -> None:
+    """Have every cached choice be made anew: what decides it changed."""
+    global _generation
+    with _lock:
+        _generation += 1
+
+
 def default_pool(device: str | None = None) -> list[Backend]:
     """The healthy backends that a call without ``backend=`` considers, the preferred ones first.
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from convjit import registry
+from convjit import registry, tunedb
+from convjit.store import Store
 from convjit.testing import plugin
 
 # Variables that a developer may have set must not decide what the tests test.
@@ -20,3 +23,16 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     """Each backend with its probe's answer, so that a ring that is skipped is seen."""
     ours = [name for name in registry.names() if registry.is_builtin(name)]
     return plugin.header([*ours, *plugin.chosen(config)])
+
+
+@pytest.fixture(autouse=True, scope="session")
+def nothing_was_tuned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What a developer tuned on this machine must not decide either."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tunedb, "DATABASE", empty_database(tmp_path_factory.mktemp("tuned")))
+        yield
+
+
+def empty_database(directory: Path) -> Store:
+    """A database of its own; an absolute name leaves the user's directory alone."""
+    return Store(str(directory / "tuning.json"), tunedb.VERSION)

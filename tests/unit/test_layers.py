@@ -22,9 +22,10 @@ LAYERS = (
     ("algorithms.*",),
     ("spi", "arguments"),
     ("checks", "discovery"),
-    ("registry", "steps", "lowering", "guard", "cost", "tunedb", "profiling", "arena"),
+    ("registry", "steps", "lowering", "guard", "cost", "profiling", "arena"),
+    ("revisions", "tunedb", "ranking"),
     ("plans", "dispatch", "calls", "settings"),
-    ("environment", "tune", "separable", "sweeps", "pictures", "explanation", "showing", "repro"),
+    ("environment", "tuning", "separable", "sweeps", "pictures", "explanation", "showing", "repro"),
     ("api",),
     ("",),  # convjit/__init__.py: the public names
     ("testing.*",),
