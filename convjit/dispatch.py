@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from convjit import config, cost, precision, registry, revisions
+from convjit import calibration, config, cost, precision, registry, revisions
 from convjit.algorithms import error as error_model
 from convjit.arguments import Problem, Request
 from convjit.errors import BackendError, ConvSpecError, UnsupportedError
@@ -232,7 +232,7 @@ def _asked(spec: ConvSpec, request: Request) -> list[Ranked]:
 def _target(backend: Backend, request: Request) -> Target | None:
     """The machine as a backend sees it; None where it fails at that and was not asked for."""
     try:
-        return backend.target()
+        return calibration.target(backend)
     except Exception as error:
         named = (request.backend,) if isinstance(request.backend, str) else request.backend or ()
         reason = f"its target() failed: {type(error).__name__}: {error}"

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from convjit import config, registry
+from convjit import calibration, config, registry
 from convjit._version import __version__
 from convjit.errors import BackendError
 
@@ -112,7 +112,8 @@ def facts(*, load: bool = False) -> dict[str, Any]:
 def _target(name: str) -> dict[str, Any] | None:
     """A loaded backend's view of its device."""
     try:
-        target = registry.get(name).target()
+        backend = registry.get(name)
+        target = calibration.target(backend)
     except BackendError:
         return None
     return {
@@ -120,24 +121,13 @@ def _target(name: str) -> dict[str, Any] | None:
         "fingerprint": target.fingerprint,
         "cores": target.cores,
         "measured": target.measured,
+        "figures": calibration.state(backend),
         "peak": dict(target.peak),
         "bandwidth": dict(target.bandwidth),
         "caches": dict(target.caches),
         "rates": dict(target.rates),
         "features": dict(target.features),
     }
-
-
-def measure() -> list[str]:
-    """Let every backend that can measure its device do so, and remember it; names of those."""
-    measured = []
-    for row in registry.status(load=registry.names()):
-        if row.state is registry.State.LOADED:
-            function = getattr(registry.get(row.name), "measure", None)
-            if callable(function):
-                function()
-                measured.append(row.name)
-    return measured
 
 
 def describe(*, load: bool = False) -> str:
@@ -192,5 +182,4 @@ def _told_target(target: dict[str, Any]) -> str:
     peaks = ", ".join(
         f"{dtype} {rate / 1e9:.0f} GFLOP/s" for dtype, rate in target["peak"].items() if rate
     )
-    how = "measured" if target["measured"] else "from a table"
-    return f"{target['description']}; peak {how}: {peaks or 'unknown'}"
+    return f"{target['description']}; peak {peaks or 'unknown'}; {target['figures']}"

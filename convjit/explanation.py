@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from convjit import dispatch, precision, registry, sweeps
+from convjit import calibration, dispatch, precision, registry, sweeps
 from convjit.algorithms.error import relative_error
 from convjit.algorithms.oracle import magnitudes, oracle
 from convjit.arguments import Problem, Request
@@ -341,7 +341,7 @@ def peak_of(backend: str, dtype: str) -> tuple[float, bool]:
 def target_of(backend: str) -> Target | None:
     """The machine as a backend sees it, None where it cannot say."""
     try:
-        return registry.get(backend).target()
+        return calibration.target(registry.get(backend))
     except BackendError:
         return None
 

@@ -15,7 +15,17 @@ from typing import Any
 
 import numpy as np
 
-from convjit import arena, arguments, calls, config, cost, dispatch, profiling, registry
+from convjit import (
+    arena,
+    arguments,
+    calibration,
+    calls,
+    config,
+    cost,
+    dispatch,
+    profiling,
+    registry,
+)
 from convjit.arguments import Problem
 from convjit.calls import kinds_of
 from convjit.errors import BackendError
@@ -230,7 +240,7 @@ def _offered(
     offer = getattr(backend, "separable", None)
     if offer is None:
         return None
-    solver, target = offer(), backend.target()
+    solver, target = offer(), calibration.target(backend)
     if solver.id in config.current().disable or dispatch.has_failed(solver.id):
         return None
     if solver.refuse(depth.spec, point.spec, target) is not None:

@@ -130,7 +130,8 @@ class Target:
     Attributes
     ----------
     fingerprint : str
-        Changes when a remembered measurement stops being valid.
+        Changes when a remembered measurement stops being valid: with the processor, the number of
+        threads, the toolchain.
     device : str
         ``"cpu"`` or ``"cuda"``.
     description : str
@@ -271,8 +272,9 @@ class Backend(Protocol):
     The entry point names a callable without arguments (a class, usually) that returns a backend;
     calling it must be cheap, heavy imports belong into :meth:`solvers`.
 
-    A backend may have more, which is used where it is there: ``measure()`` measures the machine,
-    remembers and returns the :class:`Target`; ``peak(dtype)`` gives its flop/s, measured now;
+    A backend may have more, which is used where it is there: ``gauges(target)`` says how each
+    figure of its target is measured (:mod:`convjit.gauges`), for the core to calibrate it;
+    ``peak(dtype)`` gives its flop/s, measured now;
     ``compiled()`` names the kernels that this process compiled; ``release_memory()`` gives up
     whatever the backend keeps for later calls.
     """
@@ -291,7 +293,10 @@ class Backend(Protocol):
         ...
 
     def target(self, device_id: int = 0) -> Target:
-        """The machine, with the number of threads in force."""
+        """The machine with the number of threads in force, out of a table.
+
+        The core lays measured figures over it, by its fingerprint, before solvers see it.
+        """
         ...
 
     def solvers(self) -> Sequence[Solver]:

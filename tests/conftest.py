@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from convjit import registry, tunedb
+from convjit import calibration, registry, tunedb
 from convjit.store import Store
 from convjit.testing import plugin
 
@@ -26,9 +26,11 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def nothing_was_tuned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What a developer tuned on this machine must not decide either."""
+def nothing_was_measured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What a developer tuned or calibrated on this machine must not decide either."""
     with pytest.MonkeyPatch.context() as patch:
+        figures = Store(str(tmp_path_factory.mktemp("calibrated") / "calibration.json"), 1)
+        patch.setattr(calibration, "STORE", figures)
         patch.setattr(tunedb, "DATABASE", empty_database(tmp_path_factory.mktemp("tuned")))
         yield
 

@@ -6,10 +6,11 @@ llvmlite, and numba itself is imported only to compile a kernel that is not in t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from typing import Any
 
+from convjit.gauges import Gauge
 from convjit.spi import SPI_VERSION, SeparableSolver, Solver, Target
 
 __all__ = ["NumbaBackend"]
@@ -40,16 +41,16 @@ class NumbaBackend:
         return numpy
 
     def target(self, device_id: int = 0) -> Target:
-        """This machine, measured if :meth:`measure` was called once."""
+        """This machine as the table has it."""
         from convjit_numba import peak
 
         return peak.target()
 
-    def measure(self) -> Target:
-        """Measure peak, rates and bandwidth (about a second), remember and return them."""
+    def gauges(self, target: Target) -> Iterable[Gauge]:
+        """Peak, rates of the kernel families, bandwidths and what helpers cost."""
         from convjit_numba import peak
 
-        return peak.measure()
+        return peak.gauges(self.solvers(), target)
 
     def peak(self, dtype: str) -> float:
         """Flop/s in float32 or float64 of the threads in force, measured now; 0 for others."""

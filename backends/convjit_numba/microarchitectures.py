@@ -50,7 +50,7 @@ class Microarchitecture:
     )
 
 
-# Figures of `python -m convjit info --measure` on two cores of a server.
+# Figures of `python -m convjit calibrate` on two cores of a server.
 _ZEN4 = Microarchitecture(
     32,
     3.67e9,

@@ -1,28 +1,24 @@
-"""What this machine can do: peak, bandwidth and rates, from a table or measured once.
+"""What this machine can do: peak, bandwidth and rates from the table, and how to measure them.
 
-:func:`measure` takes under a second (besides compiling) and stores its figures as JSON in the cache
-directory; :func:`target` returns them from then on, for the same processor, instruction set and
-number of threads.
+:func:`gauges` are what the core calibrates a machine by.  Its figures belong to the fingerprint of
+:func:`target`: processor, instruction set, number of threads and toolchain.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
-import os
 import platform
-import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
-from pathlib import Path
-from typing import Any
+from importlib import metadata
 
 import numpy as np
 
+from convjit.gauges import Gauge, Run, of_solver, strided_copies
 from convjit.spec import ConvSpec
-from convjit.spi import Target, cache_dir, num_threads
+from convjit.spi import Solver, Target, num_threads
 from convjit_numba import cache, microarchitectures, targets, threads
 from convjit_numba.problem import address
 
@@ -37,16 +33,14 @@ RATES = {
     "transposed": "convt_{dtype}_NHWC_n1c128k128g1_i56x56_w2x2_s2x2",
     "winograd": "conv_{dtype}_NCHW_n1c128k128g1_i28x28_w3x3_p1",
     "fft": "conv_{dtype}_NCHW_n1c1k1g1_i512x512_w31x31_p15",
-    "depthwise": "conv_{dtype}_NHWC_n1c384k384g384_i28x28_w3x3_p1",
+    "depthwise": "conv_{dtype}_NHWC_n1c96k96g96_i28x28_w3x3_p1",
     "planes": "conv_{dtype}_NCHW_n1c1k1g1_i512x512_w7x7_p3",
     "weight_grad": "wgrad_{dtype}_NCHW_n1c128k128g1_i28x28_w3x3_p1",
 }
-VERSION = 2
 
 
 @lru_cache(maxsize=16)
-def _default(cores: int) -> Target:
-    """The target from the tables alone."""
+def _target(cores: int) -> Target:
     code = targets.codegen()
     isa = code.isa
     row = microarchitectures.row(code.cpu, isa)
@@ -60,7 +54,8 @@ def _default(cores: int) -> Target:
         for family in RATES
         for dtype in targets.BITS
     }
-    digest = hashlib.sha256("\0".join(code).encode()).hexdigest()[:8]
+    toolchain = [f"{name} {metadata.version(name)}" for name in ("numba", "llvmlite")]
+    digest = hashlib.sha256("\0".join((*code, *toolchain)).encode()).hexdigest()[:8]
     return Target(
         fingerprint=f"{code.cpu}-{isa}-{digest}-{cores}t",
         device="cpu",
@@ -89,71 +84,9 @@ def _model() -> str:
     return platform.processor() or platform.machine()
 
 
-# -------------------------------------------------------------------- remembered figures
-
-_remembered: dict[tuple[Path, str], tuple[int, Target]] = {}
-
-
-def _path(fingerprint: str) -> Path:
-    return cache_dir() / "numba" / f"target-{fingerprint}.json"
-
-
 def target() -> Target:
-    """This machine with the threads in force: measured figures if there are any."""
-    default = _default(num_threads())
-    path = _path(default.fingerprint)
-    try:
-        modified = path.stat().st_mtime_ns
-    except OSError:
-        return default
-    known = _remembered.get((path, default.fingerprint))
-    if known is not None and known[0] == modified:
-        return known[1]
-    found = _parse(path, default) or default
-    _remembered[path, default.fingerprint] = (modified, found)
-    return found
-
-
-def _parse(path: Path, default: Target) -> Target | None:
-    """Measured figures of a file over the default ones, None if the file is of no use."""
-    try:
-        data = json.loads(path.read_text())
-        if data["version"] != VERSION or data["fingerprint"] != default.fingerprint:
-            return None
-        figures: dict[str, dict[str, float]] = {
-            name: {str(k): float(v) for k, v in data[name].items()}
-            for name in ("peak", "rates", "bandwidth")
-        }
-        launch = float(data["launch"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-    if not all(v > 0 for table in figures.values() for v in table.values()):
-        return None
-    if not set(default.rates) <= set(figures["rates"]):
-        return None  # before a kernel family that is new: guesses would compete with measurements
-    return _with(default, figures, launch)
-
-
-def _with(default: Target, figures: Mapping[str, Mapping[str, float]], launch: float) -> Target:
-    values: dict[str, Any] = {f: getattr(default, f) for f in default.__dataclass_fields__}
-    values["peak"] = {**default.peak, **figures["peak"]}
-    values["rates"] = {**default.rates, **figures["rates"]}
-    values["bandwidth"] = {**default.bandwidth, **figures["bandwidth"]}
-    values.update(launch=launch, measured=True)
-    return Target(**values)
-
-
-def _store(found: Target) -> None:
-    """Write atomically; a directory that cannot be written only means measuring again."""
-    figures = {name: dict(getattr(found, name)) for name in ("peak", "rates", "bandwidth")}
-    data = {"version": VERSION, "fingerprint": found.fingerprint, "launch": found.launch} | figures
-    path = _path(found.fingerprint)
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
-        with os.fdopen(handle, "w") as file:
-            json.dump(data, file, indent=1)
-        os.replace(temporary, path)
+    """This machine with the threads in force, as the table has it."""
+    return _target(num_threads())
 
 
 # -------------------------------------------------------------------- measuring
@@ -195,19 +128,8 @@ def _build_copy() -> Callable[..., None]:
     return kernel
 
 
-def _best(call: Callable[[], Any], repeats: int = 20) -> float:
-    """Least seconds of several calls; the first call is not counted."""
-    call()
-    best = float("inf")
-    for _ in range(repeats):
-        start = time.perf_counter()
-        call()
-        best = min(best, time.perf_counter() - start)
-    return best
-
-
-def fma_peak(dtype: str, count: int) -> float:
-    """Flop/s of ``count`` threads that multiply and add on registers alone."""
+def _fma(dtype: str, count: int) -> Run:
+    """``count`` threads that multiply and add on registers alone."""
     isa = targets.codegen().isa
     chains, vl = CHAINS.get(isa, 10), targets.tiles(isa, dtype)[0].vl
     bits = targets.BITS[dtype]
@@ -217,86 +139,75 @@ def fma_peak(dtype: str, count: int) -> float:
     tasks, steps = 8 * count, 40_000
     factors = np.full(tasks * 64 // (bits // 8), 1e-3, dtype)
     arguments = (address(factors), tasks, steps)
-    seconds = _best(lambda: threads.run(kernel, arguments, count, 1.0))
-    return tasks * steps * chains * vl * 2 / seconds
+
+    def call() -> None:
+        threads.run(kernel, arguments, count, 1.0)
+        factors[0] = factors[0]  # keeps the array alive as long as its address is used
+
+    return Run(call, float(tasks * steps * chains * vl * 2))
 
 
-def copy_bandwidth(span: int, count: int) -> float:
-    """Bytes read and written per second by ``count`` threads that copy ``span`` bytes in blocks."""
+def fma_peak(dtype: str, count: int) -> float:
+    """Flop/s of ``count`` threads that multiply and add on registers alone, the best of many."""
+    run = _fma(dtype, count)
+    run.call()
+    best = float("inf")
+    for _ in range(20):
+        start = time.perf_counter()
+        run.call()
+        best = min(best, time.perf_counter() - start)
+    return run.amount / best
+
+
+def _copy(span: int, count: int, times: int = 1) -> Run:
+    """``count`` threads that copy ``span`` bytes in blocks; counted ``times`` over."""
     kernel = cache.function("peak.copy", 6, _build_copy)
     block = min(span, 32 << 10)
     span -= span % block
     tasks = max(span // block, (16 << 20) // block)
     source, destination = np.ones(span, np.uint8), np.ones(span, np.uint8)
     arguments = (address(destination), address(source), tasks, block, span)
-    seconds = _best(lambda: threads.run(kernel, arguments, count, 1.0), 8)
-    return 2.0 * tasks * block / seconds
+
+    def call() -> None:
+        threads.run(kernel, arguments, count, 1.0)
+        destination[0] = source[0]  # keeps both arrays alive
+
+    return Run(call, 2.0 * times * tasks * block)
 
 
-def strided_copy_bandwidth() -> float:
-    """Bytes read and written per second by NumPy's copies that lowering makes: the mean of two.
-
-    One goes into the middle of a padded array, the other changes the layout; both are larger than
-    a second-level cache.
-    """
-    source = np.ones((1, 128, 96, 96), np.float32)
-    padded = np.zeros((1, 128, 98, 98), np.float32)
-    inner = padded[:, :, 1:-1, 1:-1]
-    last = np.empty((1, 96, 96, 128), np.float32)
-    seconds = _best(lambda: np.copyto(inner, source), 5)
-    seconds += _best(lambda: np.copyto(last, source.transpose(0, 2, 3, 1)), 5)
-    return 4.0 * source.nbytes / seconds
-
-
-def launch_seconds(count: int) -> float:
-    """What waking helpers adds to a call."""
-    if count == 1:
-        return 0.0
+def _wake(count: int) -> Run:
+    """What waking helpers adds to a call that does nothing."""
     kernel = cache.function("peak.copy", 6, _build_copy)
     nothing = (0, 0, 0, 1, 1)
-    woken = _best(lambda: threads.run(kernel, nothing, count, 1.0), 50)
-    return max(1e-6, woken - _best(lambda: threads.run(kernel, nothing, 1, 1.0), 50))
+    return Run(
+        lambda: threads.run(kernel, nothing, count, 1.0), 1.0,
+        without=lambda: threads.run(kernel, nothing, 1, 1.0),
+    )  # fmt: skip
 
 
-def family_rates(found: Target) -> dict[str, float]:
-    """Flop/s, as the solvers count them, of each kernel family on a problem that suits it."""
-    from convjit_numba import NumbaBackend
+def gauges(solvers: Sequence[Solver], found: Target) -> Iterator[Gauge]:
+    """What there is to measure with the threads of a target.
 
-    rates: dict[str, float] = {}
-    for solver in NumbaBackend().solvers():
+    ``"call"`` is not: most of it is the core's own work around a kernel.  Nor is the bandwidth of
+    L1, which a phase is never bound by before it is by arithmetic.
+    """
+    cores, caches = found.cores, found.caches
+    for dtype in targets.BITS:
+        yield Gauge("peak", dtype, partial(_fma, dtype, cores))
+    shared = min(caches["l3"] // 4, 8 << 20)
+    beyond = min(max(2 * caches["l3"], 64 << 20), 256 << 20)
+    yield Gauge("bandwidth", "l2", partial(_copy, caches["l2"] // 4, 1, cores))
+    yield Gauge("bandwidth", "l3", partial(_copy, shared, cores))
+    yield Gauge("bandwidth", "memory", partial(_copy, beyond, cores))
+    yield Gauge("bandwidth", "copy", partial(strided_copies, np))
+    if cores > 1:
+        yield Gauge("launch", "", partial(_wake, cores))
+    seen = set()
+    for solver in solvers:
+        # numba.winograd.f4x3 and its like share a rate: the family is the second word.
+        family = solver.id.split(".")[1]
         for dtype, short in targets.SHORT.items():
-            # numba.winograd.f4x3 and its like share a rate: the family is the second word.
-            family = solver.id.split(".")[1]
-            spec = ConvSpec.parse(RATES[family].format(dtype=short))
-            key = f"numba.{family}.{dtype}"
-            if key in rates or solver.refuse(spec, found) is not None:
-                continue
-            executable = solver.plan(spec, found, ())
-            x, w = np.ones(spec.lhs_shape, dtype), np.ones(spec.rhs_shape, dtype)
-            out = np.empty(spec.result_shape, dtype)
-            workspace = np.empty(executable.workspace, np.uint8)
-            packed = executable.pack(w)
-            seconds = _best(partial(executable.run, x, packed, None, out, workspace), 7)
-            phases = solver.estimate(spec, found).phases
-            rates[key] = sum(phase.flops for phase in phases if phase.rate == key) / seconds
-    return rates
-
-
-def measure() -> Target:
-    """Measure this machine with the threads in force, store the figures and return them."""
-    cores = num_threads()
-    default = _default(cores)
-    caches = default.caches
-    peak = {dtype: fma_peak(dtype, cores) for dtype in targets.BITS}
-    bandwidth = {
-        "l2": copy_bandwidth(caches["l2"] // 4, 1) * cores,
-        "l3": copy_bandwidth(min(caches["l3"] // 4, 8 << 20), cores),
-        "memory": copy_bandwidth(64 << 20, cores),
-        "copy": strided_copy_bandwidth(),
-    }
-    figures: dict[str, dict[str, float]] = {"peak": peak, "rates": {}, "bandwidth": bandwidth}
-    found = _with(default, figures, launch_seconds(cores))
-    figures["rates"] = family_rates(found)
-    found = _with(default, figures, found.launch)
-    _store(found)
-    return found
+            spec, key = ConvSpec.parse(RATES[family].format(dtype=short)), f"numba.{family}.{dtype}"
+            if key not in seen and solver.refuse(spec, found) is None:
+                seen.add(key)
+                yield of_solver(solver, spec, found, key)

@@ -6,9 +6,10 @@ fast where BLAS and SciPy's transforms are.  Importing this package imports neit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from convjit.gauges import Gauge
 from convjit.spi import SPI_VERSION, Solver, Target
 
 
@@ -35,6 +36,12 @@ class ScipyBackend:
         from convjit_scipy.targets import target
 
         return target()
+
+    def gauges(self, target: Target) -> Iterable[Gauge]:
+        """Rates of NumPy's loops, BLAS and scipy.fft, bandwidths and what a step costs."""
+        from convjit_scipy.gauges import gauges
+
+        return gauges(target)
 
     def solvers(self) -> Sequence[Solver]:
         from convjit_scipy.direct import DirectSolver

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from convjit import precision, registry
+from convjit import calibration, precision, registry
 from convjit.explanation import target_of
 
 
@@ -39,17 +39,20 @@ def measured_peak(dtype: str) -> dict[str, Any]:
 def measured_bandwidth() -> dict[str, Any]:
     """``{"bandwidth": {level: byte/s}, "how": text}`` of the processor's caches and memory.
 
-    The first backend counts that measures its target; it does so now, unless it remembers.  Where
-    none does, the first one's table.
+    The first backend counts that is calibrated or can be measured now; where none is, the first
+    one's table.
     """
     known = []
     for backend in registry.default_pool("cpu"):
-        measure, target = getattr(backend, "measure", None), target_of(backend.name)
-        if callable(measure) and (target is None or not target.measured):
-            target = measure()
-        if target is not None and target.bandwidth:
-            how = "measured by" if target.measured else "from the table of"
-            known.append((not target.measured, target.bandwidth, f"{how} {backend.name}"))
+        target = target_of(backend.name)
+        if target is None:
+            continue
+        found, is_measured = target.bandwidth, target.measured
+        if not is_measured and (now := calibration.measured_now(backend, "bandwidth")):
+            found, is_measured = {**found, **now}, True
+        if found:
+            how = "measured by" if is_measured else "from the table of"
+            known.append((not is_measured, found, f"{how} {backend.name}"))
     if not known:
         return {"bandwidth": {}, "how": "unknown"}
     _, bandwidth, how = min(known, key=lambda found: found[0])

@@ -10,6 +10,7 @@ COMMANDS = (
     "demo",
     "explain",
     "bench",
+    "calibrate",
     "regret",
     "warmup",
     "selftest",

@@ -7,15 +7,11 @@ import argparse
 from convjit.commands.common import OK, print_json, tell
 
 TOLD = "show versions, the machine, the settings in force and the backends"
-EXAMPLES = "  python -m convjit info\n  python -m convjit info --measure --json"
+EXAMPLES = "  python -m convjit info\n  python -m convjit info --json"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own arguments."""
-    parser.add_argument(
-        "--measure", action="store_true",
-        help="measure what the machine can do first (some seconds; the backends remember it)",
-    )  # fmt: skip
     parser.add_argument(
         "--lazy", action="store_true", help="import no backend to ask for its health"
     )
@@ -25,8 +21,6 @@ def run(options: argparse.Namespace) -> int:
     """Do it; returns the exit code."""
     from convjit import environment
 
-    if options.measure:
-        environment.measure()
     if options.json:
         print_json(environment.facts(load=not options.lazy))
     else:

@@ -506,33 +506,6 @@ def test_forked_child_and_concurrent_callers() -> None:
     )
 
 
-# -------------------------------------------------------------------- the machine
-
-
-@pytest.mark.subprocess
-def test_measured_figures_are_remembered(tmp_path) -> None:
-    run_script(
-        """
-        from convjit_numba import NumbaBackend, peak
-        backend = NumbaBackend()
-        before = backend.target()
-        assert not before.measured
-        assert before is backend.target()
-        figures = {"peak": {"float32": 1.5e11}, "rates": {}, "bandwidth": {}}
-        found = peak._with(before, figures, 1e-6)
-        peak._store(found)
-        after = backend.target()
-        assert after.measured
-        assert after.fingerprint == before.fingerprint
-        assert after.peak == {**before.peak, "float32": 1.5e11}
-        path = peak._path(before.fingerprint)
-        path.write_text(path.read_text()[:-20])
-        assert not backend.target().measured
-        """,
-        CONVJIT_CACHE_DIR=str(tmp_path),
-    )
-
-
 @pytest.mark.parametrize("isa", ["avx512", "avx2", "sse2", "neon"])
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_tiles_are_chosen_within_the_amplification_admitted(isa: str, channels_last: bool) -> None:

@@ -35,6 +35,7 @@ RUN_ELSEWHERE = {
     "pip install": "installs; CI builds the example and installs it",
     "cd backends/example": "CI runs the example's conformance test in an environment of its own",
     "python -m convjit bench": "minutes of timing",
+    "python -m convjit calibrate": "would decide what other tests choose; its own tests run it",
     "python -m convjit regret": "compiles and times for minutes",
     "python -m asv": "CI runs every benchmark once",
     "asv_bench/record": "measures revisions for minutes",

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import pytest
 
 import convjit
-from convjit import config, environment, registry
+from convjit import config, environment
 
 
 def test_facts_are_json_and_name_what_matters() -> None:
@@ -50,19 +49,6 @@ def test_a_machine_without_cpuinfo_still_has_a_name(monkeypatch: pytest.MonkeyPa
 
 def test_versions_leaves_out_what_is_not_installed() -> None:
     assert list(environment.versions(["numpy", "no-such-distribution-of-ours"])) == ["numpy"]
-
-
-def test_measuring_asks_every_backend_that_can(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
-    backend = registry.get("scipy")
-
-    def measure(self: Any) -> None:
-        asked.append(self.name)
-
-    monkeypatch.setattr(type(backend), "measure", measure, raising=False)
-    with convjit.use(disable="numba"):
-        assert environment.measure() == ["scipy"]
-    assert asked == ["scipy"]
 
 
 def test_show_config_prints(capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,10 +20,10 @@ LAYERS = (
     ("config", "store", "algorithms", "algorithms.geometry"),
     ("layout", "precision", "spec"),
     ("algorithms.*",),
-    ("spi", "arguments"),
+    ("spi", "gauges", "arguments"),
     ("checks", "discovery"),
     ("registry", "steps", "lowering", "guard", "cost", "profiling", "arena"),
-    ("revisions", "tunedb", "ranking"),
+    ("calibration", "revisions", "tunedb", "ranking"),
     ("plans", "dispatch", "calls", "settings"),
     ("environment", "tuning", "separable", "sweeps", "pictures", "explanation", "showing", "repro"),
     ("api",),
@@ -33,7 +33,7 @@ LAYERS = (
 )
 BACKEND_MAY_IMPORT = (
     "errors", "_version", "locks", "store", "spec", "layout", "precision", "algorithms", "spi",
-    "profiling",
+    "gauges",    "profiling",
 )  # fmt: skip
 
 

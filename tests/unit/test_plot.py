@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from convjit import cli, pictures, sweeps
+from convjit import calibration, cli, pictures, sweeps
 from convjit.bench import engines, family, peak, plot, runner, verify, worker
 from convjit.bench.cases import Case
 from convjit.bench.runner import Report, Row, Timing
 from convjit.commands import common
 from convjit.errors import ConvSpecError
+from convjit.gauges import Gauge, Run
 from convjit.spec import ConvSpec
 from convjit.spi import Target
 from convjit.sweeps import Crossover
@@ -242,17 +243,20 @@ def test_bandwidths_are_measured_unless_they_are_remembered(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     table = Target("", "cpu", "", 1, {}, {}, {"l2": 1.0}, {}, 0.0)
-    found = Target("", "cpu", "", 1, {}, {}, {"l2": 2.0}, {}, 0.0, measured=True)
 
     class Plain:
         name = "plain"
 
-    class Measuring:
+        def target(self) -> Target:
+            return table
+
+    class Measuring(Plain):
         name = "measuring"
 
-        def measure(self) -> Target:
-            return found
+        def gauges(self, target: Target) -> list[Gauge]:
+            return [Gauge("bandwidth", "l2", lambda: Run(lambda: 0.5, 1.0))]
 
+    monkeypatch.setattr(calibration, "_least", lambda call: call())
     monkeypatch.setattr(peak, "target_of", lambda name: table)
     monkeypatch.setattr(peak.registry, "default_pool", lambda device: [Plain(), Measuring()])
     measured = {"bandwidth": {"l2": 2.0}, "how": "measured by measuring"}

@@ -1,0 +1,142 @@
+"""What a backend tells the core about measuring its device: one :class:`Gauge` for each figure.
+
+A backend that can be calibrated has a method ``gauges(target)``, which yields gauges; ``target`` is
+the one that its own :meth:`~convjit.spi.Backend.target` returns.  The core runs them several times
+over, takes the least disturbed, compares them with the table, keeps them on disk by the target's
+fingerprint, and lays them over the target from then on.  A backend therefore neither times nor
+stores::
+
+    class MyBackend:
+        def gauges(self, target):
+            yield Gauge("bandwidth", "memory", self._copy)
+            spec = ConvSpec.parse("conv_f32_NCHW_n1c64k96g1_i56x56_w3x3_p1")
+            yield of_solver(self.solvers()[0], spec, target, "mine.gemm.float32")
+
+        def _copy(self):
+            source, out = np.ones(2**23), np.empty(2**23)
+            return Run(lambda: np.copyto(out, source), 2 * source.nbytes)
+
+What has no gauge keeps the table's figure, a rate scaled as the peak of its dtype was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from convjit import precision
+from convjit.spec import ConvSpec
+from convjit.spi import DEFAULT_CONFIG, Solver, Target
+
+# The fields of a Target that are measured: mappings by key, and seconds.
+TABLES = ("peak", "rates", "bandwidth")
+SECONDS = ("launch", "call")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A figure's experiment, its operands allocated.
+
+    Attributes
+    ----------
+    call : callable
+        The work; returns when it is done (a device is waited for).
+    amount : float
+        Flops or bytes of one call, whose rate is the figure; for seconds, how many there are of
+        what costs them.
+    without : callable, optional
+        What to subtract: the same call without that of which the figure is.
+    """
+
+    call: Callable[[], Any]
+    amount: float
+    without: Callable[[], Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Gauge:
+    """One figure of a target, and how it is measured.
+
+    Attributes
+    ----------
+    figure : str
+        The field of :class:`~convjit.spi.Target`: one of :data:`TABLES` or :data:`SECONDS`.
+    key : str
+        The key in that field; empty for seconds.
+    prepare : callable
+        Makes the :class:`Run`.  It is called again for every pass and what it returns is dropped
+        after, so that the operands of two gauges are never alive together.
+    """
+
+    figure: str
+    key: str
+    prepare: Callable[[], Run]
+
+    def __post_init__(self) -> None:
+        if self.figure not in TABLES + SECONDS:
+            known = ", ".join(TABLES + SECONDS)
+            raise ValueError(f"figure={self.figure!r} is none of a Target's: give one of {known}.")
+        if bool(self.key) != (self.figure in TABLES):
+            raise ValueError(f"key={self.key!r} of {self.figure}: tables have keys, seconds none.")
+
+    @property
+    def name(self) -> str:
+        """``"rates numba.gemm.float32"``, ``"launch"``."""
+        return f"{self.figure} {self.key}".rstrip()
+
+
+def strided_copies(xp: Any) -> Run:
+    """The copies that lowerings make, level ``"copy"``: one of each kind, beyond a private cache.
+
+    One goes into the middle of a padded array, the other changes the layout.
+
+    Parameters
+    ----------
+    xp : module
+        The array library, whose ``copyto`` returns when it is done.
+    """
+    source = xp.ones((1, 128, 96, 96), "float32")
+    inner = xp.zeros((1, 128, 98, 98), "float32")[:, :, 1:-1, 1:-1]
+    last = xp.empty((1, 96, 96, 128), "float32")
+
+    def call() -> None:
+        xp.copyto(inner, source)
+        xp.copyto(last, source.transpose(0, 2, 3, 1))
+
+    return Run(call, 4.0 * source.nbytes)
+
+
+def of_solver(solver: Solver, spec: ConvSpec, target: Target, key: str, xp: Any = None) -> Gauge:
+    """The gauge of a rate: flops of a solver's phases of that key, by the time of its whole call.
+
+    Parameters
+    ----------
+    solver : Solver
+    spec : ConvSpec
+        A problem that suits it, in which the phases of the key take nearly all of the time, of
+        some milliseconds at most.
+    target : Target
+    key : str
+        The rate key.
+    xp : module, optional
+        The array library, NumPy if not given.
+    """
+
+    def prepare() -> Run:
+        if xp is None:
+            import numpy as namespace
+        else:
+            namespace = xp
+        dtype = precision.numpy_dtype(spec.dtype)
+        executable = solver.plan(
+            spec, target, next(iter(solver.configs(spec, target)), DEFAULT_CONFIG)
+        )
+        lhs = namespace.ones(spec.lhs_shape, dtype)
+        packed = executable.pack(namespace.ones(spec.rhs_shape, dtype))
+        out = namespace.empty(spec.result_shape, precision.numpy_dtype(spec.result_dtype))
+        workspace = namespace.empty(executable.workspace, "uint8") if executable.workspace else None
+        flops = sum(p.flops for p in solver.estimate(spec, target).phases if p.rate == key)
+        return Run(lambda: executable.run(lhs, packed, None, out, workspace), flops)
+
+    return Gauge("rates", key, prepare)
