@@ -174,21 +174,45 @@ def _ranked(spec: ConvSpec, request: Request) -> list[Ranked]:
     there is a candidate that computes what the check rejects.
     """
     rows = _asked(spec, request)
+    price = _Price(spec, request)
     if any(row.is_guarded for row in rows):
-        local = _best_local(rows)
+        local = _best_local(rows, price)
         if local is None and request.algorithm is not None:
-            local = _best_local(_asked(spec, replace(request, algorithm=None)))
+            others = replace(request, algorithm=None)
+            local = _best_local(_asked(spec, others), _Price(spec, others))
         rows = [_with_local(row, local) if row.is_guarded else row for row in rows]
     fit = [row for row in rows if row.candidate.refusal is None]
     refused = [row for row in rows if row.candidate.refusal is not None]
-    fit.sort(key=lambda row: row.candidate.total(request.packed))
+    fit.sort(key=lambda row: price(row, request.packed))
     return by_memory(spec, request, fit) + refused
 
 
-def _best_local(rows: list[Ranked]) -> Ranked | None:
+class _Price:
+    """What candidates are ranked by: the predicted seconds of a call.
+
+    Results of ``deterministic=True`` are the same for every number of threads, so that the choice
+    must be, too: then the seconds are those of one thread on the backend's table, whatever the
+    threads in force and whether the machine was calibrated.
+    """
+
+    def __init__(self, spec: ConvSpec, request: Request) -> None:
+        self._alone: dict[str, Candidate] = {}
+        if request.policy.deterministic:
+            config.push({"num_threads": 1})
+            try:
+                rows = _asked(spec, request, calibrated=False)
+            finally:
+                config.pop()
+            self._alone = {row.candidate.label: row.candidate for row in rows}
+
+    def __call__(self, row: Ranked, packed: bool) -> float:
+        return self._alone.get(row.candidate.label, row.candidate).total(packed)
+
+
+def _best_local(rows: list[Ranked], price: _Price) -> Ranked | None:
     """The fastest candidate that keeps a NaN or Inf in its receptive field by itself."""
     fit = [row for row in rows if row.candidate.refusal is None and not row.is_guarded]
-    return min(fit, key=lambda row: row.candidate.total(packed=False), default=None)
+    return min(fit, key=lambda row: price(row, packed=False), default=None)
 
 
 def _with_local(row: Ranked, local: Ranked | None) -> Ranked:
@@ -199,7 +223,7 @@ def _with_local(row: Ranked, local: Ranked | None) -> Ranked:
     return replace(row, candidate=replace(row.candidate, refusal=refusal))
 
 
-def _asked(spec: ConvSpec, request: Request) -> list[Ranked]:
+def _asked(spec: ConvSpec, request: Request, *, calibrated: bool = True) -> list[Ranked]:
     """What every solver of the pool answers, in the declared order."""
     disabled = config.current().disable
     asked: list[tuple[Backend, Solver]] = [
@@ -212,7 +236,7 @@ def _asked(spec: ConvSpec, request: Request) -> list[Ranked]:
         if not _matches(solver, request.algorithm):
             continue
         if backend.name not in targets:
-            targets[backend.name] = _target(backend, request)
+            targets[backend.name] = _target(backend, request, calibrated)
         target = targets[backend.name]
         if target is None:
             continue
@@ -229,10 +253,10 @@ def _asked(spec: ConvSpec, request: Request) -> list[Ranked]:
     return rows
 
 
-def _target(backend: Backend, request: Request) -> Target | None:
+def _target(backend: Backend, request: Request, calibrated: bool) -> Target | None:
     """The machine as a backend sees it; None where it fails at that and was not asked for."""
     try:
-        return calibration.target(backend)
+        return calibration.target(backend) if calibrated else backend.target()
     except Exception as error:
         named = (request.backend,) if isinstance(request.backend, str) else request.backend or ()
         reason = f"its target() failed: {type(error).__name__}: {error}"

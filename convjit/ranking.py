@@ -185,6 +185,11 @@ def reason(request: Request, admitted: Sequence[Candidate]) -> str:
     second = admitted[1]
     if rule:
         rule += f"; next {second.label} {_milliseconds(second, request)}"
+    elif request.policy.deterministic:
+        rule = (
+            "cost model for one thread, so that the choice is the same for every number: before "
+            f"{second.label}"
+        )
     elif first.total(request.packed) == second.total(request.packed):
         rule = f"declared before {second.label}, which is predicted alike"
     else:
