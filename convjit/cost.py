@@ -35,9 +35,10 @@ FALLBACK_PEAK = 1e9  # flop/s
 FALLBACK_BANDWIDTH = 4e9  # byte/s
 
 # Where a level has no bandwidth of its own, the next one outwards bounds it from below; a strided
-# copy moves at half of the memory's speed.
+# copy moves at half of the memory's speed, and so does a pass of the array library.
 _OUTWARDS = ("l1", "l2", "l3", "memory")
 COPY_SHARE = 0.5
+COPIES = ("copy", "elementwise")
 
 
 def seconds(work: Work, target: Target) -> float:
@@ -111,11 +112,11 @@ def peak(key: str, target: Target) -> float:
 
 def bandwidth(level: str, target: Target) -> float:
     """Byte/s of a memory level, or of the nearest level outwards that the target knows."""
-    known = target.bandwidth.get(level, 0.0)
-    if known > 0.0:
-        return known
+    for named in (level, *(COPIES if level in COPIES else ())):
+        if target.bandwidth.get(named, 0.0) > 0.0:
+            return target.bandwidth[named]
     start = _OUTWARDS.index(level) if level in _OUTWARDS else len(_OUTWARDS) - 1
-    part = COPY_SHARE if level == "copy" else 1.0
+    part = COPY_SHARE if level in COPIES else 1.0
     for outer in _OUTWARDS[start:]:
         if target.bandwidth.get(outer, 0.0) > 0.0:
             return part * target.bandwidth[outer]

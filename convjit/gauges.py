@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from convjit import precision
+from convjit.algorithms.fills import Copy
 from convjit.spec import ConvSpec
 from convjit.spi import DEFAULT_CONFIG, Solver, Target
 
@@ -86,25 +87,48 @@ class Gauge:
         return f"{self.figure} {self.key}".rstrip()
 
 
-def strided_copies(xp: Any) -> Run:
-    """The copies that lowerings make, level ``"copy"``: one of each kind, beyond a private cache.
+def strided_copies(xp: Any, copy: Copy | None = None) -> Run:
+    """The copies that lowerings make, level ``"copy"``: one of each kind, beyond private caches.
 
     One goes into the middle of a padded array, the other changes the layout.
 
     Parameters
     ----------
     xp : module
-        The array library, whose ``copyto`` returns when it is done.
+        The array library.
+    copy : callable, optional
+        The backend's ``copy``, if it has one, else ``xp.copyto``; returns when it is done.
     """
-    source = xp.ones((1, 128, 96, 96), "float32")
-    inner = xp.zeros((1, 128, 98, 98), "float32")[:, :, 1:-1, 1:-1]
-    last = xp.empty((1, 96, 96, 128), "float32")
+    move = xp.copyto if copy is None else copy
+    source = xp.ones((1, 512, 96, 96), "float32")
+    inner = xp.zeros((1, 512, 98, 98), "float32")[:, :, 1:-1, 1:-1]
+    last = xp.empty((1, 96, 96, 512), "float32")
 
     def call() -> None:
-        xp.copyto(inner, source)
-        xp.copyto(last, source.transpose(0, 2, 3, 1))
+        move(inner, source)
+        move(last, source.transpose(0, 2, 3, 1))
 
     return Run(call, 4.0 * source.nbytes)
+
+
+def casts(xp: Any) -> Run:
+    """Passes of the array library over its arrays, level ``"elementwise"``: two casts.
+
+    One is a vector instruction on every processor, the other (from half precision) is not.
+
+    Parameters
+    ----------
+    xp : module
+        The array library, whose ``copyto`` returns when it is done.
+    """
+    half, single = xp.ones(1 << 20, "float16"), xp.ones(1 << 20, "float32")
+    double = xp.empty(1 << 20, "float64")
+
+    def call() -> None:
+        xp.copyto(double, single)
+        xp.copyto(single, half)
+
+    return Run(call, float(double.nbytes + 2 * single.nbytes + half.nbytes))
 
 
 def of_solver(solver: Solver, spec: ConvSpec, target: Target, key: str, xp: Any = None) -> Gauge:

@@ -28,7 +28,7 @@ def check_phase(spec: ConvSpec) -> Phase:
         prod(spec.lhs_shape) * precision.numpy_dtype(spec.dtype).itemsize,
         prod(spec.result_shape) * precision.numpy_dtype(spec.result_dtype).itemsize,
     )
-    return Phase("finite check", bytes={"copy": float(sum(sizes))})
+    return Phase("finite check", bytes={"elementwise": float(sum(sizes))})
 
 
 def is_finite(array: Array) -> bool:

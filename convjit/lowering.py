@@ -14,15 +14,17 @@ from typing import Any
 
 import numpy as np
 
+from convjit import arena, precision, profiling
 from convjit import layout as layouts
-from convjit import precision, profiling
 from convjit.algorithms.epilogue import epilogue
-from convjit.algorithms.workspace import aligned, carve, nbytes
+from convjit.algorithms.fills import Copy, assign
+from convjit.algorithms.workspace import aligned, carve
 from convjit.precision import Numerics
 from convjit.spec import ConvSpec, Direction
 from convjit.spi import (
     DEFAULT_CONFIG,
     Array,
+    Backend,
     Config,
     Executable,
     Feature,
@@ -91,23 +93,28 @@ class Lowered:
             return self.steps[0].outer
         return self.spec if self.split is None else self.split.outer
 
-    def plan(self, target: Target, config: Config) -> Executable:
-        """The executable of the outermost problem."""
+    def plan(self, target: Target, config: Config, copy: Copy = assign) -> Executable:
+        """The executable of the outermost problem; ``copy`` is what its steps move data with."""
         executable: Executable
         if self.split is None:
             executable = self.solver.plan(self.spec, target, config)
         else:
-            inner = [part.plan(target, part.offered(config, target)) for part in self.parts]
-            parts = [_around(*pair) for pair in zip(self.split.parts, inner, strict=True)]
+            inner = [part.plan(target, part.offered(config, target), copy) for part in self.parts]
+            parts = [_around(*pair, copy) for pair in zip(self.split.parts, inner, strict=True)]
             executable = _Split(self.split, parts)
         for step in reversed(self.steps):
-            executable = _around(step, executable)
+            executable = _around(step, executable, copy)
         return executable
 
     def offered(self, config: Config, target: Target) -> Config:
         """A config if the solver offers it for its problem, else the default."""
         configs = tuple(self.solver.configs(self.spec, target))
         return config if config in configs else next(iter(configs), DEFAULT_CONFIG)
+
+
+def copy_of(backend: Backend) -> Copy:
+    """What moves a backend's arrays: its own ``copy``, or assignment."""
+    return getattr(backend, "copy", assign)
 
 
 def _largest(parts: tuple[Lowered, ...]) -> Lowered:
@@ -185,7 +192,6 @@ def _work(inner: Work, steps: tuple[Step, ...]) -> Work:
     launches, workspace, pack, packed = (
         inner.launches, inner.workspace, inner.pack, inner.packed_bytes,
     )  # fmt: skip
-    pack_bytes = 0.0
     numerics = inner.numerics
     for step in reversed(steps):
         before, after = step.phases()
@@ -195,7 +201,8 @@ def _work(inner: Work, steps: tuple[Step, ...]) -> Work:
         packed *= step.repeats
         workspace = aligned(workspace) + step.workspace
         if step.fill_rhs:
-            pack_bytes += 2.0 * nbytes(step.inner.rhs_shape, step.inner.dtype) * step.repeats
+            moved = Phase("pack", bytes={step.level: step.moved("rhs")})
+            pack = moved if pack is None else _plus(pack, moved)
         numerics = Numerics(
             "exact" if step.exact and numerics.is_summation else numerics.method,
             numerics.tile,
@@ -204,8 +211,6 @@ def _work(inner: Work, steps: tuple[Step, ...]) -> Work:
             numerics.spreads_nonfinite or step.spreads_nonfinite,
             numerics.deterministic,
         )
-    if pack_bytes:
-        pack = _plus(pack or Phase("pack"), Phase("pack", bytes={"copy": pack_bytes}))
     return Work(tuple(phases), numerics, pack, launches, workspace, packed)
 
 
@@ -256,10 +261,11 @@ def _rest(workspace: Array, start: int) -> Array:
 class _Lowered:
     """A step around an executable: fill, run inside, fill back, epilogue."""
 
-    __slots__ = ("_inner", "_inner_start", "_result_start", "_step", "workspace")
+    __slots__ = ("_copy", "_inner", "_inner_start", "_result_start", "_step", "workspace")
 
-    def __init__(self, step: Step, inner: Executable) -> None:
+    def __init__(self, step: Step, inner: Executable, copy: Copy) -> None:
         self._step = step
+        self._copy = copy
         self._inner = inner
         self._result_start = aligned(step.lhs_bytes)
         self._inner_start = step.workspace
@@ -269,7 +275,7 @@ class _Lowered:
         step = self._step
         if step.fill_rhs is not None:
             inner = _like(rhs, step.inner.rhs_shape, step.inner.dtype)
-            step.fill_rhs(inner, rhs)
+            step.fill_rhs(self._copy, inner, rhs)
             return self._inner.pack(inner)
         if step.view_rhs is not None:
             return self._inner.pack(step.view_rhs(rhs))
@@ -282,7 +288,7 @@ class _Lowered:
         if step.fill_lhs is not None:
             inner_lhs = carve(workspace, 0, step.inner.lhs_shape, step.inner.dtype)
             with profiling.phase(step.name):
-                step.fill_lhs(inner_lhs, lhs)
+                step.fill_lhs(self._copy, inner_lhs, lhs)
         else:
             inner_lhs = lhs if step.view_lhs is None else step.view_lhs(lhs)
         if step.fill_result is not None:
@@ -299,7 +305,7 @@ class _Lowered:
         self._inner.run(inner_lhs, packed, inner_bias, inner_out, space)
         if step.fill_result is not None:
             with profiling.phase(f"{step.name}, back"):
-                step.fill_result(out, inner_out)
+                step.fill_result(self._copy, out, inner_out)
         if step.epilogue_outside:
             with profiling.phase("bias, activation"):
                 epilogue(np, step.outer, out, bias)
@@ -308,10 +314,11 @@ class _Lowered:
 class _Groups:
     """One inner problem per group, on slices of channels."""
 
-    __slots__ = ("_channels", "_inner", "_inner_start", "_result_start", "_step", "workspace")
+    __slots__ = ("_copy", "_inner", "_inner_start", "_result_start", "_step", "workspace")
 
-    def __init__(self, step: Step, inner: Executable) -> None:
+    def __init__(self, step: Step, inner: Executable, copy: Copy) -> None:
         self._step = step
+        self._copy = copy
         self._inner = inner
         self._result_start = aligned(step.lhs_bytes)
         self._inner_start = step.workspace
@@ -330,7 +337,7 @@ class _Groups:
         packed = []
         for part in self._slices(role, rhs):
             inner = _like(rhs, self._step.inner.rhs_shape, self._step.inner.dtype)
-            inner[...] = part
+            self._copy(inner, part)
             packed.append(self._inner.pack(inner))
         return packed
 
@@ -349,11 +356,11 @@ class _Groups:
             zip(lhs_parts, self._slices(result_role, out), strict=True)
         ):
             with profiling.phase(step.name):
-                inner_lhs[...] = source
+                self._copy(inner_lhs, source)
             inner_bias = None if bias is None else bias[g * channels : (g + 1) * channels]
             self._inner.run(inner_lhs, packed[g], inner_bias, inner_out, space)
             with profiling.phase(f"{step.name}, back"):
-                result[...] = inner_out
+                self._copy(result, inner_out)
 
 
 class _Split:
@@ -390,11 +397,13 @@ class _Split:
         out[...] = sums
 
 
-def _around(step: Step, inner: Executable) -> Executable:
+def _around(step: Step, inner: Executable, copy: Copy) -> Executable:
     """A step around the executable of its inner problem."""
-    return _Groups(step, inner) if step.repeats > 1 else _Lowered(step, inner)
+    return _Groups(step, inner, copy) if step.repeats > 1 else _Lowered(step, inner, copy)
 
 
 def _like(array: Array, shape: tuple[int, ...], dtype: str) -> Array:
     """A new array of the same kind (NumPy's, CuPy's) as another."""
+    if type(array) is np.ndarray:
+        return arena.empty(shape, precision.numpy_dtype(dtype))
     return np.empty_like(array, dtype=precision.numpy_dtype(dtype), order="C", shape=shape)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from convjit import revisions, tunedb
 from convjit.arguments import Request
 from convjit.guard import Guarded
-from convjit.lowering import Lowered
+from convjit.lowering import Lowered, copy_of
 from convjit.spec import ConvSpec
 from convjit.spi import DEFAULT_CONFIG, Backend, Config, Executable, Refusal, Target, Work
 from convjit.tunedb import Remembered
@@ -104,10 +104,11 @@ class Ranked:
         if config is None:
             remembered = self.candidate.remembered
             config = offered[0] if remembered is None else remembered.config
-        executable = self.lowered.plan(self.target, config)
+        copy = copy_of(self.backend)
+        executable = self.lowered.plan(self.target, config, copy)
         if config != offered[0] and limit is not None and executable.workspace > limit:
             config = offered[0]
-            executable = self.lowered.plan(self.target, config)
+            executable = self.lowered.plan(self.target, config, copy)
         local = self.local
         if local is not None:
             executable = Guarded(self.spec, executable, lambda: local.executable()[0])

@@ -20,6 +20,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
+from convjit.arena import empty as empty
 from convjit.config import cache_dir as cache_dir
 from convjit.config import num_threads as num_threads
 from convjit.precision import Numerics as Numerics
@@ -82,7 +83,7 @@ class Phase:
         Key into :attr:`Target.rates` of the kernel family that executes them.
     bytes : mapping of level to float
         Traffic by level: ``"l1"``, ``"l2"``, ``"l3"``, ``"memory"``, ``"copy"`` (a strided copy
-        by the array library).
+        by the backend), ``"elementwise"`` (a cast or another pass of the array library's).
     """
 
     name: str
@@ -183,7 +184,8 @@ class Executable(Protocol):
 
         ``rhs`` has ``spec.rhs_shape``, is C-contiguous, aligned and of ``spec.dtype``.  What is
         returned is opaque to the core and must not alias memory that the caller may change,
-        unless it is ``rhs`` itself.
+        unless it is ``rhs`` itself.  :func:`convjit.spi.empty` allocates it without the page
+        faults that large arrays cost every plain call.
         """
         ...
 
@@ -276,7 +278,9 @@ class Backend(Protocol):
     figure of its target is measured (:mod:`convjit.gauges`), for the core to calibrate it;
     ``peak(dtype)`` gives its flop/s, measured now;
     ``compiled()`` names the kernels that this process compiled; ``release_memory()`` gives up
-    whatever the backend keeps for later calls.
+    whatever the backend keeps for later calls; ``copy(destination, source)`` assigns one of its
+    arrays to another that does not overlap it, of any strides, with a cast where their dtypes
+    differ (lowering moves data with it).
     """
 
     name: str

@@ -13,13 +13,11 @@ from typing import Any
 from convjit import layout as layouts
 from convjit import precision
 from convjit.algorithms import adjoint, geometry
+from convjit.algorithms.fills import Copy, Fill, View, move
 from convjit.algorithms.workspace import aligned, nbytes
 from convjit.layout import to_channels_first, to_channels_last
 from convjit.spec import ConvSpec, Direction
 from convjit.spi import Array, Feature, Phase, Refusal
-
-Fill = Callable[[Array, Array], None]  # fill(destination, source): writes every element
-View = Callable[[Array], Array]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,19 +79,40 @@ class Step:
         return nbytes(shape, dtype) if self.fill_result else 0
 
     @property
+    def level(self) -> str:
+        """What the fills are bound by: copies of the backend's, or casts of the array library's."""
+        outer, inner = (precision.REAL_OF.get(s.dtype, s.dtype) for s in (self.outer, self.inner))
+        return "copy" if outer == inner else "elementwise"
+
+    @property
     def workspace(self) -> int:
         return aligned(self.lhs_bytes) + aligned(self.result_bytes)
+
+    def moved(self, role: str) -> float:
+        """Bytes that the fill of ``"lhs"``, ``"rhs"`` or ``"result"`` reads and writes.
+
+        Lines of either side are moved whole, so that a fill which takes every second sample of an
+        array still reads all of it.
+        """
+        sizes = [
+            nbytes(
+                getattr(spec, f"{role}_shape"),
+                spec.result_dtype if role == "result" else spec.dtype,
+            )
+            for spec in (self.outer, self.inner)
+        ]
+        return float(sizes[0] + sizes[1] * self.repeats)
 
     def phases(self) -> tuple[list[Phase], list[Phase]]:
         """What runs before and after the inner problem, as traffic of strided copies."""
         before, after = [], []
         if self.fill_lhs:
-            before.append(Phase(self.name, bytes={"copy": 2.0 * self.lhs_bytes * self.repeats}))
+            before.append(Phase(self.name, bytes={self.level: self.moved("lhs")}))
         if self.fill_result:
-            after.append(Phase(self.name, bytes={"copy": 2.0 * self.result_bytes * self.repeats}))
+            after.append(Phase(self.name, bytes={self.level: self.moved("result")}))
         if self.epilogue_outside:
             size = nbytes(self.outer.result_shape, self.outer.result_dtype)
-            after.append(Phase("bias, activation", bytes={"copy": 2.0 * size}))
+            after.append(Phase("bias, activation", bytes={"elementwise": 2.0 * size}))
         return before, after
 
 
@@ -135,14 +154,10 @@ def next_step(feature: Feature, spec: ConvSpec) -> Step | Split | Refusal | None
     return None if rule is None else rule(spec)
 
 
-def _copy(destination: Array, source: Array) -> None:
-    destination[...] = source
-
-
 def _strided(spec: ConvSpec) -> Step | None:
     if not spec.strided:
         return None
-    return Step("contiguous copy", spec, spec.replace(strided=False), fill_lhs=_copy)
+    return Step("contiguous copy", spec, spec.replace(strided=False), fill_lhs=move)
 
 
 def _layout(spec: ConvSpec) -> Step:
@@ -153,11 +168,11 @@ def _layout(spec: ConvSpec) -> Step:
     if spec.channels_last:
         forward, backward, names = backward, forward, layouts.CHANNELS_FIRST
 
-    def enter(destination: Array, source: Array) -> None:
-        destination[...] = source.transpose(forward)
+    def enter(copy: Copy, destination: Array, source: Array) -> None:
+        copy(destination, source.transpose(forward))
 
-    def leave(destination: Array, source: Array) -> None:
-        destination[...] = source.transpose(backward)
+    def leave(copy: Copy, destination: Array, source: Array) -> None:
+        copy(destination, source.transpose(backward))
 
     inner = spec.replace(layout=names[ndim], strided=False)
     wgrad = spec.direction is Direction.WEIGHT_GRAD
@@ -191,14 +206,14 @@ def _dtype(spec: ConvSpec) -> Step | Refusal | None:
             if largest <= limit:
                 inner = spec.replace(dtype=dtype, bias=False, activation=None, strided=False)
                 return Step(
-                    f"{spec.dtype} to {dtype}, exact", spec, inner, fill_lhs=_copy,
-                    fill_rhs=_copy, fill_result=_copy, exact=True,
+                    f"{spec.dtype} to {dtype}, exact", spec, inner, fill_lhs=move,
+                    fill_rhs=move, fill_result=move, exact=True,
                 )  # fmt: skip
         wide = precision.result_dtype(spec.dtype)
         if spec.dtype != wide:
             # Products and sums modulo 2**64 are those of the wide type.
             inner = spec.replace(dtype=wide, strided=False)
-            return Step(f"{spec.dtype} to {wide}", spec, inner, fill_lhs=_copy, fill_rhs=_copy)
+            return Step(f"{spec.dtype} to {wide}", spec, inner, fill_lhs=move, fill_rhs=move)
         return Refusal(
             Feature.DTYPE,
             f"{spec.reduction} products of {spec.dtype} may reach {largest:.1e}, beyond the whole "
@@ -209,7 +224,7 @@ def _dtype(spec: ConvSpec) -> Step | Refusal | None:
 
 def _cast(name: str, spec: ConvSpec, dtype: str) -> Step:
     inner = spec.replace(dtype=dtype, strided=False)
-    return Step(name, spec, inner, fill_lhs=_copy, fill_rhs=_copy, fill_result=_copy)
+    return Step(name, spec, inner, fill_lhs=move, fill_rhs=move, fill_result=move)
 
 
 def _complex(spec: ConvSpec) -> Step | None:
@@ -233,19 +248,19 @@ def _complex(spec: ConvSpec) -> Step | None:
     kind = precision.numpy_dtype(real)
     other = precision.numpy_dtype(spec.dtype)
 
-    def split(destination: Array, source: Array) -> None:
-        destination[:, 0::2] = source.real
-        destination[:, 1::2] = source.imag
+    def split(copy: Copy, destination: Array, source: Array) -> None:
+        copy(destination[:, 0::2], source.real)
+        copy(destination[:, 1::2], source.imag)
 
-    def join(destination: Array, source: Array) -> None:
-        destination.real = source[:, 0::2]
-        destination.imag = source[:, 1::2]
+    def join(copy: Copy, destination: Array, source: Array) -> None:
+        copy(destination.real, source[:, 0::2])
+        copy(destination.imag, source[:, 1::2])
 
-    def weights(destination: Array, source: Array) -> None:
-        destination[0::2, 0::2] = source.real
-        destination[1::2, 1::2] = source.real
-        destination[0::2, 1::2] = source.imag
-        destination[1::2, 0::2] = source.imag
+    def weights(copy: Copy, destination: Array, source: Array) -> None:
+        copy(destination[0::2, 0::2], source.real)
+        copy(destination[1::2, 1::2], source.real)
+        copy(destination[0::2, 1::2], source.imag)
+        copy(destination[1::2, 0::2], source.imag)
         # Row 2k makes the real part: re*re - im*im; a conjugated kernel swaps the two signs.
         # The adjoint reads the block matrix transposed, which conjugates: (M^T) ~ conj(w).
         minus = destination[0::2, 1::2] if sign > 0 else destination[1::2, 0::2]
@@ -254,7 +269,7 @@ def _complex(spec: ConvSpec) -> Step | None:
     # Forward: y = M x.  TRANSPOSED and INPUT_GRAD read M transposed, and M(w)^T = M(conj(w)).
     sign = 1 if spec.direction is Direction.FORWARD else -conjugate
 
-    def blocks(destination: Array, source: Array) -> None:
+    def blocks(copy: Copy, destination: Array, source: Array) -> None:
         # conj(x) g = (xr gr + xi gi) + i (xr gi - xi gr); rows of the source are g, columns x.
         destination.real = source[0::2, 0::2]
         destination.real += source[1::2, 1::2]
@@ -271,8 +286,8 @@ def _complex(spec: ConvSpec) -> Step | None:
         enter = {"view_lhs": as_real}
     else:
 
-        def enter_last(destination: Array, source: Array) -> None:
-            destination.view(other)[...] = source
+        def enter_last(copy: Copy, destination: Array, source: Array) -> None:
+            copy(destination.view(other), source)
 
         enter = {"fill_lhs": enter_last}
     if wgrad:
@@ -289,8 +304,8 @@ def _conjugate(spec: ConvSpec) -> Step | Refusal | None:
     if spec.direction is not Direction.INPUT_GRAD:
         return _complex(spec) if spec.conjugates else None
 
-    def conjugate(destination: Array, source: Array) -> None:
-        destination[...] = source
+    def conjugate(copy: Copy, destination: Array, source: Array) -> None:
+        copy(destination, source)
         destination.imag *= -1
 
     inner = spec.replace(direction=Direction.TRANSPOSED)
@@ -311,16 +326,16 @@ def _pad(spec: ConvSpec) -> Step | None:
     middle = _window(spec, axes)
     mode = spec.pad_mode
 
-    def pad(destination: Array, source: Array) -> None:
+    def pad(copy: Copy, destination: Array, source: Array) -> None:
         if mode == "zeros":
             destination[...] = 0
-        destination[middle] = source
+        copy(destination[middle], source)
         if mode != "zeros":
             for axis, n, (lo, hi) in zip(axes, spec.in_size, spec.padding, strict=True):
                 for border, origin in _borders(mode, axis, n, lo, hi):
                     destination[border] = destination[origin]
 
-    def fold(destination: Array, source: Array) -> None:
+    def fold(copy: Copy, destination: Array, source: Array) -> None:
         if mode != "zeros":
             borders = zip(axes, spec.in_size, spec.padding, strict=True)
             for axis, n, (lo, hi) in reversed(list(borders)):
@@ -329,7 +344,7 @@ def _pad(spec: ConvSpec) -> Step | None:
                         source[origin] += source[border].sum(axis=axis, keepdims=True)
                     else:
                         source[origin] += source[border]
-        destination[...] = source[middle]
+        copy(destination, source[middle])
 
     name = "pad" if mode == "zeros" else f"pad {mode}"
     if not spec.computes_input:
@@ -385,8 +400,8 @@ def _flip(spec: ConvSpec) -> Step | None:
         return None
     index = (slice(None), slice(None), *(slice(None, None, -1),) * spec.ndim)
 
-    def reverse(destination: Array, source: Array) -> None:
-        destination[...] = source[index]
+    def reverse(copy: Copy, destination: Array, source: Array) -> None:
+        copy(destination, source[index])
 
     inner = spec.replace(flip=False)
     if spec.direction is Direction.WEIGHT_GRAD:
@@ -403,12 +418,12 @@ def _spread(steps: tuple[int, ...], axes: tuple[int, ...]) -> tuple[Fill, Fill]:
             index[axis] = slice(0, (sizes[axis] - 1) * step + 1, step)
         return tuple(index)
 
-    def insert(destination: Array, source: Array) -> None:
+    def insert(copy: Copy, destination: Array, source: Array) -> None:
         destination[...] = 0
-        destination[every(destination, source.shape)] = source
+        copy(destination[every(destination, source.shape)], source)
 
-    def pick(destination: Array, source: Array) -> None:
-        destination[...] = source[every(source, destination.shape)]
+    def pick(copy: Copy, destination: Array, source: Array) -> None:
+        copy(destination, source[every(source, destination.shape)])
 
     return insert, pick
 
@@ -451,7 +466,7 @@ def _groups(spec: ConvSpec) -> Step | None:
         strided=False,
     )
     return Step(
-        "one group at a time", spec, inner, fill_lhs=_copy, fill_rhs=_copy, fill_result=_copy,
+        "one group at a time", spec, inner, fill_lhs=move, fill_rhs=move, fill_result=move,
         repeats=spec.groups,
     )  # fmt: skip
 
@@ -519,7 +534,7 @@ def _three_to_two(spec: ConvSpec) -> Step | Split | Refusal | None:
         padding=spec.padding[1:], dilation=spec.dilation[1:], strided=False,
     )  # fmt: skip
 
-    def slices(destination: Array, source: Array) -> None:
+    def slices(copy: Copy, destination: Array, source: Array) -> None:
         split = destination.reshape(spec.batch, outputs, spec.in_channels, depth, *spec.in_size[1:])
         for tap in range(depth):
             inside = geometry.outputs_of_tap(tap, n, outputs, stride, lo, dilation)
@@ -529,14 +544,14 @@ def _three_to_two(spec: ConvSpec) -> Step | Split | Refusal | None:
                 first = inside.start * stride - lo + tap * dilation
                 last = first + (len(inside) - 1) * stride
                 chosen = source[:, :, first : last + 1 : stride]
-                split[:, inside.start : inside.stop, :, tap] = chosen.swapaxes(1, 2)
+                copy(split[:, inside.start : inside.stop, :, tap], chosen.swapaxes(1, 2))
 
     def taps(array: Array) -> Array:
         return array.reshape(inner.w_shape)
 
-    def stack(destination: Array, source: Array) -> None:
+    def stack(copy: Copy, destination: Array, source: Array) -> None:
         images = source.reshape(spec.batch, outputs, *inner.y_shape[1:])
-        destination[...] = images.swapaxes(1, 2)
+        copy(destination, images.swapaxes(1, 2))
 
     return Step("3-D as 2-D", spec, inner, fill_lhs=slices, view_rhs=taps, fill_result=stack)
 

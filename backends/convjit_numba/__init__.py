@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from convjit.gauges import Gauge
-from convjit.spi import SPI_VERSION, SeparableSolver, Solver, Target
+from convjit.spi import SPI_VERSION, Array, SeparableSolver, Solver, Target
 
 __all__ = ["NumbaBackend"]
 
@@ -58,6 +58,12 @@ class NumbaBackend:
         from convjit_numba import peak, targets
 
         return peak.fma_peak(dtype, num_threads()) if dtype in targets.BITS else 0.0
+
+    def copy(self, destination: Array, source: Array) -> None:
+        """``destination[...] = source`` on the threads in force, for arrays without overlap."""
+        from convjit_numba import copying
+
+        copying.copy(destination, source)
 
     def compiled(self) -> Sequence[str]:
         """Names of the kernels that this process compiled, in order."""

@@ -17,7 +17,7 @@ import numpy as np
 
 from convjit.algorithms.workspace import aligned
 from convjit.precision import numpy_dtype
-from convjit.spi import Array, num_threads
+from convjit.spi import Array, empty, num_threads
 from convjit_numba import cache, problem, targets, threads
 from convjit_numba.problem import Problem, address
 
@@ -219,7 +219,7 @@ def packer(p: Problem, vl: int) -> Callable[[Array], Any]:
     seconds = prod(shape) * SECONDS_PER_NUMBER
 
     def pack(weights: Array) -> Any:
-        panels = np.empty(shape, dtype)
+        panels = empty(shape, dtype)
         arguments = (address(weights), address(panels), p.groups, p.kg, p.taps)
         threads.run(kernel, arguments, num_threads(), seconds)
         return panels

@@ -26,6 +26,7 @@ from convjit.spi import (
     Refusal,
     Target,
     Work,
+    empty,
     num_threads,
 )
 from convjit_numba import cache, problem, targets, threads
@@ -230,7 +231,7 @@ class _Packer:
 
     def __call__(self, weights: Array) -> Array:
         whole = self._count == prod(self._shape[:2]) * self._shape[4] * self._shape[5]
-        packed = (np.empty if whole else np.zeros)(self._shape, self._kind)
+        packed = (empty if whole else np.zeros)(self._shape, self._kind)
         count = min(num_threads(), self._count)
         scratch = np.empty(count * self._bytes + 64, np.uint8)
         start = address(scratch)

@@ -17,7 +17,7 @@ import numpy as np
 
 from convjit.algorithms.workspace import aligned
 from convjit.precision import numpy_dtype
-from convjit.spi import Array, num_threads
+from convjit.spi import Array, empty, num_threads
 from convjit_numba import cache, gemm, problem, targets, threads
 from convjit_numba.problem import Problem, address
 from convjit_numba.targets import Tile
@@ -351,7 +351,7 @@ def packer(p: Problem, tile: Tile) -> Callable[[Array], Any]:
     def pack(weights: Array) -> Any:
         # Vectors of weights do not cross cache lines.
         count = prod(shape)
-        memory = np.empty(count + 64 // p.bytes, dtype)
+        memory = empty((count + 64 // p.bytes,), dtype)
         first = -address(memory) % 64 // p.bytes
         panels = memory[first : first + count].reshape(shape)
         size = num_threads()

@@ -13,8 +13,12 @@ from dataclasses import dataclass, field
 CLOCK = 3.0e9  # Hz, where nothing better is known
 
 
-def _bandwidth(l1: float, l2: float, l3: float, memory: float, copy: float) -> Mapping[str, float]:
-    return {"l1": l1, "l2": l2, "l3": l3, "memory": memory, "copy": copy}
+def _bandwidth(
+    l1: float, l2: float, l3: float, memory: float, copy: float, elementwise: float
+) -> Mapping[str, float]:
+    return {
+        "l1": l1, "l2": l2, "l3": l3, "memory": memory, "copy": copy, "elementwise": elementwise,
+    }  # fmt: skip
 
 
 # What kernels reach in general, in the units of their models.
@@ -38,15 +42,16 @@ class Microarchitecture:
     shares : mapping
         By kernel family, what it reaches of that peak.
     bandwidth : mapping
-        Bytes read and written per second, ``"l1"`` to ``"l3"`` by each core, ``"memory"`` and
-        ``"copy"`` (a strided copy of NumPy's) by all together.
+        Bytes read and written per second, ``"l1"`` to ``"l3"`` by each core, ``"memory"``,
+        ``"copy"`` (a strided copy of the backend's) and ``"elementwise"`` (a pass of NumPy's) by
+        all together.
     """
 
     flops_per_cycle: int
     clock: float = CLOCK
     shares: Mapping[str, float] = field(default_factory=lambda: SHARES)
     bandwidth: Mapping[str, float] = field(
-        default_factory=lambda: _bandwidth(1.2e11, 6e10, 2.5e10, 1.5e10, 4e9)
+        default_factory=lambda: _bandwidth(1.2e11, 6e10, 2.5e10, 1.5e10, 1e10, 4e9)
     )
 
 
@@ -58,7 +63,7 @@ _ZEN4 = Microarchitecture(
         "direct": 0.95, "gemm": 1.07, "indirect": 1.07, "winograd": 1.08, "fft": 0.88,
         "depthwise": 0.63, "planes": 1.13, "transposed": 0.83, "weight_grad": 1.1,
     },
-    _bandwidth(1.2e11, 1.1e11, 4.3e10, 3.3e10, 5.3e9),
+    _bandwidth(1.2e11, 1.1e11, 4.3e10, 3.3e10, 2.3e10, 1.0e10),
 )  # fmt: skip
 
 # FMA ports by vector width: A. Fog, "The microarchitecture of Intel, AMD and VIA CPUs"; Arm's

@@ -11,10 +11,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from convjit.precision import numpy_dtype
-from convjit.spi import Array, num_threads
+from convjit.spi import Array, empty, num_threads
 from convjit_numba import cache, targets, threads
 from convjit_numba.problem import Problem, address
 
@@ -78,7 +76,7 @@ def packer(problem: Problem, mr: int) -> Callable[[Array], Any]:
     seconds = problem.groups * shape[1] * mr * problem.depth * SECONDS_PER_NUMBER
 
     def pack(weights: Array) -> Any:
-        panels = np.empty(shape, dtype)
+        panels = empty(shape, dtype)
         arguments = (address(weights), address(panels), problem.groups, problem.kg, problem.depth)
         threads.run(kernel, arguments, num_threads(), seconds)
         return panels
@@ -147,7 +145,7 @@ def even_packer(problem: Problem, panels: int, vl: int) -> Callable[[Array], Any
     seconds = count * EVEN_SECONDS_PER_NUMBER
 
     def pack(weights: Array) -> Any:
-        packed = np.empty(count, dtype)
+        packed = empty((count,), dtype)
         arguments = (
             address(weights), address(packed), problem.groups, problem.kg, problem.depth, panels,
         )  # fmt: skip

@@ -16,10 +16,10 @@ from importlib import metadata
 
 import numpy as np
 
-from convjit.gauges import Gauge, Run, of_solver, strided_copies
+from convjit.gauges import Gauge, Run, casts, of_solver, strided_copies
 from convjit.spec import ConvSpec
 from convjit.spi import Solver, Target, num_threads
-from convjit_numba import cache, microarchitectures, targets, threads
+from convjit_numba import cache, copying, microarchitectures, targets, threads
 from convjit_numba.problem import address
 
 CHAINS = {"avx512": 20, "neon": 20}  # independent FMAs in flight; 10 elsewhere
@@ -64,7 +64,7 @@ def _target(cores: int) -> Target:
         peak=peak,
         rates=rates,
         bandwidth={
-            level: rate * (1 if level in ("memory", "copy") else cores)
+            level: rate * (1 if level in ("memory", "copy", "elementwise") else cores)
             for level, rate in row.bandwidth.items()
         },
         caches=targets.cache_sizes(),
@@ -199,7 +199,8 @@ def gauges(solvers: Sequence[Solver], found: Target) -> Iterator[Gauge]:
     yield Gauge("bandwidth", "l2", partial(_copy, caches["l2"] // 4, 1, cores))
     yield Gauge("bandwidth", "l3", partial(_copy, shared, cores))
     yield Gauge("bandwidth", "memory", partial(_copy, beyond, cores))
-    yield Gauge("bandwidth", "copy", partial(strided_copies, np))
+    yield Gauge("bandwidth", "copy", partial(strided_copies, np, copying.copy))
+    yield Gauge("bandwidth", "elementwise", partial(casts, np))
     if cores > 1:
         yield Gauge("launch", "", partial(_wake, cores))
     seen = set()

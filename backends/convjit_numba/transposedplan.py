@@ -13,11 +13,9 @@ from functools import lru_cache, partial
 from math import gcd, prod
 from typing import Any
 
-import numpy as np
-
 from convjit.algorithms.workspace import aligned
 from convjit.precision import numpy_dtype
-from convjit.spi import Array, num_threads
+from convjit.spi import Array, empty, num_threads
 from convjit_numba import cache, problem, targets, threads
 from convjit_numba.indirectplan import (
     ADDRESS,
@@ -330,7 +328,7 @@ def packer(p: Problem, tile: Tile) -> Callable[[Array], Any]:
     def pack(weights: Array) -> Any:
         # Vectors of weights do not cross cache lines.
         count = prod(shape)
-        memory = np.empty(count + 64 // p.bytes, dtype)
+        memory = empty((count + 64 // p.bytes,), dtype)
         first = -address(memory) % 64 // p.bytes
         panels = memory[first : first + count].reshape(shape)
         arguments = (address(weights), address(panels), p.groups, p.kg, p.cg, p.taps)

@@ -38,6 +38,7 @@ from convjit.spi import (
     Refusal,
     Target,
     Work,
+    empty,
     num_threads,
 )
 from convjit_numba import cache, problem, targets, threads
@@ -477,7 +478,7 @@ class _Packer:
         self._seconds = prod(self._shape) * 0.25e-9
 
     def __call__(self, weights: Array) -> Array:
-        packed = np.empty(self._shape, self._dtype)
+        packed = empty(self._shape, self._dtype)
         count = num_threads()
         scratch = np.empty(count * self._bytes, np.uint8)
         places = (address(weights), address(packed))

@@ -35,10 +35,8 @@ from typing import Any, NamedTuple
 
 from convjit import layout as layouts
 from convjit.algorithms import geometry
+from convjit.algorithms.fills import Array, Copy, Fill
 from convjit.spec import ConvSpec, Direction
-
-Array = Any  # of any library: only reshape, transpose, slices and assignment are used
-Fill = Callable[[Array, Array], None]  # fill(destination, source): writes every element
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +75,11 @@ class Crop(NamedTuple):
     kept: int
 
 
-def crop(crops: tuple[Crop, ...], axis: int, destination: Array, source: Array) -> None:
+def crop(crops: tuple[Crop, ...], axis: int, copy: Copy, destination: Array, source: Array) -> None:
     """Copy what is read of the axes from ``axis`` on."""
     if all(c.kept for c in crops):
         window = tuple(slice(c.first, c.first + c.kept) for c in crops)
-        destination[...] = source[(*(slice(None),) * axis, *window)]
+        copy(destination, source[(*(slice(None),) * axis, *window)])
     else:
         destination[...] = 0
 
@@ -143,7 +141,9 @@ def phases(n: int, m: int, k: int, stride: int, lo: int, dilation: int) -> list[
 Phases = tuple[Phase, ...]  # one of each axis
 
 
-def swap_weights(spec: ConvSpec, members: list[Phases], destination: Array, source: Array) -> None:
+def swap_weights(
+    spec: ConvSpec, members: list[Phases], copy: Copy, destination: Array, source: Array
+) -> None:
     """``(K, C/groups, *kernel)`` to ``(members * C, K/groups, *taps)``, group by group.
 
     Each member takes its own taps, backwards.
@@ -156,7 +156,7 @@ def swap_weights(spec: ConvSpec, members: list[Phases], destination: Array, sour
     inner = (spec.groups, len(members), c, k // spec.groups, *destination.shape[2:])
     target = destination.reshape(inner)
     for place, member in enumerate(members):
-        target[:, place] = split[(..., *(_backwards(phase.taps) for phase in member))]
+        copy(target[:, place], split[(..., *(_backwards(phase.taps) for phase in member))])
 
 
 def _backwards(taps: range) -> slice:
@@ -164,7 +164,9 @@ def _backwards(taps: range) -> slice:
     return slice(last, None if end < 0 else end, -taps.step)
 
 
-def interleave(spec: ConvSpec, members: list[Phases], destination: Array, source: Array) -> None:
+def interleave(
+    spec: ConvSpec, members: list[Phases], copy: Copy, destination: Array, source: Array
+) -> None:
     """Put what the members' channels hold to the members' samples."""
     axis = layouts.channel_axis(spec.layout, spec.ndim)
     channels = spec.in_channels // spec.groups
@@ -179,18 +181,18 @@ def interleave(spec: ConvSpec, members: list[Phases], destination: Array, source
         samples = tuple(slice(phase.first, None, stride)
                         for phase, stride in zip(member, spec.stride, strict=True))  # fmt: skip
         if spec.channels_last:
-            destination[(slice(None), *samples)] = source[..., place, :]
+            copy(destination[(slice(None), *samples)], source[..., place, :])
         else:
-            destination[(slice(None),) * 3 + samples] = source[:, :, place]
+            copy(destination[(slice(None),) * 3 + samples], source[:, :, place])
 
 
 def _repeat_bias(groups: int, times: int, bias: Array) -> Array:
     return bias.reshape(groups, 1, -1).repeat(times, axis=1).reshape(-1)
 
 
-def exchange(destination: Array, source: Array) -> None:
+def exchange(copy: Copy, destination: Array, source: Array) -> None:
     """``(A, B, ...)`` to ``(B, A, ...)``."""
-    destination[...] = source.transpose((1, 0, *range(2, source.ndim)))
+    copy(destination, source.transpose((1, 0, *range(2, source.ndim))))
 
 
 def input_grad_as_forward(spec: ConvSpec) -> tuple[list[AsForward], bool]:
@@ -317,19 +319,19 @@ def weight_grad_as_forward(spec: ConvSpec) -> AsForward:
 
 
 def _images_of_channels(
-    groups: int, crops: tuple[Crop, ...], destination: Array, source: Array
+    groups: int, crops: tuple[Crop, ...], copy: Copy, destination: Array, source: Array
 ) -> None:
     n, c, *size = source.shape
     order = (2, 1, 0, *range(3, 3 + len(size)))
     source = source.reshape(n, groups, c // groups, *size).transpose(order)
     inner = destination.shape[2:]
-    crop(crops, 3, destination.reshape(c // groups, groups, n, *inner), source)
+    crop(crops, 3, copy, destination.reshape(c // groups, groups, n, *inner), source)
 
 
-def _taps_of_outputs(flip: bool, destination: Array, source: Array) -> None:
+def _taps_of_outputs(flip: bool, copy: Copy, destination: Array, source: Array) -> None:
     if flip:
         source = source[(..., *(slice(None, None, -1),) * (source.ndim - 2))]
-    exchange(destination, source)
+    exchange(copy, destination, source)
 
 
 def _check(spec: ConvSpec, direction_fits: bool) -> None:

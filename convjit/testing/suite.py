@@ -35,7 +35,7 @@ from convjit.algorithms.error import policy_refusal
 from convjit.algorithms.oracle import oracle
 from convjit.dispatch import error_bound
 from convjit.errors import BackendError, UnsupportedError
-from convjit.lowering import Lowered, lower
+from convjit.lowering import Lowered, copy_of, lower
 from convjit.spec import ConvSpec
 from convjit.spi import DEFAULT_CONFIG, Array, Backend, Executable, Refusal, Solver
 from convjit.testing import strategies
@@ -300,7 +300,7 @@ def test_run_keeps_to_its_memory(
     """In every configuration: all of ``out`` is written and right, and nothing else is touched."""
     backend, lowered = _reach(convjit_under_test, convjit_solver, convjit_case.spec)
     for config in _configs(lowered, backend):
-        executable = lowered.plan(backend.target(), config)
+        executable = lowered.plan(backend.target(), config, copy_of(backend))
         run = _Run(backend, executable, convjit_case)
         run()
         complaint = run.complaint(lowered)
@@ -334,7 +334,8 @@ def test_threads_share_an_executable(
 ) -> None:
     """Two threads run one executable at once, each in memory of its own."""
     backend, lowered = _reach(convjit_under_test, convjit_solver, convjit_case.spec)
-    executable = lowered.plan(backend.target(), _configs(lowered, backend)[0])
+    config = _configs(lowered, backend)[0]
+    executable = lowered.plan(backend.target(), config, copy_of(backend))
     runs = [_Run(backend, executable, convjit_case, seed) for seed in (0, 1)]
     with ThreadPoolExecutor(2) as pool:
         for future in [pool.submit(run.repeat, 3) for run in runs]:

@@ -76,7 +76,7 @@ SCRIPT = textwrap.dedent(
     from convjit import precision
     from convjit.algorithms.error import policy_refusal
     from convjit.dispatch import error_bound
-    from convjit.lowering import lower
+    from convjit.lowering import copy_of, lower
     from convjit.precision import Policy
     from convjit.spec import ConvSpec
     from convjit.spi import Refusal
@@ -163,7 +163,9 @@ SCRIPT = textwrap.dedent(
             continue
         lhs, rhs, bias = case.operands()
         expected, sizes = reference(case)
-        executable = lowered.plan(target, next(iter(solver.configs(lowered.spec, target)), ()))
+        executable = lowered.plan(
+            target, next(iter(solver.configs(lowered.spec, target)), ()), copy_of(backend)
+        )
         for at_end in (True, False):
             print(case, "at the end" if at_end else "at the start", flush=True)
             given = operand(rhs, at_end)

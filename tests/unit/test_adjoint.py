@@ -10,6 +10,7 @@ from hypothesis import given, settings
 
 from convjit import layout as layouts
 from convjit.algorithms import adjoint
+from convjit.algorithms.fills import assign
 from convjit.algorithms.oracle import oracle
 from convjit.spec import ConvSpec, Direction
 from convjit.testing.cases import Case, random_array
@@ -57,7 +58,7 @@ def filled(fill: adjoint.Fill | None, shape: tuple[int, ...], source: Array) -> 
         assert source.shape == shape
         return source
     destination = np.full(shape, np.nan, source.dtype)
-    fill(destination, source)
+    fill(assign, destination, source)
     assert not np.isnan(destination).any()
     return destination
 
@@ -85,7 +86,7 @@ def check_recipe(spec: ConvSpec) -> list[adjoint.AsForward]:
             assert len(parts) == 1
             own = sums
         else:
-            part.fill_result(own, sums)
+            part.fill_result(assign, own, sums)
         written = ~np.isnan(own)
         assert np.isnan(total[written]).all()
         total[written] = own[written]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 import convjit
-from convjit import arena, registry
+from convjit import arena, precision, registry
 from convjit.algorithms.workspace import ALIGNMENT
 
 
@@ -130,3 +131,91 @@ def test_backends_give_up_what_they_keep(monkeypatch: pytest.MonkeyPatch) -> Non
     )
     convjit.release_memory()
     assert asked == ["scipy"]
+
+
+# -------------------------------------------------------------------- lent memory
+
+LARGE = (arena.LEAST_LENT // 4 + 5003, 1)
+
+
+def where(array: np.ndarray) -> int:
+    return int(array.ctypes.data)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "complex128", "int8", "bfloat16"])
+@pytest.mark.parametrize("count", [0, 5, arena.LEAST_LENT + 1])
+def test_lent_arrays_are_arrays(dtype: str, count: int) -> None:
+    kind = precision.numpy_dtype(dtype)
+    array = arena.empty((count, 3), kind)
+    assert type(array) is np.ndarray
+    assert array.shape == (count, 3)
+    assert array.dtype == kind
+    assert array.flags.c_contiguous
+    assert array.flags.writeable
+    assert array.flags.aligned
+    if count > 5:
+        assert where(array) % ALIGNMENT == 0
+    array[...] = 1
+    assert (array == 1).all()
+
+
+def test_lent_memory_comes_back_with_the_last_view() -> None:
+    array = arena.empty(LARGE, np.float32)
+    at = where(array)
+    view = array[1:].T
+    del array
+    assert arena.kept() == 0
+    other = arena.empty(LARGE, np.float32)
+    assert not np.shares_memory(other, view)
+    del view
+    assert arena.kept() >= arena.LEAST_LENT
+    again = arena.empty((LARGE[0] - 10, 1), np.int32)  # nearly as large
+    assert where(again) == at
+    assert arena.kept() == 0
+
+
+def test_no_more_than_the_limit_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arena, "MOST_SPARE", 5 * arena.LEAST_LENT)
+    arrays = [arena.empty((size * arena.LEAST_LENT,), np.uint8) for size in (1, 2, 3, 2, 1, 9)]
+    while arrays:
+        arrays.pop(0)
+        assert arena.kept() <= arena.MOST_SPARE
+    assert arena.kept() > 0  # the last that fitted
+    assert arena.release() > 0
+    assert arena.kept() == 0
+
+
+def test_threads_lend_and_return(monkeypatch: pytest.MonkeyPatch) -> None:
+    def work(seed: int) -> bool:
+        right = True
+        for turn in range(200):
+            array = arena.empty(LARGE, np.float32)
+            array[::1024] = seed * 1000 + turn
+            right &= bool((array[::1024] == seed * 1000 + turn).all())
+        return right
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, range(4)))
+    assert 0 < arena.kept() <= 4 * 2 * arena.LEAST_LENT
+
+
+def test_a_held_lock_is_no_obstacle() -> None:
+    array = arena.empty(LARGE, np.float32)
+    with arena._spare_lock:
+        del array  # as where the collector runs in the middle of the arena's own work
+        other = arena.empty(LARGE, np.float32)
+        other[...] = 1
+    del other
+    assert arena.kept() >= arena.LEAST_LENT
+
+
+def test_plain_calls_pack_into_memory_that_came_back() -> None:
+    x = np.ones((1, 256, 8, 8), np.float32)
+    w = np.ones((256, 256, 3, 3), np.float32)
+    with convjit.use(backend="numba"):
+        convjit.conv(x, w, padding=1)
+        kept = arena.kept()
+        assert kept >= w.nbytes
+        convjit.conv(x, w, padding=1)
+    assert arena.kept() == kept
+    assert convjit.release_memory() >= kept
