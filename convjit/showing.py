@@ -13,6 +13,7 @@ from convjit.errors import ConvSpecError
 from convjit.spi import Refusal
 from convjit.sweeps import Sweep
 from convjit.tables import milliseconds, percent, size, table
+from convjit.tunedb import sizes
 
 if TYPE_CHECKING:
     from convjit.explanation import Explanation
@@ -28,13 +29,18 @@ def text(explained: Explanation, *, refused: bool = True) -> str:
     """
     has_times = bool(explained.measured)
     has_errors = any(m.error is not None for m in explained.measured.values())
+    is_remembered = any(c.remembered is not None for c in explained.admitted)
     columns = [">", "algorithm", ">predicted ms"]
+    columns += [">remembered ms", "block sizes"] if is_remembered else []
     columns += [">measured ms", ">GFLOP/s", ">% peak"] if has_times else []
     columns += [">pack ms", ">workspace", ">weights", ">error ≤"]
     columns += [">error"] if has_errors else []
     rows: list[list[object]] = []
     for number, c in enumerate(explained.admitted, 1):
         row: list[object] = [number, c.label, milliseconds(c.seconds)]
+        if is_remembered:
+            kept = c.remembered
+            row += [milliseconds(kept.seconds), sizes(kept.config)] if kept else ["-", ""]
         if has_times:
             timed = explained.measured.get(c.label)
             taken = timed.seconds if timed is not None else None
@@ -115,6 +121,7 @@ def _candidate_dict(explained: Explanation, candidate: Candidate) -> dict[str, A
         "spec": str(candidate.spec),
         "predicted_seconds": candidate.seconds,
         "pack_seconds": candidate.pack_seconds if candidate.work is not None else None,
+        "remembered": candidate.remembered.as_dict() if candidate.remembered else None,
         "measured_seconds": taken,
         "gflops": explained.spec.flops / taken / 1e9 if taken else None,
         "share_of_peak": explained.share_of_peak(candidate, taken),

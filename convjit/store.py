@@ -57,6 +57,8 @@ class Store:
         Of the entries' form.  Entries of another version are not used.
     shipped : (package, file), optional
         A resource of the same form, for what the user's file does not have.
+    directory : Path, optional
+        Instead of the user's.
 
     Attributes
     ----------
@@ -64,8 +66,15 @@ class Store:
         Grows whenever this process finds or makes :meth:`entries` other than they were.
     """
 
-    def __init__(self, name: str, version: int, shipped: tuple[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        version: int,
+        shipped: tuple[str, str] | None = None,
+        directory: Path | None = None,
+    ) -> None:
         self.name, self.version, self.changes = name, version, 0
+        self._directory = directory
         self._resource = shipped
         self._shipped: Mapping[str, Entry] | None = None
         # By path, as the directory may change: a stamp of the file, and the entries then found.
@@ -76,7 +85,7 @@ class Store:
     @property
     def path(self) -> Path:
         """Where the user's file is, or would be."""
-        return config.cache_dir() / self.name
+        return (self._directory or config.cache_dir()) / self.name
 
     # ---------------------------------------------------------------- reading
 

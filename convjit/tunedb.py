@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from convjit import registry
@@ -99,6 +99,13 @@ class Found:
     finished: bool
     scale: float = 1.0
 
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "spec": str(self.spec), "date": self.date, "finished": self.finished,
+            "rows": [row.as_dict() for row in self.rows],
+        }  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class Remembered:
@@ -123,9 +130,18 @@ class Remembered:
     is_exact: bool
     date: str
 
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self) | {"config": dict(self.config)}
+
     def __str__(self) -> str:
         what = f"measured on {self.date}"
         return what if self.is_exact else f"{what} for {self.measured} of its bucket ({BUCKETS})"
+
+
+def sizes(config: Config) -> str:
+    """Block sizes for people: ``"mr=6, nv=4"``."""
+    return ", ".join(f"{name}={size}" for name, size in config) or "default"
 
 
 # -------------------------------------------------------------------- keys
@@ -294,11 +310,9 @@ def remember(
         if revisions.get(row.solver, row.revision) == row.revision
     }
     kept |= {(row.label, frozenset(row.config)): row for row in rows}
-    entry = {
-        "backend": backend, "target": target, "spec": str(wanted), "date": date.today().isoformat(),
-        "finished": finished,
-        "rows": [row.as_dict() for row in sorted(kept.values(), key=lambda row: row.seconds)],
-    }  # fmt: skip
+    ordered = tuple(sorted(kept.values(), key=lambda row: row.seconds))
+    found = Found(wanted, True, ordered, date.today().isoformat(), finished)
+    entry = {"backend": backend, "target": target, **found.as_dict()}
     return _changed({_key(backend, target, wanted): entry})
 
 
@@ -307,6 +321,15 @@ def _changed(changes: Mapping[str, Entry | None]) -> bool:
         return DATABASE.update(changes)
     finally:
         registry.outdate()
+
+
+def everything() -> list[tuple[str, str, Found]]:
+    """(backend, target, what is remembered) of every problem, in the order of their specs."""
+    known = _current().exact.items()
+    return sorted(
+        ((backend, target, found) for (backend, target, _), found in known),
+        key=lambda row: (str(row[2].spec), row[:2]),
+    )
 
 
 def forget() -> int:

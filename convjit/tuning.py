@@ -33,7 +33,7 @@ from convjit.errors import BackendError, ConvSpecError
 from convjit.explanation import low_quartile, random_operands
 from convjit.plans import Plan
 from convjit.spi import Config
-from convjit.tunedb import Row
+from convjit.tunedb import Row, sizes
 
 BUDGET = 30.0  # seconds for a problem; compiling all its kernels takes most of it, once
 GAIN, PATIENCE = 1.03, 2
@@ -69,6 +69,10 @@ class Tuning:
         Why it ended: a sentence.
     failures : tuple of (label, reason)
         Candidates that could not be measured.
+    chosen : Row or None
+        The measurement of what runs with packed weights.
+    is_finished : bool
+        False if the budget was spent before everything that promised a gain was measured.
     is_new : bool
         False if everything was remembered already.
     """
@@ -82,13 +86,15 @@ class Tuning:
     seconds: float
     ended: str
     failures: tuple[tuple[str, str], ...] = ()
+    chosen: Row | None = None
+    is_finished: bool = True
     is_new: bool = True
 
     def __str__(self) -> str:
         from convjit.tables import milliseconds, table
 
         rows = [
-            (row.label, backend, _sizes(row.config), milliseconds(row.seconds),
+            (row.label, backend, sizes(row.config), milliseconds(row.seconds),
              milliseconds(row.plain_seconds))
             for backend, row in self.rows
         ]  # fmt: skip
@@ -105,13 +111,9 @@ class Tuning:
         return {
             "spec": self.spec, "planned": self.planned, "plain": self.plain, "before": self.before,
             "gain": self.gain, "seconds": self.seconds, "ended": self.ended, "is_new": self.is_new,
-            "failures": dict(self.failures),
+            "is_finished": self.is_finished, "failures": dict(self.failures),
             "rows": [{"backend": backend, **row.as_dict()} for backend, row in self.rows],
         }  # fmt: skip
-
-
-def _sizes(config: Config) -> str:
-    return ", ".join(f"{name}={size}" for name, size in config) or "default"
 
 
 @dataclass(slots=True)
@@ -133,7 +135,7 @@ class _Contender:
         )  # fmt: skip
 
     def __str__(self) -> str:
-        return f"{self.trial.candidate.label} ({_sizes(self.config)})"
+        return f"{self.trial.candidate.label} ({sizes(self.config)})"
 
 
 class _Search:
@@ -187,7 +189,7 @@ class _Search:
     def begin(self, trial: Trial, config: Config) -> _Contender | None:
         """Plan, compile and measure for the first time; None if that fails or is much too slow."""
         label = trial.candidate.label
-        _log.info("measuring %s (%s)", label, _sizes(config))
+        _log.info("measuring %s (%s)", label, sizes(config))
         try:
             plan = trial.plan(config)
             if plan.config != config:  # they need more than workspace_limit
@@ -237,7 +239,7 @@ class _Search:
         for contender in order:
             if self.is_late():
                 return
-            others = self._block_sizes(contender)
+            others = self._other_sizes(contender)
             left += [c for c in self.rounds([contender, *others], ROUNDS) if c is not contender]
             gain = (
                 max(contender.taken[kind] / min(c.taken[kind] for c in others) for kind in _KINDS)
@@ -265,7 +267,7 @@ class _Search:
             found += [begun] if begun is not None else []
         return found
 
-    def _block_sizes(self, contender: _Contender) -> list[_Contender]:
+    def _other_sizes(self, contender: _Contender) -> list[_Contender]:
         """The solver's other block sizes that are worth more turns."""
         found: list[_Contender] = []
         for config in contender.trial.configs[1:]:
@@ -317,15 +319,15 @@ class _Search:
         else:
             ours = self._recalled()
         ours.sort(key=lambda pair: pair[1].seconds)
-        times = {(row.label, row.config): row.seconds for _, row in ours}
+        rows = {(row.label, row.config): row for _, row in ours}
         label = model.candidate.label if model is not None else ""
-        taken = times.get((chosen.label, chosen.config))
-        before = times.get((label, model.configs[0] if model is not None else ()))
-        gain = before / taken if before is not None and taken is not None else 1.0
+        now = rows.get((chosen.label, chosen.config))
+        before = rows.get((label, model.configs[0] if model is not None else ()))
+        gain = before.seconds / now.seconds if before is not None and now is not None else 1.0
         return Tuning(
             str(self.problem.spec), tuple(ours), _runs(chosen), _runs(plans[False]), label, gain,
-            seconds, self.ended or "remembered; again=True measures anew",
-            tuple(self.failures.items()), is_new,
+            seconds, self.ended or "remembered; again=True (--again) measures anew",
+            tuple(self.failures.items()), now, self.finished or not is_new, is_new,
         )  # fmt: skip
 
     def _recalled(self) -> list[tuple[str, Row]]:
@@ -339,7 +341,7 @@ class _Search:
 
 
 def _runs(plan: Plan) -> str:
-    return f"{plan.label} ({_sizes(plan.config)}), {plan.reason}"
+    return f"{plan.label} ({sizes(plan.config)}), {plan.reason}"
 
 
 def worth_measuring(trials: list[Trial]) -> list[Trial]:

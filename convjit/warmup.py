@@ -49,15 +49,24 @@ class Prepared:
     failure: str = ""
 
 
-def specs(words: Iterable[str], *, batch: int | None = None, dtype: str = "float32") -> list[str]:
+def specs(
+    words: Iterable[str],
+    *,
+    batch: int | None = None,
+    dtype: str = "float32",
+    input_shape: tuple[int, ...] | None = None,
+) -> list[str]:
     """The problems that words name, each once.
 
     Parameters
     ----------
     words : iterable of str
-        Specs, networks that ``bench`` knows, and files like its own (names that end in ``.json``).
+        Specs, networks that ``bench`` knows, files like its own (names that end in ``.json``), and
+        ONNX models (``.onnx``).
     batch, dtype
         Of the layers of networks.
+    input_shape : tuple of int, optional
+        Of an ONNX model's input, where its file leaves sizes open.
 
     Raises
     ------
@@ -67,7 +76,9 @@ def specs(words: Iterable[str], *, batch: int | None = None, dtype: str = "float
     dtype = precision.DTYPES.get(dtype, dtype)
     chosen: list[cases.Case] = []
     for word in words:
-        source = cases.read_networks(word) if word.endswith(".json") else None
+        source = None
+        if cases.is_file(word):
+            source = cases.read_networks(word, batch=batch, input_shape=input_shape)
         if source is not None or word in cases.networks():
             names = [word] if source is None else list(source)
             chosen += cases.network_cases(names, source, batch=batch, dtype=dtype)

@@ -35,6 +35,15 @@ def nothing_was_measured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
         yield
 
 
+@pytest.fixture
+def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    """A tuning database of the test's own, which the plan cache forgets afterwards."""
+    with monkeypatch.context() as patch:
+        patch.setattr(tunedb, "DATABASE", empty_database(tmp_path))
+        yield tunedb.DATABASE
+    registry.outdate()
+
+
 def empty_database(directory: Path) -> Store:
-    """A database of its own; an absolute name leaves the user's directory alone."""
-    return Store(str(directory / "tuning.json"), tunedb.VERSION)
+    """One that has nothing to do with the user's directory."""
+    return Store("tuning.json", tunedb.VERSION, directory=directory)

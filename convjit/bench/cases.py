@@ -67,14 +67,27 @@ def networks() -> Mapping[str, list[Layer]]:
     return found
 
 
-def read_networks(path: str | Path) -> Mapping[str, list[Layer]]:
-    """Layers by network, from a file of the same form.
+def is_file(word: str) -> bool:
+    """Whether a word names a file that :func:`read_networks` reads."""
+    return word.endswith((".json", ".onnx"))
+
+
+def read_networks(
+    path: str | Path, *, batch: int | None = None, input_shape: tuple[int, ...] | None = None
+) -> Mapping[str, list[Layer]]:
+    """Layers by network, from a file of the same form, or from an ONNX model.
+
+    ``batch`` and ``input_shape`` are those of a model's input, where its file leaves them open.
 
     Raises
     ------
     ConvSpecError
-        If the file is not one of that form.
+        If the file is neither, or the package onnx is missing.
     """
+    if str(path).endswith(".onnx"):
+        from convjit.bench import onnxfile
+
+        return {Path(path).stem: onnxfile.read(path, batch=batch, input_shape=input_shape)}
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
         layers = [layer for rows in found.values() for layer in rows]

@@ -12,6 +12,7 @@ COMMANDS = (
     "bench",
     "calibrate",
     "regret",
+    "tune",
     "warmup",
     "selftest",
 )  # in the order of the help

@@ -29,7 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--network", type=words, action="extend", default=[], metavar="NAME[,NAME]",
         help="layers of networks; all for every one",
     )  # fmt: skip
-    group.add_argument("--networks-file", type=Path, metavar="FILE", help="a JSON file of layers")
+    group.add_argument(
+        "--networks-file", type=Path, metavar="FILE", help="a JSON file of layers, or an ONNX model"
+    )
     group.add_argument("--images", action="store_true", help="plain images")
     group.add_argument("--signals", action="store_true", help="plain signals")
     group.add_argument("--dtype", default="float32", help="of network layers (default: float32)")
@@ -80,7 +82,7 @@ def run(options: argparse.Namespace) -> int:
     source = None
     names = options.network
     if options.networks_file is not None:
-        source = cases.read_networks(options.networks_file)
+        source = cases.read_networks(options.networks_file, batch=options.batch)
         names = names or ["all"]
     if "all" in names:
         names = list(cases.networks() if source is None else source)

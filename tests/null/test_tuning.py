@@ -22,16 +22,6 @@ SPEC = ConvSpec.forward(X, W, padding=1)
 T4, T8 = (("tile", 4),), (("tile", 8),)
 
 
-@pytest.fixture
-def database(tmp_path, monkeypatch):
-    """A database of its own, forgotten by the plan cache too."""
-    made = Store(str(tmp_path / "tuning.json"), tunedb.VERSION)
-    monkeypatch.setattr(tunedb, "DATABASE", made)
-    yield made
-    monkeypatch.undo()
-    registry.outdate()
-
-
 class Clock:
     """Stands for the measuring: (solver, tile) -> seconds of a call, and of packing."""
 
@@ -417,8 +407,8 @@ def test_a_corrupt_file_is_one_warning_and_everything_works(clock, database):
 
 def test_a_directory_that_cannot_be_written_is_one_warning(clock, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
-    name = str(tmp_path / "file" / "tuning.json")
-    monkeypatch.setattr(tunedb, "DATABASE", Store(name, tunedb.VERSION))
+    made = Store("tuning.json", tunedb.VERSION, directory=tmp_path / "file")
+    monkeypatch.setattr(tunedb, "DATABASE", made)
     with pytest.warns(ConvjitWarning, match="holds for this process alone") as told:
         tune()
     assert len(told) == 1

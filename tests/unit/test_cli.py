@@ -164,7 +164,7 @@ def test_explain_fails_when_nothing_runs(capsys: pytest.CaptureFixture[str]) -> 
         (("conv_f32_NCHW_n1c2k2g1_i5x5_w3x3", "--stride", "2"), "leave out --stride"),
         (("1,8,9,9", "4,8,b,3"), "'4,8,b,3' is not a shape"),
         (("1,8,9,9",), "neither a spec nor followed by the shape of w"),
-        (("1,8,9,9", "4,8,3,3", "1,1"), "takes a spec, or two shapes, not 3"),
+        (("1,8,9,9", "4,8,3,3", "1,1"), "give a spec, or two shapes, not 3"),
         (("1,8,9,9", "4,8,3,3", "--dtype", "float8"), "--dtype float8 is not known"),
         (("1,8,9,9", "4,8,3,3", "--backend", "nobody"), "ConfigError: "),
         (("1,8,9,9", "4,8,3,3", "--algorithm", "magic"), "algorithm='magic' is not known"),

@@ -29,7 +29,7 @@ LAYERS = (
     ("api",),
     ("",),  # convjit/__init__.py: the public names
     ("testing.*",),
-    ("bench.*", "demo.*", "selftest", "warmup", "commands.*", "cli", "__main__"),
+    ("bench.*", "demo.*", "selftest", "warmup", "tuner", "commands.*", "cli", "__main__"),
 )
 BACKEND_MAY_IMPORT = (
     "errors", "_version", "locks", "store", "spec", "layout", "precision", "algorithms", "spi",

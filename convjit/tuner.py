@@ -1,0 +1,142 @@
+"""Many problems tuned one after the other: what ``python -m convjit tune`` does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from convjit import calls, precision, tunedb
+from convjit.api import tune
+from convjit.errors import BackendError, UnsupportedError
+from convjit.spec import ConvSpec
+from convjit.tables import milliseconds, table
+from convjit.tunedb import sizes
+from convjit.tuning import Tuning
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """What became of one problem.
+
+    Attributes
+    ----------
+    spec : str
+    tuning : Tuning or None
+        None if it cannot be computed.
+    failure : str
+        Why not, else empty.
+    """
+
+    spec: str
+    tuning: Tuning | None
+    failure: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One call of :func:`convjit.tune`.
+
+    Attributes
+    ----------
+    name : str
+        For people.
+    shapes : tuple of two tuples of int
+    given : mapping
+        Its keyword arguments.
+    """
+
+    name: str
+    shapes: tuple[tuple[int, ...], tuple[int, ...]]
+    given: Mapping[str, Any]
+
+    @classmethod
+    def of_spec(cls, word: str, **choice: Any) -> Job:
+        """The job of a spec under what constrains the choice."""
+        shapes, given = calls.described(ConvSpec.parse(word))
+        given["dtype"] = precision.numpy_dtype(given["dtype"])
+        return cls(word, shapes, given | choice)
+
+
+def tune_jobs(
+    jobs: Sequence[Job],
+    *,
+    budget: float,
+    again: bool = False,
+    began: Callable[[str], None] = lambda spec: None,
+) -> Iterator[Tuned]:
+    """Tune problems within one budget; what one does not need is left for the others.
+
+    Parameters
+    ----------
+    jobs : sequence of Job
+    budget : float
+        Seconds for all of them.
+    again : bool
+        Measure what is remembered too.
+    began : callable
+        Called with each name before it is measured.
+    """
+    end = time.perf_counter() + budget
+    for number, job in enumerate(jobs):
+        began(job.name)
+        left = max(end - time.perf_counter(), 1e-3)  # even then the first candidate is measured
+        try:
+            share = left / (len(jobs) - number)
+            yield Tuned(job.name, tune(*job.shapes, budget_s=share, again=again, **job.given))
+        except (UnsupportedError, BackendError, MemoryError) as error:
+            yield Tuned(job.name, None, f"{type(error).__name__}: {error}")
+
+
+# -------------------------------------------------------------------- on the command line
+
+
+def text(found: Sequence[Tuned]) -> str:
+    """One problem in detail; of several a line each, and what tuning gains in all."""
+    if len(found) == 1 and found[0].tuning is not None:
+        return str(found[0].tuning)
+    rows, before, after = [], 0.0, 0.0
+    for one in found:
+        tuning = one.tuning
+        if tuning is None:
+            continue
+        chosen = tuning.chosen
+        rows.append(
+            (one.spec, tuning.planned if chosen is None else chosen.label,
+             "-" if chosen is None else sizes(chosen.config),
+             milliseconds(None if chosen is None else chosen.seconds), f"{tuning.gain:.2f}",
+             "measured" if tuning.is_new else "remembered", f"{tuning.seconds:.1f}")
+        )  # fmt: skip
+        if chosen is not None:
+            after += chosen.seconds
+            before += chosen.seconds * tuning.gain
+    columns = ["spec", "runs", "block sizes", ">packed ms", ">gain", "", ">seconds"]
+    lines = [table(columns, rows)] if rows else []
+    lines += [f"failed: {one.spec}: {one.failure}" for one in found if one.failure]
+    if after:
+        lines.append(
+            f"{len(rows)} problems with packed weights: {before * 1e3:.4g} ms as the cost model "
+            f"chooses, {after * 1e3:.4g} ms from now on"
+        )
+    late = sum(one.tuning is not None and not one.tuning.is_finished for one in found)
+    if late:
+        lines.append(f"{late} not finished within the budget; tune again to go on")
+    lines.append(f"remembered in {tunedb.DATABASE.path}")
+    return "\n".join(lines)
+
+
+def listing() -> str:
+    """What is remembered, a line for each problem and backend."""
+    rows = []
+    for backend, target, found in tunedb.everything():
+        best = min(found.rows, key=lambda row: row.seconds, default=None)
+        if best is not None:
+            rows.append(
+                (str(found.spec), best.label, sizes(best.config), milliseconds(best.seconds),
+                 backend, target, found.date)
+            )  # fmt: skip
+    if not rows:
+        return f"nothing is remembered in {tunedb.DATABASE.path}"
+    columns = ["spec", "fastest", "block sizes", ">packed ms", "backend", "machine", "measured"]
+    return table(columns, rows)
