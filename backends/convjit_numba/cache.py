@@ -1,9 +1,9 @@
 """Compiled kernels: built by numba once, kept as object code, loaded by llvmlite alone.
 
-A kernel is a Python function on int64 arguments that numba compiles (``numba.cfunc``); from the
-LLVM module that results, object code is emitted through llvmlite's public interface, stored, and
-loaded.  A later process finds the object code and needs no numba at all: tens of milliseconds
-instead of half a second for the import and seconds for compiling.
+A kernel is a Python function on int64 arguments.  numba's front end makes an LLVM module of it
+(:mod:`convjit_numba.frontend`), which is optimised and turned into object code through llvmlite's
+public interface, stored, and loaded.  A later process finds the object code and needs no numba at
+all: tens of milliseconds instead of half a second for the import and seconds for compiling.
 
 numba's own cache would not do: its stamp covers the file of the cached function, not the modules
 that the function's intrinsics come from, so that an edit of :mod:`convjit_numba.microkernel` would
@@ -148,22 +148,28 @@ def _tell(name: str, where: Path) -> None:
 
 
 def _compile(arguments: int, build: Callable[[], Callable[..., None]]) -> tuple[bytes | None, int]:
-    """(object code, or None if it needs numba's run time, and the address of numba's own copy)."""
+    """(object code, 0); or, if it needs numba's run time, (None, the address of numba's code)."""
+    from convjit_numba import frontend
+
+    code = _emit(frontend.llvm_code(arguments, build), arguments)
+    if code is not None:
+        return code, 0
     import numba
 
     signature = numba.void(*[numba.int64] * arguments)
     kernel = numba.cfunc(signature, error_model="numpy")(build())
     alive.append(kernel)
-    return _emit(kernel.inspect_llvm(), arguments), int(kernel.address)
+    return None, int(kernel.address)
 
 
 def _emit(text: str, arguments: int) -> bytes | None:
-    """Object code with one function, ``SYMBOL``, from the optimised module of a ``numba.cfunc``.
+    """Object code with one function, ``SYMBOL``, from the module of a ``numba.cfunc``.
 
     The module holds the kernel in numba's calling convention (status returned; places for result
     and exception come first) and, named ``cfunc.`` and the kernel's name, a C function that reports
     the kernel's exceptions through the interpreter.  Kernels raise none, so a plain C function
-    takes its place and everything else goes.
+    takes its place, everything else goes, and what is left is optimised as numba does it: at level
+    3, vectorising loops but not straight-line code.
     """
     import llvmlite.binding as llvm
 
@@ -182,6 +188,8 @@ define void @{SYMBOL}({numbers}) {{
 }}
 """
     machine = _machine()
+    options = llvm.create_pipeline_tuning_options(speed_level=3)
+    options.loop_vectorization, options.slp_vectorization = True, False
     with llvm.parse_assembly(text) as module:
         for item in module.functions:
             if item.name != SYMBOL and not item.is_declaration:
@@ -189,12 +197,12 @@ define void @{SYMBOL}({numbers}) {{
         for variable in module.global_variables:
             if not variable.is_declaration:
                 variable.linkage = "internal"
-        with (
-            llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(0)) as builder,
-            llvm.create_new_module_pass_manager() as passes,
-        ):
-            passes.add_global_dead_code_eliminate_pass()
-            passes.run(module, builder)
+        with llvm.create_pass_builder(machine, options) as builder:
+            with llvm.create_new_module_pass_manager() as passes:
+                passes.add_global_dead_code_eliminate_pass()
+                passes.run(module, builder)
+            with builder.getModulePassManager() as passes:
+                passes.run(module, builder)
         outside = [f.name for f in module.functions if f.is_declaration]
         outside += [g.name for g in module.global_variables if g.is_declaration]
         if not all(name.startswith("llvm.") or name in LIBC for name in outside):

@@ -122,10 +122,9 @@ CROSS = RECORD + textwrap.dedent(
     """
     import ctypes, platform
     from dataclasses import replace
-    import numba
     import numpy as np
     from convjit.spec import ConvSpec
-    from convjit_numba import NumbaBackend, cache, peak, targets, threads
+    from convjit_numba import NumbaBackend, cache, frontend, peak, targets, threads
 
     triple, cpu, features, specs = json.loads(sys.argv[2])
     backend = NumbaBackend()
@@ -165,21 +164,12 @@ CROSS = RECORD + textwrap.dedent(
     peak.copy_bandwidth(1 << 15, 1)
     threads.run, cache.function = run, function
 
-    # Of numba only the optimised LLVM code is wanted, not machine code for this processor.
-    from numba.core import codegen
-    library = codegen.JITCodeLibrary
-    library._finalize_specific = lambda self: None
-    library.get_pointer_to_function = lambda self, name: self._ensure_finalized() or 0
-    codegen.JITCPUCodegen.set_env = lambda self, name, env: None
-
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
     layout = cache._machine().target_data
     names, kernels = [], []
     for (name, arguments), (build, solver, caller) in wanted.items():
-        signature = numba.void(*[numba.int64] * arguments)
-        kernel = numba.cfunc(signature, error_model="numpy")(build())
-        text = kernel.inspect_llvm()
+        text = frontend.llvm_code(arguments, build)
         text = re.sub(r'^target triple = .*$', f'target triple = "{triple}"', text, flags=re.M)
         text = re.sub(r'^target datalayout = .*$', f'target datalayout = "{layout}"', text,
                       flags=re.M)
@@ -193,6 +183,17 @@ CROSS = RECORD + textwrap.dedent(
             trouble = str(error)
         kernels.append({"name": name, "solver": solver, "caller": caller, "trouble": trouble})
     keep(names)
+    # Functions of numba's own (min, max), which it keeps for everybody, are left as LLVM code
+    # without an environment.  They must not read it.
+    import gc
+    from numba.core.registry import CPUDispatcher
+    kept = [found for found in gc.get_objects()
+            if type(found) is CPUDispatcher and found.py_func.__module__.startswith("numba.")]
+    for found in kept:
+        for text in found.inspect_llvm().values():
+            users = [line for line in text.splitlines()
+                     if "NumbaEnv" in line and not line.startswith("@_ZN08NumbaEnv")]
+            assert not users, (found, users)
     print(json.dumps(kernels))
     """
 )
