@@ -12,7 +12,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from convjit import calibration, config, cost, precision, registry, revisions
+from convjit import (
+    calibration,
+    config,
+    cost,
+    fallback,
+    precision,
+    profiling,
+    registry,
+    revisions,
+)
 from convjit.algorithms import error as error_model
 from convjit.arguments import Problem, Request
 from convjit.errors import BackendError, ConvSpecError, UnsupportedError
@@ -283,16 +292,23 @@ def select(problem: Problem, request: Request, array_type: type | None) -> Plan:
     BackendError
         When a forced backend or solver is broken.
     """
-    spec = problem.spec
-    if spec.is_empty:
+    if problem.spec.is_empty:
         return _fill_plan(problem, request, array_type)
+    with profiling.phase("plan", spec=problem.spec):
+        return _select(problem, request, array_type)
+
+
+def _select(problem: Problem, request: Request, array_type: type | None) -> Plan:
+    """The plan of the best candidate of a problem that sums products."""
+    spec = problem.spec
     rows = _ranked(spec, request)
     admitted = [row for row in rows if row.candidate.refusal is None]
     while admitted:
         row = admitted[0]
         why = reason(request, [row.candidate for row in admitted])
+        instead = fallback.of(row.candidate, [r.candidate for r in rows], request)
         try:
-            return _plan(row, problem, request, array_type, why)
+            return _plan(row, problem, request, array_type, why, fallback=instead)
         except Exception as error:
             _broken(row.backend, row.candidate.solver_id, "planned", spec, error, request)
             admitted.pop(0)
@@ -301,7 +317,7 @@ def select(problem: Problem, request: Request, array_type: type | None) -> Plan:
 
 def _plan(
     row: Ranked, problem: Problem, request: Request, array_type: type | None, why: str,
-    config: Config | None = None,
+    config: Config | None = None, *, fallback: str = "",
 ) -> Plan:  # fmt: skip
     """The plan of a candidate that can run, with given block sizes or those that are the best."""
     executable, chosen = row.executable(request.policy.workspace_limit, config)
@@ -322,6 +338,7 @@ def _plan(
         seconds=candidate.seconds or 0.0,
         peak=row.target.peak.get(precision.accumulator_dtype(problem.spec.dtype), 0.0),
         config=chosen,
+        fallback=fallback,
     )
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from convjit import calibration, dispatch, precision, registry, sweeps
+from convjit import calibration, dispatch, fallback, precision, registry, sweeps
 from convjit.algorithms.error import relative_error
 from convjit.algorithms.oracle import magnitudes, oracle
 from convjit.arguments import Problem, Request
@@ -75,6 +75,8 @@ class Explanation:
         Filled by :meth:`compare`.
     left_out : tuple of str
         Labels of what :meth:`compare` had no time for.
+    absent : mapping of backend to reason
+        Of our backends, what would be preferred to the choice's and does not work here.
     """
 
     problem: Problem
@@ -84,6 +86,7 @@ class Explanation:
     peaks: Mapping[str, tuple[float, bool]] = field(default_factory=dict)
     measured: Mapping[str, Measurement] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
+    absent: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def spec(self) -> ConvSpec:
@@ -326,7 +329,8 @@ def explain_problem(problem: Problem, request: Request) -> Explanation:
     else:
         reason = dispatch.reason(request, admitted)
     peaks = {name: peak_of(name, spec.dtype) for name in dict.fromkeys(c.backend for c in admitted)}
-    return Explanation(problem, request, found, reason, peaks)
+    absent = fallback.absent(admitted[0].backend, request) if admitted else {}
+    return Explanation(problem, request, found, reason, peaks, absent=absent)
 
 
 def peak_of(backend: str, dtype: str) -> tuple[float, bool]:

@@ -258,6 +258,13 @@ def _rest(workspace: Array, start: int) -> Array:
     return workspace[start:]
 
 
+def _kind(step: Step) -> str:
+    """The kind of a step's copies, for profiles."""
+    outer, inner = step.outer, step.inner
+    changes = outer.layout != inner.layout and outer.ndim == inner.ndim
+    return profiling.LAYOUT if changes or (outer.strided and not inner.strided) else ""
+
+
 class _Lowered:
     """A step around an executable: fill, run inside, fill back, epilogue."""
 
@@ -287,7 +294,7 @@ class _Lowered:
         step = self._step
         if step.fill_lhs is not None:
             inner_lhs = carve(workspace, 0, step.inner.lhs_shape, step.inner.dtype)
-            with profiling.phase(step.name):
+            with profiling.phase(step.name, _kind(step)):
                 step.fill_lhs(self._copy, inner_lhs, lhs)
         else:
             inner_lhs = lhs if step.view_lhs is None else step.view_lhs(lhs)
@@ -304,7 +311,7 @@ class _Lowered:
         space = _rest(workspace, self._inner_start) if self._inner.workspace else None
         self._inner.run(inner_lhs, packed, inner_bias, inner_out, space)
         if step.fill_result is not None:
-            with profiling.phase(f"{step.name}, back"):
+            with profiling.phase(f"{step.name}, back", _kind(step)):
                 step.fill_result(self._copy, out, inner_out)
         if step.epilogue_outside:
             with profiling.phase("bias, activation"):

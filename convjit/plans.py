@@ -100,7 +100,8 @@ class Weights:
         found = self._forms.get(id(plan))
         if found is not None:
             return found[1]
-        payload = plan.pack_operand(self.array)
+        with profiling.phase("pack", profiling.PACK):
+            payload = plan.pack_operand(self.array)
         with _forms_lock:
             while len(self._forms) >= PACKED_FORMS:
                 del self._forms[next(iter(self._forms))]
@@ -152,14 +153,15 @@ class Plan:
         Predicted time of a call with packed weights.
     config : tuple of (name, size)
         Block sizes: the solver's default, unless others were measured to be faster.
+    fallback : str
+        What better there would be and why it does not run, empty where nothing better is known.
     """
 
     __slots__ = (
         "_dtype", "_lhs_view", "_namespace", "_peak", "_result_dtype", "_result_view", "_rhs_view",
         "_spare", "_warm", "_zero_bias", "algorithm", "array_type", "backend", "config",
-        "error_bound",
-        "executable", "label", "problem", "reason", "request", "seconds", "solver", "spec", "work",
-        "workspace",
+        "error_bound", "executable", "fallback", "label", "problem", "reason", "request",
+        "seconds", "solver", "spec", "work", "workspace",
     )  # fmt: skip
 
     def __init__(
@@ -180,6 +182,7 @@ class Plan:
         seconds: float,
         peak: float,
         config: Config = (),
+        fallback: str = "",
     ) -> None:
         self.problem, self.request = problem, request
         self.spec = problem.spec
@@ -188,7 +191,7 @@ class Plan:
         self.label, self.reason = label, reason
         self.work, self.error_bound, self.seconds = work, error_bound, seconds
         self.workspace = executable.workspace
-        self.config = config
+        self.config, self.fallback = config, fallback
         self.array_type: Any = array_type
         self._namespace = namespace
         self._peak = peak
@@ -215,7 +218,8 @@ class Plan:
             If its dtype cannot be cast to the planned one without loss of kind.
         """
         # A solver may take the operand itself as its packed form, and the caller may change it.
-        return Packed(self, self.pack_operand(self._operand(1, w).copy()))
+        with profiling.phase("pack", profiling.PACK, self.spec):
+            return Packed(self, self.pack_operand(self._operand(1, w).copy()))
 
     def pack_operand(self, rhs: Array) -> Any:
         if rhs.dtype is not self._dtype or not _is_plain(rhs):
@@ -245,7 +249,7 @@ class Plan:
             return rhs.form_for(self)
         rhs = self._operand(1, rhs)
         if profiling.enabled:
-            with profiling.phase("pack"):
+            with profiling.phase("pack", profiling.PACK):
                 return self.pack_operand(rhs)
         return self.pack_operand(rhs)
 
@@ -272,7 +276,9 @@ class Plan:
     def _contiguous(self, lhs: Array) -> Array:
         """The first operand in the planned dtype, contiguous unless strided ones were planned."""
         if lhs.dtype != self._dtype or (not self.spec.strided and not _is_plain(lhs)):
-            with profiling.phase("contiguous copy"):
+            cast = lhs.dtype != self._dtype
+            name, kind = ("cast", "") if cast else ("contiguous copy", profiling.LAYOUT)
+            with profiling.phase(name, kind):
                 converted = empty(self._namespace, lhs.shape, self._dtype, "a contiguous copy")
                 converted[...] = lhs
                 return converted
@@ -356,7 +362,7 @@ class Plan:
     def _recorded(self) -> AbstractContextManager[None]:
         return profiling.call(
             spec=str(self.spec), backend=self.backend, solver=self.solver, label=self.label,
-            flops=self.spec.flops, peak=self._peak, cold=not self._warm,
+            flops=self.spec.flops, peak=self._peak, cold=not self._warm, fallback=self.fallback,
         )  # fmt: skip
 
     def _checked(self, x: Any, w: Any, bias: Any, out: Any) -> Any:

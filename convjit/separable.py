@@ -133,7 +133,7 @@ class Layer:
 def _packed(operand: _Operand, weights: Any) -> Any:
     if type(weights) is Weights:
         return weights.form_for(operand)
-    with profiling.phase("pack"):
+    with profiling.phase("pack", profiling.PACK):
         return operand.pack_operand(weights)
 
 

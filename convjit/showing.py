@@ -62,7 +62,7 @@ def text(explained: Explanation, *, refused: bool = True) -> str:
     packing = "packed once" if explained.request.packed else "packed in each call"
     parts = [f"{explained.spec}\n{2 * macs / 1e9:.3g} G operations directly; weights {packing}"]
     parts += [table(columns, rows)] if rows else []
-    if refused and explained.refused:
+    if refused and (explained.refused or explained.absent):
         parts += [table(["ruled out", "~because"], _ruled_out(explained))]
     return "\n\n".join([*parts, _ending(explained)])
 
@@ -75,7 +75,11 @@ def _ruled_out(explained: Explanation) -> list[tuple[str, str]]:
         if c.seconds is not None:
             reason += f" (it would take {c.total(explained.request.packed) * 1e3:.3g} ms)"
         by_reason.setdefault(reason, []).append(c.label)
-    return [(", ".join(labels), reason) for reason, labels in by_reason.items()]
+    rows = [
+        (f"all of {name}", f"it does not work here: {why}")
+        for name, why in explained.absent.items()
+    ]
+    return rows + [(", ".join(labels), reason) for reason, labels in by_reason.items()]
 
 
 def _ending(explained: Explanation) -> str:
@@ -105,6 +109,7 @@ def as_dict(explained: Explanation) -> dict[str, Any]:
         "reason": explained.reason,
         "candidates": [_candidate_dict(explained, c) for c in explained.candidates],
         "left_out": list(explained.left_out),
+        "absent": dict(explained.absent),
     }
 
 

@@ -36,7 +36,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from convjit import algorithms
+from convjit import algorithms, profiling
 from convjit._version import __version__
 from convjit.errors import ConvjitWarning
 from convjit.locks import lock_held_over_forks
@@ -97,7 +97,7 @@ def _address(name: str, arguments: int, build: Callable[[], Callable[..., None]]
     if stored is not None:
         _mark_used(path.parent)
         return _load(stored)
-    with _telling(name, path.parent):
+    with profiling.phase(f"compile {name}", profiling.COMPILE), _telling(name, path.parent):
         code, address = _compile(arguments, build)
     compiled.append(name)
     if code is None:

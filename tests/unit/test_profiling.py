@@ -7,13 +7,15 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 
 import convjit
-from convjit import profiling
-from convjit.errors import ConvSpecError
-from convjit.profiling import Record, profile
+from convjit import profiled, profiling, records
+from convjit.errors import ConvjitWarning, ConvSpecError
+from convjit.profiling import profile
+from convjit.records import Record
 
 A = "conv_f32_NCHW_n1c4k4g1_i8x8_w3x3"
 B = "conv_f32_NCHW_n1c8k8g1_i8x8_w3x3"
@@ -149,7 +151,7 @@ def test_rates_are_effective_ones() -> None:
 
 
 def test_totals_split_cold_from_warm() -> None:
-    phases = (profiling.PhaseRecord("gemm", 0.0, 0.3, 0, 1),)
+    phases = (records.PhaseRecord("gemm", 0.0, 0.3, 0, 1),)
     totals = of(record(A, 1.0, cold=True), record(A, 0.5, phases=phases)).totals
     assert (totals.calls, totals.cold_calls) == (2, 1)
     assert (totals.seconds, totals.cold_seconds) == (1.5, 1.0)
@@ -158,18 +160,18 @@ def test_totals_split_cold_from_warm() -> None:
 
 
 def test_times_of_phases_leave_out_the_phases_inside_them() -> None:
-    def phase(name: str, start: float, seconds: float, depth: int) -> profiling.PhaseRecord:
-        return profiling.PhaseRecord(name, start, seconds, depth, 1)
+    def phase(name: str, start: float, seconds: float, depth: int) -> records.PhaseRecord:
+        return records.PhaseRecord(name, start, seconds, depth, 1)
 
     made = record(A, 1.0, phases=(
         phase("pack", 0.0, 0.1, 0), phase("run", 0.1, 0.8, 0), phase("pad", 0.1, 0.2, 1),
         phase("copy", 0.1, 0.05, 2), phase("pad", 0.4, 0.1, 1),
     ))  # fmt: skip
-    assert profiling.exclusive(made) == {
+    assert records.exclusive(made) == {
         "(other)": pytest.approx(0.1), "pack": pytest.approx(0.1), "run": pytest.approx(0.5),
         "pad": pytest.approx(0.25), "copy": pytest.approx(0.05),
     }  # fmt: skip
-    assert sum(profiling.exclusive(made).values()) == pytest.approx(made.seconds)
+    assert sum(records.exclusive(made).values()) == pytest.approx(made.seconds)
 
 
 def test_real_calls_show_their_steps() -> None:
@@ -216,8 +218,127 @@ def test_a_table_shows_the_figures_and_the_totals() -> None:
     text = of(record(A, 0.02), record(A, 1.0, cold=True)).table()
     assert "GFLOP/s" in text
     row = next(line for line in text.splitlines() if A in line)
-    assert row.split()[1:] == ["numba.gemm", "numba", "2", "1020", "20.0", "50.0", "50.0", "1000"]
+    assert row.split()[1:] == [
+        "numba.gemm", "2", "1020", "100.0", "20.0", "50.0", "50.0", "-", "-", "-", "1000"
+    ]  # fmt: skip
     assert "2 calls, 1020 ms, of which cold 1 calls, 1000 ms" in text
+
+
+def phased(
+    kind: str, seconds: float, name: str = "", **changes: Any
+) -> tuple[records.PhaseRecord, ...]:
+    given: dict[str, Any] = {"start": 0.0, "depth": 0, "thread": 1, **changes}
+    return (records.PhaseRecord(name or kind, seconds=seconds, kind=kind, **given),)
+
+
+def test_a_table_shows_shares_of_time_and_what_went_into_layout_packing_and_compiling() -> None:
+    prof = of(
+        record(A, 0.1, phases=phased(records.PACK, 0.01)),
+        record(A, 0.1, phases=phased(records.LAYOUT, 0.02)),
+        record(B, 0.6, cold=True, phases=phased(records.COMPILE, 0.5)),
+    )
+    prof.phases += phased(records.COMPILE, 2.0, "compile it", spec=A, depth=1)
+    prof.phases += phased("", 2.5, "plan", spec=A)
+    rows = {
+        line.split()[0]: line.split()[3:] for line in prof.table().splitlines() if "conv_" in line
+    }
+    assert rows[A] == ["200", "25.0", "100", "10.0", "10.0", "20.0", "10.0", "2000", "-"]
+    assert rows[B] == ["600", "75.0", "-", "-", "-", "-", "-", "500", "600"]
+    assert "outside of calls: plan 2500 ms" in prof.table()
+
+
+# -------------------------------------------------------------------- advice
+
+
+def test_weights_packed_again_and_again_are_told_with_the_remedy() -> None:
+    calls = [record(A, 0.1, phases=phased(records.PACK, 0.04)) for _ in range(3)]
+    (sentence,) = of(*calls).advice
+    assert sentence == (
+        f"3 calls of {A} packed their weights each time, which took 40 % of them. Pack once: give "
+        "convjit.weights(w), or call a plan with plan.pack(w)."
+    )
+    assert "advice: 3 calls" in of(*calls).table()
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("NHWC to NCHW", "Keep the data as it is computed, layout='NCHW'"),
+        ("NHWC to NCHW, back", "layout='NCHW'"),
+        ("contiguous copy", "np.ascontiguousarray"),
+    ],
+)
+def test_changes_of_layout_that_dominate_are_told(name: str, remedy: str) -> None:
+    calls = [record(A, 0.1, phases=phased(records.LAYOUT, 0.05, name)) for _ in range(3)]
+    (sentence,) = of(*calls).advice
+    assert "changed the layout of their data" in sentence
+    assert "which took 50 % of them" in sentence
+    assert remedy in sentence
+
+
+def test_a_slow_fallback_is_told_with_the_reason() -> None:
+    calls = [record(A, 0.1, fallback="backend 'numba' does not work here") for _ in range(3)]
+    quick = [record(B, 0.001, fallback="never mind") for _ in range(3)]
+    assert of(*calls, *quick).advice == (
+        f"3 calls of {A} ran on a fallback, numba.gemm: backend 'numba' does not work here.",
+    )
+
+
+@pytest.mark.parametrize(
+    "calls",
+    [
+        [record(A, 0.1, phases=phased(records.PACK, 0.04)) for _ in range(2)],
+        [record(A, 0.1, phases=phased(records.PACK, 0.01)) for _ in range(9)],
+        [record(A, 1e-5, phases=phased(records.PACK, 9e-6)) for _ in range(9)],
+        [record(A, 0.1, cold=True, phases=phased(records.PACK, 0.09)) for _ in range(9)],
+        [record("w" + A, 0.1, phases=phased(records.PACK, 0.09)) for _ in range(0)],
+        [record(A.replace("conv", "wgrad"), 0.1, phases=phased(records.PACK, 0.09))] * 9,
+    ],
+    ids=["few calls", "a small share", "microseconds", "cold", "none", "what is packed is data"],
+)
+def test_what_is_no_waste_is_not_told(calls: list[Record]) -> None:
+    assert of(*calls).advice == ()
+
+
+WASTED = [record(A, 0.1, phases=phased(records.PACK, 0.04)) for _ in range(3)]
+
+
+def waste(nested: bool = False, error: Exception | None = None, **options: Any) -> None:
+    with profile(**options) as prof:
+        prof.records.extend(WASTED)
+        if nested:
+            waste()  # the enclosing one will speak
+        if error is not None:
+            raise error
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_the_end_of_the_block_warns_once(nested: bool) -> None:
+    with pytest.warns(ConvjitWarning, match="Pack once") as caught:
+        waste(nested)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+
+
+def test_a_block_does_not_warn_if_asked_not_to_or_when_it_fails() -> None:
+    waste(warn=False)
+    with pytest.raises(ZeroDivisionError):
+        waste(error=ZeroDivisionError())
+
+
+def test_real_calls_that_pack_and_copy_and_are_planned_are_seen() -> None:
+    x, w = np.ones((1, 8, 12, 24), np.float32)[..., ::2], np.ones((4, 8, 3, 3), np.float32)
+    kept = convjit.weights(w)
+    with profile(warn=False) as prof:
+        plan = convjit.plan((1, 8, 12, 12), w.shape, backend="scipy", algorithm="winograd")
+        for weights in (w, kept, kept, plan.pack(w)):
+            plan(x, weights)
+        plan(x.astype(np.float16), kept)
+    kinds = [{p.kind for p in r.phases} for r in prof.records]
+    assert [records.PACK in k for k in kinds] == [True, True, False, False, False]
+    assert [records.LAYOUT in k for k in kinds] == [True, True, True, True, False]
+    assert [p.name for p in prof.phases] == ["plan", "pack"]
+    assert {p.spec for p in prof.phases} == {r.spec for r in prof.records}
 
 
 def test_an_unknown_order_names_the_choices() -> None:
@@ -226,25 +347,22 @@ def test_an_unknown_order_names_the_choices() -> None:
 
 
 def check_trace(trace: Any) -> list[dict[str, Any]]:
-    """The schema of the Trace Event Format (JSON object form), as far as convjit uses it."""
-    assert set(trace) <= {"traceEvents", "displayTimeUnit", "otherData"}
-    assert trace["displayTimeUnit"] in ("ms", "ns")
-    spans = []
-    for event in trace["traceEvents"]:
-        assert isinstance(event["name"], str)
-        assert event["name"]
-        assert isinstance(event["pid"], int)
-        assert isinstance(event["tid"], int)
-        if event["ph"] == "M":
-            assert event["name"] in ("process_name", "thread_name")
-            assert isinstance(event["args"]["name"], str)
-            continue
-        assert event["ph"] == "X"
-        assert event["ts"] >= 0
-        assert event["dur"] >= 0
-        assert isinstance(event["args"], dict)
-        spans.append(event)
-    return spans
+    """The complete events of a trace that its schema admits."""
+    jsonschema.validate(trace, profiled.TRACE_SCHEMA, jsonschema.Draft202012Validator)
+    return [event for event in trace["traceEvents"] if event["ph"] == "X"]
+
+
+def test_the_schema_itself_is_one_and_rejects_what_is_no_trace() -> None:
+    jsonschema.Draft202012Validator.check_schema(profiled.TRACE_SCHEMA)
+    with profile() as prof, call():
+        pass
+    good = prof.trace_events()
+    for change in ({"ts": -1.0}, {"dur": "1"}, {"ph": "B"}, {"name": ""}, {"cat": "more"}):
+        bad = {**good, "traceEvents": [{**good["traceEvents"][-1], **change}]}
+        with pytest.raises(jsonschema.ValidationError):
+            check_trace(bad)
+    with pytest.raises(jsonschema.ValidationError):
+        check_trace(good["traceEvents"])
 
 
 def test_the_trace_is_valid_and_its_spans_nest(tmp_path: Path) -> None:
