@@ -52,17 +52,17 @@ def seconds(work: Work, target: Target) -> float:
     Returns
     -------
     float
-        The phases' times, one launch for each parallel region, and the call itself.
+        The phases' times, one launch for each parallel region, and the calls themselves.
     """
     phases = sum(phase_seconds(phase, target) for phase in work.phases)
-    return phases + work.launches * target.launch + target.call
+    return phases + work.launches * target.launch + work.calls * target.call
 
 
 def pack_seconds(work: Work, target: Target) -> float:
     """Predicted seconds of packing the second operand, 0 for a solver that packs nothing."""
     if work.pack is None:
         return 0.0
-    return phase_seconds(work.pack, target) + target.call
+    return phase_seconds(work.pack, target) + work.pack_calls * target.call
 
 
 def phase_seconds(phase: Phase, target: Target) -> float:

@@ -192,6 +192,7 @@ def _work(inner: Work, steps: tuple[Step, ...]) -> Work:
     launches, workspace, pack, packed = (
         inner.launches, inner.workspace, inner.pack, inner.packed_bytes,
     )  # fmt: skip
+    calls, pack_calls = inner.calls, inner.pack_calls
     numerics = inner.numerics
     for step in reversed(steps):
         before, after = step.phases()
@@ -199,6 +200,8 @@ def _work(inner: Work, steps: tuple[Step, ...]) -> Work:
         pack = None if pack is None else _times(pack, step.repeats)
         launches *= step.repeats
         packed *= step.repeats
+        calls = 1 + calls * step.repeats
+        pack_calls = 1 + pack_calls * step.repeats
         workspace = aligned(workspace) + step.workspace
         if step.fill_rhs:
             moved = Phase("pack", bytes={step.level: step.moved("rhs")})
@@ -211,7 +214,9 @@ def _work(inner: Work, steps: tuple[Step, ...]) -> Work:
             numerics.spreads_nonfinite or step.spreads_nonfinite,
             numerics.deterministic,
         )
-    return Work(tuple(phases), numerics, pack, launches, workspace, packed)
+    return Work(
+        tuple(phases), numerics, pack, launches, workspace, packed, calls, pack_calls
+    )  # fmt: skip
 
 
 def _sum_of_parts(split: Split, parts: tuple[Lowered, ...]) -> Work:
@@ -232,6 +237,8 @@ def _sum_of_parts(split: Split, parts: tuple[Lowered, ...]) -> Work:
         sum(work.launches for work in works),
         max(work.workspace for work in works),
         sum(work.packed_bytes for work in works),
+        sum(work.calls for work in works),
+        sum(work.pack_calls for work in works),
     )
 
 

@@ -222,7 +222,13 @@ class Plan:
             return Packed(self, self.pack_operand(self._operand(1, w).copy()))
 
     def pack_operand(self, rhs: Array) -> Any:
-        if rhs.dtype is not self._dtype or not _is_plain(rhs):
+        flags = rhs.flags
+        # As _is_plain, but that what is of this very dtype is native: this is on every call's way.
+        if not (
+            rhs.dtype is self._dtype
+            and flags.c_contiguous
+            and (self._namespace is not np or flags.aligned)
+        ):
             rhs = self._namespace.asarray(rhs, dtype=self._dtype, order="C")
             if not rhs.flags.aligned:
                 rhs = rhs.copy()

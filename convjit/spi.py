@@ -110,6 +110,9 @@ class Work:
         Bytes that the executable asks the core for.
     packed_bytes : int
         Size of the packed second operand.
+    calls, pack_calls : int
+        Calls of executables and fills that one run and one packing make, of
+        :attr:`Target.call` seconds each.
     """
 
     phases: tuple[Phase, ...]
@@ -118,6 +121,8 @@ class Work:
     launches: int = 1
     workspace: int = 0
     packed_bytes: int = 0
+    calls: int = 1
+    pack_calls: int = 1
 
     @property
     def flops(self) -> float:

@@ -294,8 +294,8 @@ class PanelExecutable:
     """A planned problem: kernel, geometry and packer; immutable."""
 
     __slots__ = (
-        "_alone", "_code", "_enter", "_geometry", "_keep", "_kernel", "_pack", "_place", "_seconds",
-        "_slots", "workspace",
+        "_alone", "_code", "_enter", "_geometry", "_keep", "_kernel", "_place", "_seconds",
+        "_slots", "pack", "workspace",
     )  # fmt: skip
 
     def __init__(
@@ -310,7 +310,7 @@ class PanelExecutable:
         seconds: float,
     ) -> None:
         self._kernel = kernel
-        self._pack = pack
+        self.pack = pack  # panels of weights, see convjit_numba.pack
         self._geometry = geometry
         self._place = address(geometry)
         self._keep = keep
@@ -320,10 +320,6 @@ class PanelExecutable:
         self._enter = _entry() if self._alone and address is _address_by_field else None
         self._code = code_address(kernel) if self._enter is not None else 0
         self.workspace = slots * slot_bytes
-
-    def pack(self, rhs: Array) -> Any:
-        """Panels of weights, see :mod:`convjit_numba.pack`."""
-        return self._pack(rhs)
 
     def run(
         self, lhs: Array, packed: Any, bias: Array | None, out: Array, workspace: Array | None
