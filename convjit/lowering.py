@@ -213,6 +213,7 @@ def _work(inner: Work, steps: tuple[Step, ...]) -> Work:
             numerics.accumulate,
             numerics.spreads_nonfinite or step.spreads_nonfinite,
             numerics.deterministic,
+            numerics.chain,
         )
     return Work(
         tuple(phases), numerics, pack, launches, workspace, packed, calls, pack_calls

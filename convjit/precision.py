@@ -129,6 +129,9 @@ class Numerics:
         Whether a NaN or Inf reaches outputs outside its receptive field.
     deterministic : bool
         Whether results are bitwise equal across runs and thread counts.
+    chain : int
+        Products that one accumulator sums at most, before sums are summed in their turn; 0 where
+        all of a result's may be summed in sequence.
     """
 
     method: str
@@ -137,6 +140,7 @@ class Numerics:
     accumulate: str = ""
     spreads_nonfinite: bool = False
     deterministic: bool = True
+    chain: int = 0
 
     @property
     def is_summation(self) -> bool:

@@ -252,7 +252,8 @@ class DepthwiseWeightGrad:
         flops = 4.0 * lanes * plan.cycles * (share if wakes else target.cores)
         return Work(
             (Phase("depthwise", flops, f"numba.weight_grad.{p.dtype}", p.traffic),),
-            Numerics("direct"),
+            # Each lane of a vector sums its part of the columns.
+            Numerics("direct", chain=p.batch * p.out[0] * p.out[1] * -(-p.out[2] // lanes)),
             launches=int(wakes),
             workspace=slots * plan.places["slot_bytes"],
         )

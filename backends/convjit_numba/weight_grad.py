@@ -104,7 +104,7 @@ class WeightGrad:
                     self.algorithm, flops * 4.0 * b.tile.vl, f"numba.weight_grad.{p.dtype}", moved
                 ),
             ),
-            Numerics("gemm"),
+            Numerics("gemm", chain=b.chain),
             launches=int(wakes) * (2 if b.splits > 1 else 1),
             workspace=_workspace(b, target),
         )

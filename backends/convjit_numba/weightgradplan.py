@@ -69,6 +69,14 @@ class Blocking:
         return p.kernel[0] * p.kernel[1] * (1 if self.merged else p.kernel[2])
 
     @property
+    def chain(self) -> int:
+        """Products that one of the splits sums."""
+        p, pixels = self.problem, self.rows * self.cols * self.images
+        units = -(-p.batch // self.images) * p.out[0] * -(-p.out[1] // self.rows)
+        units *= -(-p.out[2] // self.cols)
+        return -(-units // self.splits) * pixels
+
+    @property
     def partial_bytes(self) -> int:
         """Of the sums that are added up."""
         p = self.problem

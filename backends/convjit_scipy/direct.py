@@ -76,7 +76,7 @@ class DirectSolver:
                 Phase("rows", bytes={"l1": ROW_BYTES * products / max(spec.out_size[-1], 1)}),
                 Phase("images", bytes={"copy": 2.0 * executable.copied * spec.batch}),
             ),
-            Numerics(method),
+            Numerics(method, chain=executable.chain),
             Phase("pack", bytes={"copy": 2.0 * itemsize * prod(spec.rhs_shape)}),
             executable.steps,
             executable.workspace,
@@ -141,6 +141,15 @@ class DirectSum:
             self.workspace += aligned(prod(spec.w_shape) * self._wide.itemsize)
         self.workspace += aligned(self._product_size() * self._wide.itemsize)
         self.steps = max(1, spec.batch * len(self._blocks) * prod(spec.kernel_size))
+
+    @property
+    def chain(self) -> int:
+        """Products that one contraction sums, whose results the taps or blocks then add up."""
+        spec = self._spec
+        if spec.direction is Direction.WEIGHT_GRAD:
+            return max((prod(map(len, block)) for block in self._blocks), default=0)
+        channels = spec.out_channels if spec.computes_input else spec.in_channels
+        return channels // max(1, spec.groups)
 
     def _cut(self) -> list[tuple[geometry.Range, ...]]:
         """Blocks of rows of y."""

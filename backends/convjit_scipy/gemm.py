@@ -12,6 +12,7 @@ from convjit.algorithms import im2col
 from convjit.algorithms.composed import Im2colGemm, gemm_workspace
 from convjit.spec import ConvSpec, Direction
 from convjit.spi import Config, Executable, Feature, Numerics, Phase, Refusal, Target, Work
+from convjit_scipy.targets import blas_chain
 
 DTYPES = ("float32", "float64", "complex64", "complex128")
 
@@ -84,7 +85,7 @@ class GemmSolver:
         return Work(
             tuple(phases),
             # OpenBLAS splits the sums differently for other numbers of threads.
-            Numerics("gemm", deterministic=False),
+            Numerics("gemm", deterministic=False, chain=_chain(spec, blocks)),
             Phase("pack", bytes={"copy": 2.0 * rhs}) if copied else None,
             blocks * steps + spec.batch * spec.groups // PRODUCTS_PER_STEP,
             gemm_workspace(spec, budget),
@@ -96,6 +97,17 @@ class GemmSolver:
 
     def plan(self, spec: ConvSpec, target: Target, config: Config) -> Executable:
         return Im2colGemm(np, spec, _budget(config))
+
+
+def _chain(spec: ConvSpec, blocks: int) -> int:
+    """Products that one accumulator sums: those of a block's matrix product, or of BLAS's own."""
+    m, p, depth = im2col.gemm_shape(spec)
+    if spec.direction is Direction.WEIGHT_GRAD:
+        pixels = -(-spec.batch * p // blocks)
+        return min(pixels, blas_chain(m, depth, pixels) or pixels)
+    if spec.computes_input:  # what the taps give is added where they meet
+        return min(m, blas_chain(depth, p, m) or m)
+    return blas_chain(m, p, depth)
 
 
 def _budget(config: Config) -> int:

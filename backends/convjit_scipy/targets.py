@@ -129,3 +129,30 @@ def _target(cores: int) -> Target:
         call=STEP,
         features={"isa": isa},
     )
+
+
+# Products that a BLAS sums in one block before it adds the sum to the result: 256 to 640 in the
+# libraries that are tuned (OpenBLAS's GEMM_DEFAULT_Q by processor, BLIS's kc, MKL's alike).  The
+# reference implementation, and whatever is not known, sums in sequence; so do all of them where a
+# matrix is nearly a vector or the product small (OpenBLAS: up to 10^6).
+BLAS_CHAIN = 768
+BLOCKED = ("openblas", "mkl", "blis", "accelerate")
+LEAST_SIDE, LEAST_PRODUCT = 4, 1 << 21
+
+
+@lru_cache(maxsize=1)
+def _blocks_sums() -> bool:
+    """Whether NumPy's matrix products are those of a library that is known to block."""
+    import numpy
+
+    try:
+        name = numpy.show_config(mode="dicts")["Build Dependencies"]["blas"]["name"].lower()
+    except (KeyError, TypeError, AttributeError):
+        return False
+    return any(known in name for known in BLOCKED)
+
+
+def blas_chain(m: int, n: int, k: int) -> int:
+    """:attr:`~convjit.precision.Numerics.chain` of a matrix product (m, k) by (k, n)."""
+    large = min(m, n) >= LEAST_SIDE and m * n * k > LEAST_PRODUCT
+    return BLAS_CHAIN if large and _blocks_sums() else 0

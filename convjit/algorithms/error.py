@@ -17,7 +17,8 @@ mean magnitude of 2/pi (:data:`MEAN_MAGNITUDE`):
 
 *Summation* in sequence rounds partial sums of variance 1, 2, ... R: the error's variance is
 ``(RHO u)**2 R**2 / 2``, so the relative error does not grow with R; but it varies with the walk
-that the partial sums take (:func:`wandering`).  A blocked sum errs less.
+that the partial sums take (:func:`wandering`).  Where no accumulator sums more than b products
+(``Numerics.chain``), and the ``R / b`` sums are then summed, it is ``R (b + R / b) / 2``.
 
 *Winograd*: every product is an intermediate whose relative error is that of the transforms
 (``DATA_ROUNDINGS`` per axis), of the packed weights (one) and of its own sum (``C / 2``); the
@@ -135,7 +136,7 @@ def _error_bound(spec: ConvSpec, numerics: Numerics, worst_case: bool) -> float:
     u = precision.UNIT_ROUNDOFF[arithmetic]
     u_operands = precision.UNIT_ROUNDOFF[numerics.operands] if numerics.operands else 0.0
     if numerics.method in ("direct", "gemm"):
-        bound = _summation(spec, u, u_operands, worst_case)
+        bound = _summation(spec, numerics.chain, u, u_operands, worst_case)
     elif numerics.method == "winograd":
         bound = _winograd(spec, numerics, u, u_operands, worst_case)
     elif numerics.method == "fft":
@@ -196,14 +197,14 @@ def _taps_along(spec: ConvSpec, axis: int) -> int:
     return int(collected.max())
 
 
-def _summation(spec: ConvSpec, u: float, u_operands: float, worst_case: bool) -> float:
+def _summation(spec: ConvSpec, chain: int, u: float, u_operands: float, worst_case: bool) -> float:
     terms = reduction(spec)
     additions = terms - 1 + spec.bias
     rigorous = (additions + 1) * u + 2 * u_operands
     if worst_case:
         return rigorous
-    # One rounding of each product, and of partial sums of variance 2 .. R.
-    variance = (RHO * u) ** 2 * (terms + _triangle(terms) - 1 + spec.bias * terms)
+    # One rounding of each product, and of the partial sums.
+    variance = (RHO * u) ** 2 * (terms + _partial_sums(terms, chain) + spec.bias * terms)
     variance += 2 * (RHO * u_operands) ** 2 * terms
     rms = sqrt(variance) / terms
     tail = wandering(_results(spec)) * rms / MEAN_MAGNITUDE
@@ -221,6 +222,16 @@ def wandering(results: int) -> float:
     it is ``(4 / pi**1.5) / sqrt(t) < 1``): a heavier tail than a normal error's.
     """
     return sqrt(2) * 2 / pi * log(max(results, 1) / FAILURE)
+
+
+def _partial_sums(terms: float, chain: int = 0) -> float:
+    """The summed variances of all partial sums that are rounded, of ``terms`` unit variances.
+
+    They are 2, 3, ... b in each of the chains, then 2 b, 3 b, ... R of the chains' sums.
+    """
+    b = min(chain or terms, terms)
+    chains = terms / b
+    return chains * (_triangle(b) - 1) + b * (_triangle(chains) - 1)
 
 
 def _triangle(terms: float) -> float:
@@ -264,7 +275,8 @@ def _winograd(
         transforms = deviations(_results(spec)) * RHO * sqrt(roundings) * SAFETY
         sums = (channels + spec.bias) * u + 2 * u_operands
         return (transforms * u + sums) * amplified * sqrt(meets)
-    variance = (RHO * u) ** 2 * (roundings + _triangle(channels) / channels + spec.bias)
+    sums = (1 + _partial_sums(channels, numerics.chain)) / channels
+    variance = (RHO * u) ** 2 * (roundings + sums + spec.bias)
     variance += 2 * (RHO * u_operands) ** 2
     rms = amplified * sqrt(channels * variance)
     return _quantile(spec, rms / terms) * _few_products(spec, terms)

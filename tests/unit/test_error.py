@@ -106,6 +106,28 @@ def test_bound_is_near_what_normal_data_show(
     assert bound <= error.error_bound(spec, numerics, worst_case=True)
 
 
+@pytest.mark.parametrize("terms", [64, 1000, 20000])
+@pytest.mark.parametrize("chain", [1, 16, 384, 5000])
+def test_sums_of_sums_err_less_and_the_bound_knows(terms: int, chain: int) -> None:
+    """Chains of products, whose sums are summed: the bound stays near what they show."""
+    spec = ConvSpec.forward((1, terms, 16, 16), (2, terms, 1, 1))
+    x, w = normal(spec)
+    products = w[:, :, 0, 0, None, None] * x[0]
+    starts = range(0, terms, chain)
+    sums = [fit_error.sequential_sum(products[:, i : i + chain].swapaxes(0, 1)) for i in starts]
+    result = fit_error.sequential_sum(np.stack(sums))[None]
+    numerics = Numerics("direct", chain=chain)
+    bound, measured = error.error_bound(spec, numerics), measure(spec, result, x, w)
+    assert measured <= bound <= 10 * measured
+    assert bound <= error.error_bound(spec, DIRECT) * (1 + 1e-12)
+    if chain >= terms:
+        assert bound == error.error_bound(spec, DIRECT)
+    # No chain is an excuse where errors may all have one sign.
+    assert error.error_bound(spec, numerics, worst_case=True) == error.error_bound(
+        spec, DIRECT, worst_case=True
+    )
+
+
 def hostile(kind: str, spec: ConvSpec) -> tuple[Any, Any]:
     rng = np.random.default_rng(1)
     x, w = normal(spec)
