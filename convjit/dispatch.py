@@ -45,12 +45,22 @@ def error_bound(spec: ConvSpec, inner: ConvSpec, work: Work) -> float:
     """Modelled error of a candidate: the inner problem's, and the rounding of its result.
 
     The inner problem rounds with its own dtype and kernel; a result narrower than the arithmetic
-    is rounded once more, by at most the unit roundoff of each element.
+    is rounded once more, by at most the unit roundoff of each element.  A border that is folded
+    back onto x adds sums of the inner problem, each of which rounds.
     """
     bound = error_model.error_bound(inner, work.numerics)
+    if spec.computes_input and spec.pad_mode != inner.pad_mode and work.numerics.method != "exact":
+        bound += _folds(spec) * precision.UNIT_ROUNDOFF[inner.dtype]
     if spec.dtype in precision.HALF and inner.dtype not in precision.HALF:
         bound += precision.UNIT_ROUNDOFF[spec.dtype]
     return bound
+
+
+def _folds(spec: ConvSpec) -> int:
+    """Additions by which borders are folded onto an element of x, at most."""
+    if spec.pad_mode == "replicate":  # a corner collects all that is beyond it
+        return sum(lo + hi for lo, hi in spec.padding)
+    return sum((lo > 0) + (hi > 0) for lo, hi in spec.padding)
 
 
 def _consider(

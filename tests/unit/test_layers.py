@@ -141,7 +141,7 @@ def test_modules_do_not_import_in_a_circle() -> None:
 
 
 def backend_files() -> Iterator[tuple[str, Path]]:
-    for package in ("convjit_scipy", "convjit_numba"):
+    for package in ("convjit_scipy", "convjit_numba", "convjit_numba_cuda"):
         for path in sorted(package_root(package).rglob("*.py")):
             yield package, path
     if EXAMPLE.is_dir():  # a checkout: the example is not in the wheel

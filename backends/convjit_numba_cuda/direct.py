@@ -1,0 +1,237 @@
+"""Direct sums: a tile of outputs for 32 channels at once, tap by tap, out of shared memory.
+
+A block loads the patch of some input channels that its tile reads, and their weights; each thread
+then holds 4 positions by 8 output channels in registers, for which every tap costs 12 loads from
+shared memory and 32 multiply-adds.  Neighbouring lanes read neighbouring samples, and all lanes of
+a warp the same weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import lru_cache
+from math import prod
+from typing import Any
+
+import numpy as np
+from numba import cuda, uint32, uint64
+
+from convjit import precision
+from convjit.spec import ConvSpec
+from convjit.spi import Config, Executable, Feature, Numerics, Phase, Refusal, Target, Work
+from convjit_numba_cuda import problem
+from convjit_numba_cuda.device import Array, Buffer, Device, Kernel
+from convjit_numba_cuda.problem import OnDevice, finish, unsigned
+from convjit_numba_cuda.tiles import LANES, Tile, load_patch, tile_of
+
+WARPS = 8
+POSITIONS = 4  # strips of a thread
+OUTPUTS = 8  # output channels of a thread
+SUMS = POSITIONS * OUTPUTS
+STRIPS = 8  # of a tile: two groups of warps with 4 each
+BLOCK_OUTPUTS = 32  # output channels of a block: four groups of warps with 8 each
+
+# KiB of shared memory for patch and weights: two blocks fit beside each other everywhere, or one
+# that reads longer runs of channels, or four.
+BUDGETS = (24, 48, 12)
+
+
+@lru_cache(maxsize=4)
+def kernel(dtype: str) -> Kernel:
+    """The kernel of a dtype."""
+    real = problem.real(dtype)
+
+    def direct(
+        x, w, bias, y, channels, outputs, outputs_padded, groups, height, width, out_height,
+        out_width, rows, columns, stride_y, stride_x, pad_y, pad_x, dilation_y, dilation_x, across,
+        tile_rows, patch_height, patch_width, tiles_y, tiles_x, blocks_k, chunk, slope, lowest,
+        highest,
+    ):  # fmt: skip
+        shared = cuda.shared.array(0, real)
+        places = cuda.local.array(POSITIONS, uint32)
+        sums = cuda.local.array(SUMS, real)
+        own_weights = cuda.local.array(OUTPUTS, real)
+        thread = uint32(cuda.threadIdx.x)
+        lane = uint32(thread % uint32(32))
+        warp = uint32(thread // uint32(32))
+        first_strip = uint32((warp % uint32(2)) * uint32(POSITIONS))
+        first_output = uint32((warp // uint32(2)) * uint32(OUTPUTS))
+        block = uint32(cuda.blockIdx.x)
+        tile_x = uint32(block % tiles_x)
+        block = uint32(block // tiles_x)
+        tile_y = uint32(block % tiles_y)
+        block = uint32(block // tiles_y)
+        block_k = uint32(block % blocks_k)
+        block = uint32(block // blocks_k)
+        group = uint32(block % groups)
+        n = uint32(block // groups)
+        origin_y = uint32(tile_y * tile_rows)
+        origin_x = uint32(tile_x * across * uint32(32))
+        for j in range(POSITIONS):
+            strip = uint32(first_strip + uint32(j))
+            row = uint32(strip // across)
+            column = uint32((strip - row * across) * uint32(32) + lane)
+            places[j] = uint32(row * stride_y * patch_width + column * stride_x)
+        for i in range(SUMS):
+            sums[i] = real(0)
+        patch = uint32(patch_height * patch_width)
+        taps = uint32(rows * columns)
+        weights_at = uint32(chunk * patch)
+        done = uint32(0)
+        while done < channels:
+            count = uint32(min(chunk, uint32(channels - done)))
+            first = uint32((n * groups + group) * channels + done)
+            cuda.syncthreads()
+            load_patch(
+                shared, uint32(0), real(0), x, uint32(first * height * width), warp, uint32(WARPS),
+                lane, count, height, width, patch_height, patch_width,
+                uint32(origin_y * stride_y - pad_y), uint32(origin_x * stride_x - pad_x),
+            )  # fmt: skip
+            tap = uint32(warp)
+            while tap < uint32(count * taps):
+                at = uint32(((group * channels + done) * taps + tap) * outputs_padded)
+                shared[uint32(weights_at + tap * uint32(32) + lane)] = w[
+                    uint32(at + block_k * uint32(BLOCK_OUTPUTS) + lane)
+                ]
+                tap = uint32(tap + uint32(WARPS))
+            cuda.syncthreads()
+            at_weights = uint32(weights_at + first_output)
+            channel = uint32(0)
+            while channel < count:
+                r = uint32(0)
+                while r < rows:
+                    at = uint32(channel * patch + r * dilation_y * patch_width)
+                    s = uint32(0)
+                    while s < columns:
+                        for i in range(OUTPUTS):
+                            own_weights[i] = shared[uint64(at_weights) + uint64(i)]
+                        for j in range(POSITIONS):
+                            sample = shared[uint32(at + places[j])]
+                            for i in range(OUTPUTS):
+                                sums[j * OUTPUTS + i] += own_weights[i] * sample
+                        at_weights = uint32(at_weights + uint32(BLOCK_OUTPUTS))
+                        at = uint32(at + dilation_x)
+                        s = uint32(s + uint32(1))
+                    r = uint32(r + uint32(1))
+                channel = uint32(channel + uint32(1))
+            done = uint32(done + count)
+        for j in range(POSITIONS):
+            strip = uint32(first_strip + uint32(j))
+            row = uint32(strip // across)
+            out_x = uint32(origin_x + (strip - row * across) * uint32(32) + lane)
+            out_y = uint32(origin_y + row)
+            if out_y < out_height and out_x < out_width:
+                for i in range(OUTPUTS):
+                    k = uint32(block_k * uint32(BLOCK_OUTPUTS) + first_output + uint32(i))
+                    if k < outputs:
+                        k = uint32(group * outputs + k)
+                        to = uint32((n * groups * outputs + k) * out_height + out_y)
+                        y[uint32(to * out_width + out_x)] = finish(
+                            sums[j * OUTPUTS + i] + bias[k], slope, lowest, highest
+                        )
+
+    return Kernel(f"direct.{dtype}", direct, WARPS * LANES)
+
+
+def chunk_of(p: problem.Plane, tile: Tile, budget: int) -> int:
+    """Input channels whose patch and weights fit ``budget`` elements; 0 if none does."""
+    return min(p.channels, budget // (tile.patch + p.taps * BLOCK_OUTPUTS))
+
+
+def _elements(config: Config, dtype: str) -> int:
+    kib = dict(config).get("shared_kib", BUDGETS[0])
+    return kib * 2**10 // precision.numpy_dtype(dtype).itemsize
+
+
+class DirectSolver:
+    """``numba_cuda.direct``."""
+
+    algorithm = "direct"
+
+    def __init__(self, backend: str, device: Device) -> None:
+        self.id = f"{backend}.direct"
+        self._device = device
+
+    def refuse(self, spec: ConvSpec, target: Target) -> Refusal | None:
+        if (refusal := problem.refuse(spec)) is not None:
+            return refusal
+        if not self._fitting(spec):
+            p = problem.plane(spec)
+            return Refusal(
+                Feature.SIZE,
+                f"the samples beneath one tile of outputs, for {p.rows}x{p.columns} taps, exceed "
+                f"the {problem.SHARED_BYTES // 2**10} KiB of shared memory",
+            )
+        return None
+
+    def _fitting(self, spec: ConvSpec) -> list[int]:
+        p = problem.plane(spec)
+        tile = tile_of(p, STRIPS)
+        kind = precision.numpy_dtype(spec.dtype).itemsize
+        return [kib for kib in BUDGETS if chunk_of(p, tile, kib * 2**10 // kind)]
+
+    def estimate(self, spec: ConvSpec, target: Target) -> Work:
+        p = problem.plane(spec)
+        tile = tile_of(p, STRIPS)
+        size = precision.numpy_dtype(spec.dtype).itemsize
+        blocks_k = -(-p.outputs // BLOCK_OUTPUTS)
+        blocks = spec.batch * p.groups * blocks_k * tile.count
+        products = blocks * STRIPS * LANES * BLOCK_OUTPUTS * p.channels * p.taps
+        packed = size * p.groups * p.channels * p.taps * blocks_k * BLOCK_OUTPUTS
+        read = blocks * p.channels * (tile.patch + p.taps * BLOCK_OUTPUTS)
+        come, go = problem.transfers(spec)
+        multiply = Phase(
+            "direct",
+            2.0 * products,
+            f"numba_cuda.direct.{spec.dtype}",
+            {"l2": float(size * read), "memory": float(size * prod(spec.y_shape))},
+        )
+        return Work(
+            (come, multiply, go),
+            Numerics("direct"),
+            Phase("pack", bytes={"bus": float(packed)}),
+            launches=1,
+            packed_bytes=packed,
+        )
+
+    def configs(self, spec: ConvSpec, target: Target) -> Iterable[Config]:
+        return [(("shared_kib", kib),) for kib in self._fitting(spec)]
+
+    def plan(self, spec: ConvSpec, target: Target, config: Config) -> Executable:
+        return DirectSum(spec, self._device, _elements(config, spec.dtype))
+
+
+class DirectSum(OnDevice):
+    """The executable; packed weights are (groups, channels, taps, outputs), outputs filled up."""
+
+    def __init__(self, spec: ConvSpec, device: Device, budget: int) -> None:
+        super().__init__(spec, device)
+        p = self.plane
+        tile = tile_of(p, STRIPS)
+        chunk = chunk_of(p, tile, budget)
+        self._blocks_k = -(-p.outputs // BLOCK_OUTPUTS)
+        self._blocks = p.groups * self._blocks_k * tile.count
+        self._shared = chunk * (tile.patch + p.taps * BLOCK_OUTPUTS) * self._kind.itemsize
+        self._kernel = kernel(spec.dtype)
+        self._arguments = (
+            *unsigned(
+                p.channels, p.outputs, self._blocks_k * BLOCK_OUTPUTS, p.groups, p.height, p.width,
+                p.out_height, p.out_width, p.rows, p.columns, *p.stride, *p.padding, *p.dilation,
+                tile.across, tile.rows, tile.patch_height, tile.patch_width, tile.tiles_y,
+                tile.tiles_x, self._blocks_k, chunk,
+            ),
+            *problem.activation(spec),
+        )  # fmt: skip
+
+    def pack(self, rhs: Array) -> Buffer:
+        p = self.plane
+        taps = problem.grouped_taps(self.spec, rhs)
+        into = np.zeros(
+            (p.groups, p.channels, p.rows, p.columns, self._blocks_k * BLOCK_OUTPUTS), self._kind
+        )
+        into[..., : p.outputs] = taps.transpose(0, 2, 3, 4, 1)
+        return self.device.upload(into)
+
+    def compute(self, images: int, x: Buffer, packed: Any, bias: Buffer, y: Buffer) -> None:
+        arguments = (x, packed, bias, y, *self._arguments)
+        self.device.launch(self._kernel, images * self._blocks, self._shared, arguments)

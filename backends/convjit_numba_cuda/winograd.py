@@ -1,0 +1,257 @@
+"""Winograd F(2, 3) and F(4, 3): transform tiles, multiply point by point, transform back.
+
+Three launches (A. Lavin and S. Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR
+2016, sec. 4).  The transforms keep a tile in registers, one thread for each, as straight-line code
+from :mod:`convjit.algorithms.winograd`.  The products of all points are one implicit GEMM with a
+single tap, whose groups are the points and whose positions are the tiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import lru_cache
+from math import prod
+from typing import Any
+
+import numpy as np
+from numba import cuda, uint32
+
+from convjit import precision
+from convjit.algorithms import winograd
+from convjit.algorithms.composed_winograd import tile_of, winograd_counts
+from convjit.spec import ConvSpec
+from convjit.spi import Config, Executable, Feature, Numerics, Phase, Refusal, Target, Work
+from convjit_numba_cuda import gemm, problem
+from convjit_numba_cuda.device import Array, Buffer, Device, Kernel
+from convjit_numba_cuda.problem import OnDevice, Plane, finish, unsigned
+from convjit_numba_cuda.winogradcode import along_axis
+
+TAPS = 3
+THREADS = 128
+
+
+@lru_cache(maxsize=32)
+def data_kernel(dtype: str, my: int, mx: int, ry: int, rx: int) -> Kernel:
+    """x to V (points, channels, tiles), for tiles of my by mx outputs of ry by rx taps."""
+    real = problem.real(dtype)
+    vertical, horizontal = winograd.transforms(my, ry), winograd.transforms(mx, rx)
+    ny, nx = vertical.n, horizontal.n
+    points = ny * nx
+    down = along_axis(vertical.data_program(), dtype)
+    across = along_axis(horizontal.data_program(), dtype)
+
+    def transform_data(x, v, total, channels, height, width, tiles_y, tiles_x, tiles, pad_y, pad_x):
+        tile = cuda.local.array(points, real)
+        index = uint32(uint32(cuda.blockIdx.x) * uint32(THREADS) + uint32(cuda.threadIdx.x))
+        if index >= total:
+            return
+        channel = uint32(index // tiles)
+        place = uint32(index - channel * tiles)
+        n = uint32(place // (tiles_y * tiles_x))
+        rest = uint32(place - n * (tiles_y * tiles_x))
+        row = uint32(rest // tiles_x)
+        top = uint32(row * uint32(my) - pad_y)
+        left = uint32((rest - row * tiles_x) * uint32(mx) - pad_x)
+        image = uint32((n * channels + channel) * height * width)
+        for i in range(ny):
+            y = uint32(top + uint32(i))
+            for j in range(nx):
+                column = uint32(left + uint32(j))
+                value = real(0)
+                if y < height and column < width:
+                    value = x[uint32(image + y * width + column)]
+                tile[i * nx + j] = value
+        for i in range(ny):
+            across(tile, i * nx, 1, tile, i * nx, 1)
+        for j in range(nx):
+            down(tile, j, nx, tile, j, nx)
+        for i in range(points):
+            v[uint32((uint32(i) * channels + channel) * tiles + place)] = tile[i]
+
+    return Kernel(f"winograd.data.{dtype}.{my}x{mx}", transform_data, THREADS)
+
+
+@lru_cache(maxsize=32)
+def output_kernel(dtype: str, my: int, mx: int, ry: int, rx: int) -> Kernel:
+    """M (points, output channels, tiles) to y, with bias and activation."""
+    real = problem.real(dtype)
+    vertical, horizontal = winograd.transforms(my, ry), winograd.transforms(mx, rx)
+    ny, nx = vertical.n, horizontal.n
+    points, middle, inside = ny * nx, ny * mx, my * mx
+    down = along_axis(vertical.output_program(), dtype)
+    across = along_axis(horizontal.output_program(), dtype)
+
+    def transform_output(
+        m, bias, y, total, outputs, out_height, out_width, tiles_y, tiles_x, tiles, slope, lowest,
+        highest,
+    ):  # fmt: skip
+        tile = cuda.local.array(points, real)
+        half = cuda.local.array(middle, real)
+        done = cuda.local.array(inside, real)
+        index = uint32(uint32(cuda.blockIdx.x) * uint32(THREADS) + uint32(cuda.threadIdx.x))
+        if index >= total:
+            return
+        k = uint32(index // tiles)
+        place = uint32(index - k * tiles)
+        for i in range(points):
+            tile[i] = m[uint32((uint32(i) * outputs + k) * tiles + place)]
+        for i in range(ny):
+            across(tile, i * nx, 1, half, i * mx, 1)
+        for j in range(mx):
+            down(half, j, mx, done, j, mx)
+        n = uint32(place // (tiles_y * tiles_x))
+        rest = uint32(place - n * (tiles_y * tiles_x))
+        row = uint32(rest // tiles_x)
+        first_y = uint32(row * uint32(my))
+        first_x = uint32((rest - row * tiles_x) * uint32(mx))
+        added = bias[k]
+        for i in range(my):
+            out_y = uint32(first_y + uint32(i))
+            to = uint32(((n * outputs + k) * out_height + out_y) * out_width)
+            for j in range(mx):
+                out_x = uint32(first_x + uint32(j))
+                if out_y < out_height and out_x < out_width:
+                    y[uint32(to + out_x)] = finish(done[i * mx + j] + added, slope, lowest, highest)
+
+    return Kernel(f"winograd.output.{dtype}.{my}x{mx}", transform_output, THREADS)
+
+
+class WinogradSolver:
+    """``numba_cuda.winograd.f2x3`` and ``numba_cuda.winograd.f4x3``."""
+
+    algorithm = "winograd"
+
+    def __init__(self, backend: str, device: Device, m: int) -> None:
+        self.id = f"{backend}.winograd.f{m}x{TAPS}"
+        self._device = device
+        self._m = m
+
+    def refuse(self, spec: ConvSpec, target: Target) -> Refusal | None:
+        if (refusal := problem.refuse(spec)) is not None:
+            return refusal
+        if not set(spec.kernel_size) <= {1, TAPS} or set(spec.kernel_size) == {1}:
+            taps = "x".join(map(str, spec.kernel_size))
+            return Refusal(
+                Feature.SIZE,
+                f"F({self._m}, {TAPS}) takes {TAPS} taps per axis (or 1 on some), not {taps}",
+            )
+        if set(spec.stride) != {1}:
+            return Refusal(Feature.STRIDE, f"winograd needs stride 1, got {spec.stride}")
+        if set(spec.dilation) != {1}:
+            return Refusal(Feature.DILATION, f"winograd needs dilation 1, got {spec.dilation}")
+        return problem.refuse_size(max(_buffers(spec, self._m, spec.batch)))
+
+    def estimate(self, spec: ConvSpec, target: Target) -> Work:
+        counts = winograd_counts(spec, self._m)
+        size = precision.numpy_dtype(spec.dtype).itemsize
+        v, m = (float(size * n) for n in _buffers(spec, self._m, spec.batch))
+        x, y = (float(size * prod(shape)) for shape in (spec.x_shape, spec.y_shape))
+        come, go = problem.transfers(spec)
+        rate = f"numba_cuda.winograd.{spec.dtype}"
+        product = gemm.Product(
+            self._device, spec.dtype, min(gemm.TILES[spec.dtype]), _product(spec, self._m,
+            spec.batch), 1,
+        )  # fmt: skip
+        phases = (
+            come,
+            Phase("data transform", counts.data, rate, {"memory": x + v}),
+            Phase("gemm", product.flops, f"numba_cuda.gemm.{spec.dtype}", {"memory": v + m}),
+            Phase("output transform", counts.output, rate, {"memory": m + y}),
+            go,
+        )
+        return Work(
+            phases,
+            Numerics("winograd", tile=tile_of(spec, self._m), spreads_nonfinite=True),
+            Phase("pack", bytes={"bus": float(counts.packed_bytes)}),
+            launches=3,
+            packed_bytes=counts.packed_bytes,
+        )
+
+    def configs(self, spec: ConvSpec, target: Target) -> Iterable[Config]:
+        return [(("tile", tile),) for tile in gemm.TILES[spec.dtype]]
+
+    def plan(self, spec: ConvSpec, target: Target, config: Config) -> Executable:
+        return Winograd(spec, self._device, self._m, dict(config)["tile"])
+
+
+def _axes(spec: ConvSpec, m: int) -> tuple[winograd.Transforms, winograd.Transforms]:
+    """The transforms of rows and columns; F(1, 1), which changes nothing, for one tap."""
+    p = problem.plane(spec)
+    vertical, horizontal = (
+        winograd.transforms(m if r == TAPS else 1, r) for r in (p.rows, p.columns)
+    )
+    return vertical, horizontal
+
+
+def _tiles(spec: ConvSpec, m: int) -> tuple[int, int]:
+    p = problem.plane(spec)
+    vertical, horizontal = _axes(spec, m)
+    return -(-p.out_height // vertical.m), -(-p.out_width // horizontal.m)
+
+
+def _buffers(spec: ConvSpec, m: int, images: int) -> tuple[int, int]:
+    """Elements of the transformed data and of the products."""
+    points = prod(axis.n for axis in _axes(spec, m))
+    tiles = images * prod(_tiles(spec, m))
+    return points * spec.in_channels * tiles, points * spec.out_channels * tiles
+
+
+def _product(spec: ConvSpec, m: int, images: int) -> Plane:
+    """The products of all points as a convolution with one tap of an image of one row."""
+    p = problem.plane(spec)
+    tiles = images * prod(_tiles(spec, m))
+    points = prod(axis.n for axis in _axes(spec, m))
+    return Plane(
+        points * p.groups, p.channels, p.outputs, 1, tiles, 1, tiles, 1, 1, (1, 1), (0, 0), (1, 1)
+    )
+
+
+class Winograd(OnDevice):
+    """The executable; packed are the transformed weights and what the products' kernel wants."""
+
+    def __init__(self, spec: ConvSpec, device: Device, m: int, tile: int) -> None:
+        super().__init__(spec, device)
+        self._m, self._tile = m, tile
+        self._axes = _axes(spec, m)
+        vertical, horizontal = self._axes
+        sizes = (spec.dtype, vertical.m, horizontal.m, vertical.r, horizontal.r)
+        self._data, self._output = data_kernel(*sizes), output_kernel(*sizes)
+        self._activation = problem.activation(spec)
+        one = self._kind.type(1)
+        self._passes = (one, self._kind.type(-np.inf), self._kind.type(np.inf))
+
+    def scratch(self, images: int) -> int:
+        return sum(_buffers(self.spec, self._m, images))
+
+    def pack(self, rhs: Array) -> tuple[Buffer, Buffer]:
+        """Transformed weights, computed in float64, and zeros in the place of a bias."""
+        p = self.plane
+        gy, gx = (np.array(axis.G, np.float64) for axis in self._axes)
+        taps = problem.grouped_taps(self.spec, rhs).astype(np.float64)
+        points = np.einsum("ir,js,gkcrs->ijgkc", gy, gx, taps, optimize=True)
+        flat = points.reshape(-1, p.outputs, p.channels).astype(self._kind)
+        zeros = np.zeros(len(flat) * p.outputs, self._kind)
+        return self.device.upload(gemm.arranged(flat)), self.device.upload(zeros)
+
+    def compute(self, images: int, x: Buffer, packed: Any, bias: Buffer, y: Buffer) -> None:
+        spec, p, device = self.spec, self.plane, self.device
+        tiles_y, tiles_x = _tiles(spec, self._m)
+        tiles = images * tiles_y * tiles_x
+        v, m = (device.allocate(n, self._kind) for n in _buffers(spec, self._m, images))
+        total = spec.in_channels * tiles
+        sizes = unsigned(
+            total, spec.in_channels, p.height, p.width, tiles_y, tiles_x, tiles, *p.padding
+        )
+        device.launch(self._data, -(-total // THREADS), 0, (x, v, *sizes))
+        weights, zeros = packed
+        inner = _product(spec, self._m, images)
+        table = gemm.depth_table(p.channels, 1, 1, (1, tiles), (1, 1))
+        product = gemm.Product(device, spec.dtype, self._tile, inner, 1)
+        product.launch(v, weights, device.upload(table), zeros, m, self._passes)
+        total = spec.out_channels * tiles
+        sizes = unsigned(
+            total, spec.out_channels, p.out_height, p.out_width, tiles_y, tiles_x, tiles
+        )
+        device.launch(
+            self._output, -(-total // THREADS), 0, (m, bias, y, *sizes, *self._activation)
+        )

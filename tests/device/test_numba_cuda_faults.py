@@ -1,0 +1,224 @@
+"""Faults planted in the kernels are found: by checked mode, or by the oracle.
+
+Each row changes one line of a kernel's source; the changed kernel is compiled and run in checked
+mode on a small problem.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import ptxcpu
+import pytest
+from emulated import EmulatedBackend, EmulatedDevice, missing, registered
+
+from convjit.errors import BackendError
+from convjit.spec import ConvSpec
+from convjit.spi import Solver
+from convjit.testing.cases import Case
+from convjit.testing.check import check
+
+if missing() is not None:
+    pytest.skip(str(missing()), allow_module_level=True)
+
+from convjit_numba_cuda import depthwise, direct, gemm, tiles, winograd
+
+SOLVERS = {
+    gemm: lambda m, *args: m.GemmSolver(*args),
+    direct: lambda m, *args: m.DirectSolver(*args),
+    depthwise: lambda m, *args: m.DepthwiseSolver(*args),
+    winograd: lambda m, *args: m.WinogradSolver(*args, 4),
+}
+SHAPES = {
+    gemm: "NCHW_n1c9k65g1_i13x5_w3x3_p1",
+    direct: "NCHW_n1c12k33g1_i9x33_w3x3_p1",
+    depthwise: "NCHW_n1c5k5g5_i9x33_w3x3_p1",
+    winograd: "NCHW_n1c9k65g1_i9x7_w3x3_p1",
+}
+
+
+class Planted(NamedTuple):
+    """A fault: a line and what stands in its place.
+
+    Attributes
+    ----------
+    module : module
+        The kernel's.
+    before, after : str
+    found : str
+        Pattern of what checked mode says; ``"wrong"`` where only the numbers tell.
+    at : module
+        Where the line is, if not in the kernel's module.
+    """
+
+    module: ModuleType
+    before: str
+    after: str
+    found: str
+    at: ModuleType | None = None
+
+
+BARRIER = "            cuda.syncthreads()\n"
+FAULTS = {
+    "gemm, no barrier after the step was read": Planted(
+        gemm, f"{BARRIER}            for i in range(loads):", "            for i in range(loads):",
+        "race",
+    ),
+    "gemm, no barrier before the step is read": Planted(
+        gemm, f"{BARRIER}            done =", "            done =", "race: read|uninitialised",
+    ),
+    "direct, no barrier after a chunk was read": Planted(
+        direct, f"{BARRIER}            load_patch(", "            load_patch(",
+        "race",
+    ),
+    "direct, no barrier before a chunk is read": Planted(
+        direct, f"{BARRIER}            at_weights =", "            at_weights =",
+        "race: read|uninitialised",
+    ),
+    "depthwise, no barrier": Planted(
+        depthwise, "        cuda.syncthreads()\n", "", "race: read|uninitialised",
+    ),
+    "gemm, wrong index of a sample": Planted(
+        gemm, "samples[at_column + uint64(k * tile + SIDE * j)]",
+        "samples[at_column + uint64(k * tile + SIDE * j + 1)]", "out of bounds|wrong",
+    ),
+    "gemm, wrong index of x": Planted(
+        gemm, "x[uint32(corner + table[d])]", "x[uint32(corner + table[d] + uint32(1))]",
+        "load out of bounds|wrong",
+    ),
+    "direct, wrong index of a sample": Planted(
+        direct, "shared[uint32(at + places[j])]", "shared[uint32(at + places[j] + uint32(1))]",
+        "uninitialised|race|wrong",
+    ),
+    "winograd, wrong index of a point": Planted(
+        winograd, "v[uint32((uint32(i) * channels + channel) * tiles + place)]",
+        "v[uint32((uint32(i) * channels + channel + uint32(1)) * tiles + place)]",
+        "store out of bounds",
+    ),
+    "a short patch": Planted(
+        direct, "while column < patch_width:", "while column + uint32(1) < patch_width:",
+        "uninitialised", at=tiles,
+    ),
+    "direct, a short tile of weights": Planted(
+        direct, "while tap < uint32(count * taps):",
+        "while tap + uint32(1) < uint32(count * taps):",
+        "uninitialised",
+    ),
+    "gemm, a short tile": Planted(
+        gemm, "            for i in range(loads):\n                weights",
+        "            for i in range(loads - 1):\n                weights", "uninitialised",
+    ),
+    "gemm, a step left out": Planted(
+        gemm, "if done >= depth:", "if done + uint32(DEPTH) >= depth:", "wrong",
+    ),
+    "direct, rows and columns of taps swapped": Planted(
+        direct, "taps.transpose(0, 2, 3, 4, 1)", "taps.transpose(0, 2, 4, 3, 1)", "wrong",
+    ),
+    "gemm, taps reversed": Planted(
+        gemm, "problem.grouped_taps(self.spec, rhs)",
+        "problem.grouped_taps(self.spec, rhs)[..., ::-1]",
+        "wrong",
+    ),
+    "winograd, taps swapped": Planted(
+        winograd, "ir,js,gkcrs->ijgkc", "ir,js,gkcsr->ijgkc", "wrong",
+    ),
+    "direct, outputs beyond the edge": Planted(
+        direct, "if out_y < out_height and out_x < out_width:", "if out_x < out_width:",
+        "store out of bounds|wrong",
+    ),
+    "gemm, positions beyond the edge": Planted(
+        gemm, "            if position < positions:", "            if position >= uint32(0):",
+        "store out of bounds|wrong",
+    ),
+    "gemm, no right edge of the image": Planted(
+        gemm, "and uint32(left + table[uint32(depth + depth + d)]) < width",
+        "and uint32(left + table[uint32(depth + depth + d)]) <= width", "wrong|load out of bounds",
+    ),
+    "depthwise, planes beyond the last": Planted(
+        depthwise, "if own < count and", "if", "out of bounds|uninitialised|wrong",
+    ),
+}  # fmt: skip
+# One of each kind in the quick tier.
+QUICK = (
+    "gemm, no barrier before the step is read", "winograd, wrong index of a point",
+    "a short patch", "direct, rows and columns of taps swapped",
+)  # fmt: skip
+
+
+def changed(module: ModuleType, before: str = "", after: str = "", **names: Any) -> ModuleType:
+    """A module made anew from its source, one place of it replaced, and with other names.
+
+    What it defines is reached from here alone.
+    """
+    assert module.__file__ is not None
+    source = Path(module.__file__).read_text(encoding="utf-8")
+    if before:
+        assert source.count(before) == 1, f"{before!r} stands {source.count(before)} times"
+    made = ModuleType(f"{module.__name__}_changed")
+    sys.modules[made.__name__] = made  # where dataclasses look while they are made
+    exec(
+        compile(source.replace(before, after) if before else source, module.__file__, "exec"),
+        made.__dict__,
+    )
+    del sys.modules[made.__name__]
+    made.__dict__.update(names)
+    return made
+
+
+class FaultyBackend(EmulatedBackend):
+    """A backend with one solver, that of a changed module."""
+
+    def __init__(self, fault: Planted) -> None:
+        super().__init__(EmulatedDevice(checked=True), "emulated_faulty")
+        if fault.at is None:
+            module = changed(fault.module, fault.before, fault.after)
+        else:
+            helper = changed(fault.at, fault.before, fault.after)
+            module = changed(fault.module, load_patch=helper.load_patch)
+        self._solver = SOLVERS[fault.module](module, self.name, self.gpu)
+
+    def solvers(self) -> Sequence[Solver]:
+        return (self._solver,)
+
+
+def cause(error: BaseException | None) -> BaseException | None:
+    """The first error of a chain."""
+    while error is not None and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def parameters() -> list[Any]:
+    marks = {name: () if name in QUICK else (pytest.mark.slow,) for name in FAULTS}
+    return [pytest.param(name, marks=marks[name], id=name) for name in FAULTS]
+
+
+@pytest.mark.parametrize("name", parameters())
+def test_a_planted_fault_is_found(name: str) -> None:
+    fault = FAULTS[name]
+    case = Case("faulty", ConvSpec.parse(f"conv_f32_{SHAPES[fault.module]}"))
+    with registered(FaultyBackend(fault)):
+        try:
+            outcome = check(case, "emulated_faulty", choice={"precision": "fast"})
+        except BackendError as error:
+            found = cause(error)
+            assert isinstance(found, ptxcpu.Fault)
+            told = str(found)
+        else:
+            assert not outcome.refusal
+            told = "wrong" if outcome.complaint else "nothing"
+    assert re.search(fault.found, told), f"told {told!r}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", SHAPES, ids=lambda m: m.__name__)
+def test_a_kernel_without_a_fault_passes(module: ModuleType) -> None:
+    case = Case("whole", ConvSpec.parse(f"conv_f32_{SHAPES[module]}"))
+    with registered(FaultyBackend(Planted(module, "", "", ""))):
+        outcome = check(case, "emulated_faulty", choice={"precision": "fast"})
+    assert outcome.passed, str(outcome)
