@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from emulated import missing
 
 from convjit import calibration, registry, tunedb
 from convjit.store import Store
@@ -22,7 +23,9 @@ os.environ.pop("COLUMNS", None)  # tables are as wide as a terminal that says so
 def pytest_report_header(config: pytest.Config) -> list[str]:
     """Each backend with its probe's answer, so that a ring that is skipped is seen."""
     ours = [name for name in registry.names() if registry.is_builtin(name)]
-    return plugin.header([*ours, *plugin.chosen(config)])
+    kernels = missing()
+    ring = "run" if kernels is None else f"are skipped: {kernels}"
+    return [*plugin.header([*ours, *plugin.chosen(config)]), f"GPU kernels, on the CPU, {ring}"]
 
 
 @pytest.fixture(autouse=True, scope="session")

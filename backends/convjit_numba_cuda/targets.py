@@ -6,6 +6,7 @@ a kernel reaches of them is modelled, not measured (see :data:`SHARES`).
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 from convjit.spi import Target
@@ -21,7 +22,7 @@ class Row(NamedTuple):
     memory: float
 
 
-# The first row whose name is part of what the driver calls the device.
+# The first row whose name stands, as words, in what the driver calls the device.
 ROWS = (
     Row("B200", 75.0, 37.0, 8000.0),
     Row("H200", 67.0, 34.0, 4800.0),
@@ -73,9 +74,15 @@ LAUNCH = 6e-6
 CALL = 60e-6
 
 
+def row_of(name: str) -> Row | None:
+    """The row of a device; none for a variant that the table does not have."""
+    variant = r"\b(?! (?:Ti|SUPER|D|Laptop|Max-Q)\b)"
+    return next((r for r in ROWS if re.search(rf"\b{re.escape(r.name)}{variant}", name)), None)
+
+
 def target(description: Description) -> Target:
     """The target of a device."""
-    row = next((r for r in ROWS if r.name in description.name), None)
+    row = row_of(description.name)
     if row is not None:
         peak = {"float32": row.float32 * 1e12, "float64": row.float64 * 1e12}
         memory = row.memory * 1e9

@@ -1,0 +1,112 @@
+"""``convjit_numba_cuda`` where it is installed: how it is found, and what it says without a GPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+
+import convjit
+from convjit import registry
+from convjit.errors import BackendError
+from convjit_numba_cuda import NumbaCudaBackend
+from convjit_numba_cuda.device import Description, unavailable
+from convjit_numba_cuda.targets import ROWS, Row, row_of, target
+
+X, W = np.ones((1, 3, 8, 8), np.float32), np.ones((4, 3, 3, 3), np.float32)
+
+
+def test_the_backend_is_one_of_convjits_own() -> None:
+    assert registry.is_builtin("numba_cuda")
+    assert NumbaCudaBackend().name == "numba_cuda"
+
+
+@pytest.mark.skipif(unavailable() is None, reason="a GPU is here")
+@pytest.mark.parametrize("name", ["numba_cuda", "cuda"])
+def test_without_a_gpu_a_call_tells_the_reason(name: str) -> None:
+    reason = unavailable()
+    assert reason is not None
+    assert "\n" not in reason
+    with pytest.raises(BackendError) as caught:
+        convjit.conv(X, W, backend=name)
+    assert reason.rstrip(".") in str(caught.value)
+    convjit.conv(X, W)  # everything else works
+
+
+def test_numpy_data_stays_on_the_cpu() -> None:
+    with convjit.use(priority="numba_cuda"):
+        assert all(backend.device == "cpu" for backend in registry.default_pool("cpu"))
+
+
+def test_a_gpu_is_known_by_its_name_or_by_its_clocks() -> None:
+    known = target(Description("NVIDIA H100 80GB HBM3", (9, 0), 132, 1.98e9, 2.6e9, 5120, 1, 1))
+    assert known.peak == {"float32": 67e12, "float64": 34e12}
+    assert known.bandwidth["memory"] == 3350e9
+    assert "published rates" in known.description
+    unknown = target(Description("NVIDIA Novelty 1", (8, 0), 100, 1e9, 1e9, 4096, 1, 1))
+    assert unknown.peak == {"float32": 2 * 64 * 100 * 1e9, "float64": 2 * 32 * 100 * 1e9}
+    assert unknown.bandwidth["memory"] == 2 * 1e9 * 512
+    assert known.fingerprint != unknown.fingerprint
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_every_row_is_reached(row: Row) -> None:
+    assert row_of(f"NVIDIA {row.name}") is row
+
+
+@pytest.mark.parametrize("name", ["NVIDIA T400", "NVIDIA GeForce RTX 4070 Ti", "NVIDIA A1000"])
+def test_a_gpu_of_a_similar_name_is_another(name: str) -> None:
+    assert row_of(name) is None
+
+
+# The host's side, which the emulated device stands in for: copies, launches, the arguments' types.
+SIMULATED = """
+import warnings
+import numpy as np
+import convjit
+from convjit import registry
+from convjit_numba_cuda import NumbaCudaBackend
+from convjit_numba_cuda.device import CudaDevice, Description, unavailable
+
+assert "the simulator is no GPU" in unavailable()
+
+class Simulated(CudaDevice):
+    def describe(self):
+        return Description("simulator", (8, 0), 1, 1e9, 1e9, 64, 1 << 20, 1 << 30)
+    def free_bytes(self):
+        return 1 << 30
+
+class Backend(NumbaCudaBackend):
+    name = "simulated"
+    def probe(self):
+        return None
+
+registry.register(Backend(Simulated()))
+warnings.simplefilter("ignore", RuntimeWarning)  # offsets wrap
+rng = np.random.default_rng(0)
+x = rng.standard_normal((1, 2, 3, 4), np.float32)
+for algorithm, groups in (("direct", 1), ("gemm", 1), ("depthwise", 2), ("winograd.f2x3", 1)):
+    w = rng.standard_normal((2, 2 // groups, 3, 3), np.float32)
+    choice = {"groups": groups, "padding": 1}
+    y = convjit.conv(x, w, backend="simulated", algorithm=f"simulated.{algorithm}", **choice)
+    np.testing.assert_allclose(y, convjit.conv(x, w, backend="scipy", **choice), atol=1e-5)
+print("computed")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.subprocess
+@pytest.mark.skipif(find_spec("numba_cuda") is None, reason="numba-cuda is not installed")
+def test_every_launch_path_runs_in_the_simulator() -> None:
+    answer = subprocess.run(
+        [sys.executable, "-c", SIMULATED],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1"},
+        check=False,
+    )
+    assert answer.stdout.strip() == "computed", answer.stderr[-2000:]
