@@ -100,14 +100,16 @@ class Ranked:
         """
         if self.lowered is None:
             raise AssertionError("an admitted candidate has a lowering")
-        offered = self.configs()
+        # The others need not be asked for: it may take longer than the rest of planning.
+        offered = self.lowered.solver.configs(self.lowered.spec, self.target)
+        default = next(iter(offered), DEFAULT_CONFIG)
         if config is None:
             remembered = self.candidate.remembered
-            config = offered[0] if remembered is None else remembered.config
+            config = default if remembered is None else remembered.config
         copy = copy_of(self.backend)
         executable = self.lowered.plan(self.target, config, copy)
-        if config != offered[0] and limit is not None and executable.workspace > limit:
-            config = offered[0]
+        if config != default and limit is not None and executable.workspace > limit:
+            config = default
             executable = self.lowered.plan(self.target, config, copy)
         local = self.local
         if local is not None:

@@ -10,7 +10,7 @@ What is measured, and in which order:
    all of them down, and between calls with packed and with plain weights.
 3. The other block sizes of the fastest solver, then of the next of those that are left; after
    :data:`PATIENCE` solvers in turn whose block sizes gain less than :data:`GAIN` it ends.
-4. The fastest once more, beside the model's choice.
+4. The fastest once more, beside the model's choice; after the budget, too, but then in one turn.
 
 Whatever was measured when the budget is spent, or when the user interrupts, is remembered.
 """
@@ -170,8 +170,10 @@ class _Search:
         self.ended = "ended by the budget: tune again to go on"
         return True
 
-    def turn(self, contender: _Contender, seconds: float, least: int) -> None:
+    def turn(self, contender: _Contender, seconds: float = TURN, least: int = 3) -> None:
         """Measure once more, both kinds of call; the best turn counts."""
+        if LONG < contender.taken[True] < inf:
+            least = 1
 
         def planned() -> object:
             return contender.plan(self._lhs, contender.packed, self._bias)
@@ -217,46 +219,60 @@ class _Search:
 
     def rounds(self, contenders: Iterable[_Contender], count: int) -> list[_Contender]:
         """Turns of each in turn; what falls behind drops out.  The rest is left."""
-        left = [contender for contender in contenders if self.is_near(contender, DROP)]
-        for _ in range(count):
+        left = list(contenders)
+        for number in range(count + 1):
+            near = CONTEND if number else DROP
             for contender in left:
-                if self.is_late():
-                    return left
-                self.turn(contender, TURN, 1 if contender.taken[True] > LONG else 3)
-            for contender in left:
-                if not self.is_near(contender, CONTEND):
+                if not self.is_near(contender, near):
                     contender.packed = None  # it may be large
             left = [contender for contender in left if contender.packed is not None]
+            for contender in left if number < count else ():
+                if self.is_late():
+                    return left
+                self.turn(contender)
         return left
 
     # ---------------------------------------------------------------- the stages
 
     def run(self) -> None:
-        """All stages, or as many as the budget allows."""
-        left = self.rounds(self._defaults(), ROUNDS)
-        order = sorted(left, key=lambda c: min(c.taken[k] / self.best(k) for k in _KINDS))
-        in_vain = 0
-        for contender in order:
-            if self.is_late():
-                return
-            others = self._other_sizes(contender)
-            left += [c for c in self.rounds([contender, *others], ROUNDS) if c is not contender]
-            gain = (
-                max(contender.taken[kind] / min(c.taken[kind] for c in others) for kind in _KINDS)
-                if others
-                else 1.0
-            )
-            in_vain = 0 if gain >= GAIN else in_vain + bool(contender.trial.configs[1:])
-            if in_vain == PATIENCE:
-                break
-        first = [c for c in self.done if c.trial is self.model][:1]
-        for kind in _KINDS:
-            fastest = sorted(left, key=lambda c: c.taken[kind])[:FINALISTS]
-            first += [contender for contender in fastest if contender not in first]
-        self._take_up(first)
-        self.rounds(first, ROUNDS)
+        """All stages, or as many as the budget allows; the last one in any case."""
+        self._search()
+        self._confirm()
         if not self.is_late():
             self.ended, self.finished = "everything that promised a gain was measured", True
+
+    def _search(self) -> None:
+        left = self.rounds(self._defaults(), ROUNDS)
+        in_vain = 0
+        for contender in sorted(left, key=self._behind):
+            if self.is_late() or in_vain == PATIENCE:
+                return
+            if len(contender.trial.configs) == 1:
+                continue
+            others = self._other_sizes(contender)
+            self.rounds([contender, *others], ROUNDS)
+            gain = max(
+                contender.taken[kind] / min((c.taken[kind] for c in others), default=inf)
+                for kind in _KINDS
+            )
+            in_vain = 0 if gain >= GAIN else in_vain + 1
+
+    def _behind(self, contender: _Contender) -> float:
+        """Its time over the fastest one's, packed or plain, whichever is nearer."""
+        return min(contender.taken[kind] / self.best(kind) for kind in _KINDS)
+
+    def _confirm(self) -> None:
+        """Turns of the fastest beside the model's choice, which a disturbed turn may have cost."""
+        last = [c for c in self.done if c.trial is self.model][:1]
+        for kind in _KINDS:
+            fastest = sorted(self.done, key=lambda c: c.taken[kind])[:FINALISTS]
+            last += [contender for contender in fastest if contender not in last]
+        for contender in last:
+            if contender.packed is None:
+                contender.packed = contender.plan.pack(self._rhs)
+        for _ in range(1 if self.is_late() else ROUNDS):
+            for contender in last:
+                self.turn(contender)
 
     def _defaults(self) -> list[_Contender]:
         found: list[_Contender] = []
@@ -276,12 +292,6 @@ class _Search:
             begun = self.begin(contender.trial, config)
             found += [begun] if begun is not None else []
         return found
-
-    def _take_up(self, contenders: list[_Contender]) -> None:
-        """Pack again for what dropped out before."""
-        for contender in contenders:
-            if contender.packed is None:
-                contender.packed = contender.plan.pack(self._rhs)
 
     # ---------------------------------------------------------------- what is remembered
 

@@ -220,8 +220,10 @@ class Blocking:
 
 
 @lru_cache(maxsize=1024)
-def blocking(p: Problem, isa: str, cores: int, tile: Tile | None = None) -> Blocking:
-    """The blocking whose modelled time on ``cores`` threads is least."""
+def blocking(p: Problem, isa: str, cores: int, config: Config = DEFAULT_CONFIG) -> Blocking:
+    """The blocking whose modelled time on ``cores`` threads is least, as far as it is free."""
+    tile = targets.tile_of(isa, p.dtype, config)
+    wanted = problem.wanted_tasks(config, partial(blocking, p, isa, cores))
     blocks = problem.blocks_of(p.dtype)
     candidates = targets.tiles(isa, p.dtype) if tile is None else (tile,)
     parts = max(1, -(-p.depth // (DEPTH * blocks.depth)))
@@ -254,6 +256,8 @@ def blocking(p: Problem, isa: str, cores: int, tile: Tile | None = None) -> Bloc
                 for task_panels in targets.splits(panels, panels if few else 1):
                     splits = -(-panels // task_panels)
                     tasks = units * spatial * splits
+                    if not targets.is_about(tasks, wanted):
+                        continue
                     # A tile that wraps around a row goes through a buffer, twice if it adds.
                     wraps = 0.0 if pitch == p.out[2] else min(1.0, t.nr / cols)
                     edges = 40 + wraps * 20 * t.mr
@@ -265,8 +269,7 @@ def blocking(p: Problem, isa: str, cores: int, tile: Tile | None = None) -> Bloc
                             t, cblock, rows, cols, task_panels, min(pass_panels, task_panels),
                             flat, tasks, cycles * tasks, makespan,
                         )  # fmt: skip
-    assert best is not None
-    return best
+    return blocking(p, isa, cores) if best is None else best
 
 
 def _residues(p: Problem, axis: int) -> list[int]:
@@ -343,14 +346,14 @@ class Direct:
         )  # fmt: skip
 
     def configs(self, spec: ConvSpec, target: Target) -> Iterable[Config]:
-        yield DEFAULT_CONFIG
-        for tile in targets.tiles(problem.isa_of(target), spec.dtype):
-            yield (("mr", tile.mr), ("nv", tile.nv))
+        p, isa = Problem.of(spec), problem.isa_of(target)
+        tiles = targets.tiles(isa, p.dtype)
+        return problem.configs(tiles, partial(blocking, p, isa, target.cores))
 
     def plan(self, spec: ConvSpec, target: Target, config: Config) -> Executable:
         p = Problem.of(spec)
         isa = problem.isa_of(target)
-        b = blocking(p, isa, target.cores, targets.tile_of(isa, p.dtype, config))
+        b = blocking(p, isa, target.cores, config)
         tile, bits = b.tile, targets.BITS[p.dtype]
         kernel = cache.function(
             f"direct.{targets.SHORT[p.dtype]}.{tile}", 7, partial(build, bits, *tile)

@@ -91,8 +91,10 @@ def _tail(pixels: int, vl: int, halves: bool) -> int:
 
 
 @lru_cache(maxsize=1024)
-def blocking(p: Problem, isa: str, cores: int, shape: Tile | None = None) -> Blocking:
-    """The blocking whose modelled time on ``cores`` threads is least."""
+def blocking(p: Problem, isa: str, cores: int, config: Config = DEFAULT_CONFIG) -> Blocking:
+    """The blocking whose modelled time on ``cores`` threads is least, as far as it is free."""
+    shape = targets.tile_of(isa, p.dtype, config)
+    wanted = problem.wanted_tasks(config, partial(blocking, p, isa, cores))
     row = flatten(p)
     plain, p = row is not p, row
     blocks = problem.blocks_of(p.dtype)
@@ -134,6 +136,8 @@ def blocking(p: Problem, isa: str, cores: int, shape: Tile | None = None) -> Blo
             for task_panels in targets.splits(panels, panels if few else 1):
                 parts_k = -(-panels // task_panels)
                 tasks = units * strip_blocks * parts_k
+                if not targets.is_about(tasks, wanted):
+                    continue
                 share = TASK + SHARED * p.kg / parts_k
                 longest = share + task_strips * (fixed + task_panels * each)
                 total = tasks * share + units * strips * (parts_k * fixed + panels * each)
@@ -144,8 +148,7 @@ def blocking(p: Problem, isa: str, cores: int, shape: Tile | None = None) -> Blo
                         p, tile, tail, in_place, cblock, vectors, strips, strip_blocks, panels,
                         task_panels, tasks, total, makespan,
                     )  # fmt: skip
-    assert best is not None
-    return best
+    return blocking(p, isa, cores) if best is None else best
 
 
 def _reads_tail(b: Blocking, isa: str) -> bool:
@@ -196,14 +199,14 @@ class Gemm:
         )  # fmt: skip
 
     def configs(self, spec: ConvSpec, target: Target) -> Iterable[Config]:
-        yield DEFAULT_CONFIG
-        for tile in targets.pixel_tiles(problem.isa_of(target), spec.dtype):
-            yield (("mr", tile.mr), ("nv", tile.nv))
+        p, isa = Problem.of(spec), problem.isa_of(target)
+        tiles = targets.pixel_tiles(isa, p.dtype)
+        return problem.configs(tiles, partial(blocking, p, isa, target.cores))
 
     def plan(self, spec: ConvSpec, target: Target, config: Config) -> Executable:
         p = Problem.of(spec)
         isa = problem.isa_of(target)
-        b = blocking(p, isa, target.cores, targets.tile_of(isa, p.dtype, config))
+        b = blocking(p, isa, target.cores, config)
         bits, step = targets.BITS[p.dtype], p.stride[2] if p.stride[2] <= GATHERED_STEPS else 0
         masked = int(_reads_tail(b, isa))
         kernel = cache.function(

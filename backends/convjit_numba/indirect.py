@@ -25,7 +25,7 @@ from functools import partial
 
 from convjit.precision import Numerics
 from convjit.spec import ConvSpec
-from convjit.spi import DEFAULT_CONFIG, Config, Executable, Feature, Phase, Refusal, Target, Work
+from convjit.spi import Config, Executable, Feature, Phase, Refusal, Target, Work
 from convjit_numba import cache, problem, targets
 from convjit_numba.indirectkernel import build
 from convjit_numba.indirectplan import (
@@ -97,15 +97,14 @@ class Indirect:
         )
 
     def configs(self, spec: ConvSpec, target: Target) -> Iterable[Config]:
-        yield DEFAULT_CONFIG
-        for tile in targets.row_tiles(problem.isa_of(target), _problem(spec).dtype):
-            yield (("mr", tile.mr), ("nv", tile.nv))
+        p, isa = _problem(spec), problem.isa_of(target)
+        tiles = targets.row_tiles(isa, p.dtype)
+        return problem.configs(tiles, partial(blocking, p, spec.channels_last, isa, target.cores))
 
     def plan(self, spec: ConvSpec, target: Target, config: Config) -> Executable:
         p = _problem(spec)
         isa = problem.isa_of(target)
-        tile = targets.tile_of(isa, p.dtype, config)
-        b = blocking(p, spec.channels_last, isa, target.cores, tile)
+        b = blocking(p, spec.channels_last, isa, target.cores, config)
         return executable(spec, p, b, target)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from convjit.algorithms.workspace import aligned
 from convjit.precision import numpy_dtype
-from convjit.spi import Array, empty, num_threads
+from convjit.spi import DEFAULT_CONFIG, Array, Config, empty, num_threads
 from convjit_numba import cache, gemm, problem, targets, threads
 from convjit_numba.problem import Problem, address
 from convjit_numba.targets import Tile
@@ -137,8 +137,12 @@ def _pixel_blocks(p: Problem, last: bool, lanes: int, image: int) -> Iterator[tu
 
 
 @lru_cache(maxsize=1024)
-def blocking(p: Problem, last: bool, isa: str, cores: int, tile: Tile | None = None) -> Blocking:
-    """The blocking whose modelled time on ``cores`` threads is least."""
+def blocking(
+    p: Problem, last: bool, isa: str, cores: int, config: Config = DEFAULT_CONFIG
+) -> Blocking:
+    """The blocking whose modelled time on ``cores`` threads is least, as far as it is free."""
+    tile = targets.tile_of(isa, p.dtype, config)
+    wanted = problem.wanted_tasks(config, partial(blocking, p, last, isa, cores))
     p = gemm.flatten(p)
     blocks = problem.blocks_of(p.dtype)
     merged = _merges(p, last)
@@ -170,6 +174,8 @@ def blocking(p: Problem, last: bool, isa: str, cores: int, tile: Tile | None = N
             for task_panels in targets.splits(panels, panels if units < 4 * cores else 1):
                 parts_k = -(-panels // task_panels)
                 tasks = units * parts_k
+                if not targets.is_about(tasks, wanted):
+                    continue
                 longest = fixed + task_panels * whole
                 if parts_k == 1:
                     longest += end - whole
@@ -185,8 +191,7 @@ def blocking(p: Problem, last: bool, isa: str, cores: int, tile: Tile | None = N
                         task_panels, tasks, float(units * panels * t.nr * p.depth * p.bytes),
                         total, makespan,
                     )  # fmt: skip
-    assert best is not None
-    return best
+    return blocking(p, last, isa, cores) if best is None else best
 
 
 def _window(p: Problem, last: bool, plane_lines: int, pixels: int) -> int:

@@ -44,6 +44,8 @@ from convjit_numba.problem import FIELD, PanelExecutable, Problem
 
 MAX_CHANNELS = 4  # input planes of one output plane; with more, channels share loads better
 EVERY_ROW = 1 << 30
+# Tiles that are worth measuring beside the model's choice: so many, up to so many times its time.
+OFFERED, HOPEFUL = 6, 1.6
 
 
 def build(code: Code) -> Callable[..., None]:
@@ -327,9 +329,11 @@ class Planes:
 
     def configs(self, spec: ConvSpec, target: Target) -> Iterable[Config]:
         yield DEFAULT_CONFIG
-        view = self._blocking(spec, target).view
-        for b in candidates(view, problem.isa_of(target)):
-            yield b.code.config
+        chosen = self._blocking(spec, target)
+        others = sorted(candidates(chosen.view, problem.isa_of(target)), key=lambda b: b.cycles)
+        for b in others[: OFFERED + 1]:
+            if b.cycles <= HOPEFUL * chosen.cycles and b.code != chosen.code:
+                yield b.code.config
 
     def plan(self, spec: ConvSpec, target: Target, config: Config) -> Executable:
         isa = problem.isa_of(target)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
@@ -20,7 +20,17 @@ import numpy as np
 from convjit.algorithms.workspace import aligned
 from convjit.precision import Numerics
 from convjit.spec import ConvSpec, Direction
-from convjit.spi import Array, Feature, Phase, Refusal, Target, Work, num_threads
+from convjit.spi import (
+    DEFAULT_CONFIG,
+    Array,
+    Config,
+    Feature,
+    Phase,
+    Refusal,
+    Target,
+    Work,
+    num_threads,
+)
 from convjit_numba import cache, targets, threads
 from convjit_numba.targets import Tile
 
@@ -288,6 +298,43 @@ def pack_geometry(values: Mapping[str, int], tail: tuple[int, ...] = ()) -> np.n
         array[FIELD[name] // 8] = value
     array[len(FIELDS) :] = tail
     return array
+
+
+def wanted_tasks(config: Config, default: Callable[[], Any]) -> float | None:
+    """The number of tasks that a configuration asks for, None where it asks for none.
+
+    It is given as a share of the default blocking's (``tasks_percent``), so that a configuration
+    means the same for similar sizes.
+    """
+    share = dict(config).get("tasks_percent")
+    return None if share is None else share / 100 * default().tasks
+
+
+def configs(
+    tiles: Iterable[Tile], blocking: Callable[[Config], Any], *, divided: bool = True
+) -> Iterator[Config]:
+    """Block sizes to choose from: the default, then all whose blocking is another.
+
+    Parameters
+    ----------
+    tiles : iterable of Tile
+        Register tiles, each with the division into tasks that the model says is best.
+    blocking : callable
+        From a configuration to its blocking, which has a number of ``tasks``.
+    divided : bool
+        Whether twice and half as many tasks are offered: threads share caches and memory in ways
+        that the model does not know.
+    """
+    yield DEFAULT_CONFIG
+    seen = [blocking(DEFAULT_CONFIG)]
+    wanted: list[Config] = [(("mr", tile.mr), ("nv", tile.nv)) for tile in tiles]
+    if divided:
+        wanted += [(("tasks_percent", share),) for share in (200, 50)]
+    for config in wanted:
+        found = blocking(config)
+        if found not in seen:
+            seen.append(found)
+            yield config
 
 
 class PanelExecutable:

@@ -219,9 +219,14 @@ def cache_sizes() -> dict[str, int]:
 def tile_of(isa: str, dtype: str, config: tuple[tuple[str, int], ...]) -> Tile | None:
     """The tile that a configuration names (``mr``, ``nv``), None for the default choice."""
     sizes = dict(config)
-    if not sizes:
+    if "mr" not in sizes:
         return None
     return Tile(sizes["mr"], sizes["nv"], tiles(isa, dtype)[0].vl)
+
+
+def is_about(tasks: int, wanted: float | None) -> bool:
+    """Whether a division into tasks is one of those asked for: within a factor of 1.4."""
+    return wanted is None or 1.0 / 1.4 <= tasks / wanted <= 1.4
 
 
 def grain(tasks: int, threads: int, seconds: float) -> int:

@@ -26,7 +26,7 @@ from math import prod
 
 from convjit.precision import Numerics
 from convjit.spec import ConvSpec, Direction
-from convjit.spi import DEFAULT_CONFIG, Config, Executable, Feature, Phase, Refusal, Target, Work
+from convjit.spi import Config, Executable, Feature, Phase, Refusal, Target, Work
 from convjit_numba import cache, problem, targets
 from convjit_numba.problem import PanelExecutable, Problem
 from convjit_numba.transposedkernel import build
@@ -84,9 +84,12 @@ class Transposed:
         )
 
     def configs(self, spec: ConvSpec, target: Target) -> Iterable[Config]:
-        yield DEFAULT_CONFIG
-        for tile in targets.row_tiles(problem.isa_of(target), spec.dtype):
-            yield (("mr", tile.mr), ("nv", tile.nv))
+        p, isa = Problem.of(spec), problem.isa_of(target)
+        tiles = targets.row_tiles(isa, p.dtype)
+        chosen = partial(blocking, p, spec.channels_last, isa, target.cores)
+        return problem.configs(
+            tiles, lambda config: chosen(targets.tile_of(isa, p.dtype, config)), divided=False
+        )
 
     def plan(self, spec: ConvSpec, target: Target, config: Config) -> Executable:
         p = Problem.of(spec)

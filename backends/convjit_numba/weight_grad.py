@@ -30,7 +30,6 @@ import numpy as np
 from convjit.precision import Numerics
 from convjit.spec import ConvSpec, Direction
 from convjit.spi import (
-    DEFAULT_CONFIG,
     Array,
     Config,
     Executable,
@@ -110,9 +109,12 @@ class WeightGrad:
         )
 
     def configs(self, spec: ConvSpec, target: Target) -> Iterable[Config]:
-        yield DEFAULT_CONFIG
-        for tile in targets.row_tiles(problem.isa_of(target), spec.dtype):
-            yield (("mr", tile.mr), ("nv", tile.nv))
+        p, isa = Problem.of(spec), problem.isa_of(target)
+        tiles = targets.row_tiles(isa, p.dtype)
+        chosen = partial(blocking, p, spec.channels_last, isa, target.cores)
+        return problem.configs(
+            tiles, lambda config: chosen(targets.tile_of(isa, p.dtype, config)), divided=False
+        )
 
     def plan(self, spec: ConvSpec, target: Target, config: Config) -> Executable:
         p = Problem.of(spec)

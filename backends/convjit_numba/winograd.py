@@ -29,7 +29,6 @@ from convjit.algorithms.workspace import aligned
 from convjit.precision import Numerics, numpy_dtype
 from convjit.spec import ConvSpec
 from convjit.spi import (
-    DEFAULT_CONFIG,
     Array,
     Config,
     Executable,
@@ -177,7 +176,7 @@ def _stream(weights: int) -> float:
 def blocking(
     p: Problem, outputs: Axes, channels_last: bool, isa: str, cores: int, config: Config = ()
 ) -> Blocking:
-    """The blocking whose modelled time on ``cores`` threads is least, for a tile's outputs."""
+    """The blocking of least modelled time on ``cores`` threads, for a tile's outputs."""
     caches = problem._caches()
     md, mh, mw = outputs
     deep, high, wide = (-(-o // size) for o, size in zip(p.out, outputs, strict=True))
@@ -201,10 +200,10 @@ def blocking(
     stream = _stream(weights)
     best: Blocking | None = None
     tile = targets.tile_of(isa, p.dtype, config)
-    given = dict(config).get("tiles")
+    wanted = problem.wanted_tasks(config, partial(blocking, p, outputs, channels_last, isa, cores))
     for t in targets.row_tiles(isa, p.dtype) if tile is None else (tile,):
         panels = -(-p.kg // t.nr)
-        for task_tiles in targets.splits(tiles, tiles) if given is None else (min(given, tiles),):
+        for task_tiles in targets.splits(tiles, tiles):
             blocks = -(-tiles // task_tiles)
             whole, rest = divmod(task_tiles, t.mr)
             step = whole * _step(t.mr, t.nv) + (_step(rest, t.nv) if rest else 0.0)
@@ -222,6 +221,8 @@ def blocking(
             for task_panels in targets.splits(panels, panels if few else 1):
                 parts = -(-panels // task_panels)
                 tasks = p.groups * blocks * parts
+                if not targets.is_about(tasks, wanted):
+                    continue
                 cycles = task_tiles * in_blocks * data + task_panels * panel + 500
                 cycles += again / SHARED_BYTES
                 cycles += task_tiles * result * out_blocks * task_panels / panels
@@ -231,7 +232,8 @@ def blocking(
                         t, outputs, p.kernel, counts, task_tiles, task_panels, tasks,
                         cycles * tasks, makespan,
                     )  # fmt: skip
-    assert best is not None
+    if best is None:
+        return blocking(p, outputs, channels_last, isa, cores)
     return best
 
 
@@ -360,9 +362,8 @@ class Winograd:
         )
 
     def configs(self, spec: ConvSpec, target: Target) -> Iterable[Config]:
-        yield DEFAULT_CONFIG
-        for tile in targets.row_tiles(problem.isa_of(target), spec.dtype):
-            yield (("mr", tile.mr), ("nv", tile.nv))
+        tiles = targets.row_tiles(problem.isa_of(target), spec.dtype)
+        return problem.configs(tiles, partial(self._blocking, spec, target))
 
     def plan(self, spec: ConvSpec, target: Target, config: Config) -> Executable:
         p = Problem.of(spec)
