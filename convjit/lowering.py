@@ -108,8 +108,9 @@ class Lowered:
 
     def offered(self, config: Config, target: Target) -> Config:
         """A config if the solver offers it for its problem, else the default."""
-        configs = tuple(self.solver.configs(self.spec, target))
-        return config if config in configs else next(iter(configs), DEFAULT_CONFIG)
+        configs = iter(self.solver.configs(self.spec, target))
+        default = next(configs, DEFAULT_CONFIG)  # the others take longer than the rest of planning
+        return config if config == default or config in configs else default
 
 
 def copy_of(backend: Backend) -> Copy:
