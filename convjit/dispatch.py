@@ -29,6 +29,7 @@ from convjit.guard import check_phase
 from convjit.lowering import complete, descend
 from convjit.plans import Fill, Plan
 from convjit.precision import Policy
+from convjit.rank1 import Passes, RankOne, worthwhile
 from convjit.ranking import Candidate, Ranked, by_memory, reason
 from convjit.spec import ConvSpec
 from convjit.spi import Backend, Config, Feature, Refusal, Solver, Target, Work
@@ -292,6 +293,13 @@ def candidates(spec: ConvSpec, request: Request) -> list[Candidate]:
     return [row.candidate for row in _ranked(spec, request)]
 
 
+def passes_of(spec: ConvSpec, request: Request, best: Candidate) -> Passes | None:
+    """What kernels of rank 1 would run as, if that pays (see :mod:`convjit.rank1`)."""
+    remembered = best.remembered
+    seconds = best.total(request.packed) if remembered is None else remembered.seconds
+    return worthwhile(spec, request, seconds, lambda inner: _ranked(inner, request))
+
+
 def select(problem: Problem, request: Request, array_type: type | None) -> Plan:
     """The plan of the best candidate.
 
@@ -316,9 +324,12 @@ def _select(problem: Problem, request: Request, array_type: type | None) -> Plan
     while admitted:
         row = admitted[0]
         why = reason(request, [row.candidate for row in admitted])
+        passes = passes_of(spec, request, row.candidate)
         instead = fallback.of(row.candidate, [r.candidate for r in rows], request)
         try:
-            return _plan(row, problem, request, array_type, why, fallback=instead)
+            return _plan(
+                row, problem, request, array_type, why, fallback=instead, passes=passes
+            )  # fmt: skip
         except Exception as error:
             _broken(row.backend, row.candidate.solver_id, "planned", spec, error, request)
             admitted.pop(0)
@@ -327,11 +338,21 @@ def _select(problem: Problem, request: Request, array_type: type | None) -> Plan
 
 def _plan(
     row: Ranked, problem: Problem, request: Request, array_type: type | None, why: str,
-    config: Config | None = None, *, fallback: str = "",
+    config: Config | None = None, *, fallback: str = "", passes: Passes | None = None,
 ) -> Plan:  # fmt: skip
-    """The plan of a candidate that can run, with given block sizes or those that are the best."""
-    executable, chosen = row.executable(request.policy.workspace_limit, config)
+    """The plan of a candidate that can run, with given block sizes or those that are the best.
+
+    ``passes`` run kernels of rank 1, if they fit into the workspace that is allowed.
+    """
+    limit = request.policy.workspace_limit
+    executable, chosen = row.executable(limit, config)
     candidate = row.candidate
+    bound = candidate.error_bound or 0.0
+    if passes is not None:
+        with_passes = RankOne(executable, passes, limit)
+        if limit is None or with_passes.workspace <= limit:
+            executable, bound = with_passes, max(bound, passes.error_bound)
+            why += f"; {passes}"
     return Plan(
         problem,
         executable,
@@ -344,7 +365,7 @@ def _plan(
         label=candidate.label,
         reason=why,
         work=candidate.work,
-        error_bound=candidate.error_bound or 0.0,
+        error_bound=bound,
         seconds=candidate.seconds or 0.0,
         peak=row.target.peak.get(precision.accumulator_dtype(problem.spec.dtype), 0.0),
         config=chosen,

@@ -328,6 +328,8 @@ def explain_problem(problem: Problem, request: Request) -> Explanation:
         reason = "every solver considered refuses"
     else:
         reason = dispatch.reason(request, admitted)
+        if (passes := dispatch.passes_of(spec, request, admitted[0])) is not None:
+            reason += f"; {passes}"
     peaks = {name: peak_of(name, spec.dtype) for name in dict.fromkeys(c.backend for c in admitted)}
     absent = fallback.absent(admitted[0].backend, request) if admitted else {}
     return Explanation(problem, request, found, reason, peaks, absent=absent)

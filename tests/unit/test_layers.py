@@ -24,7 +24,7 @@ LAYERS = (
     ("checks", "discovery"),
     ("records", "profiling", "profiled"),
     ("registry", "steps", "lowering", "guard", "cost", "fallback"),
-    ("calibration", "revisions", "tunedb", "ranking"),
+    ("calibration", "revisions", "tunedb", "ranking", "rank1"),
     ("plans", "dispatch", "calls", "settings"),
     ("environment", "tuning", "separable", "sweeps", "pictures", "explanation", "showing", "repro"),
     ("api",),
