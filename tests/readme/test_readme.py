@@ -37,6 +37,7 @@ RUN_ELSEWHERE = {
     "python -m convjit bench": "minutes of timing",
     "python -m convjit calibrate": "would decide what other tests choose; its own tests run it",
     "python -m convjit regret": "compiles and times for minutes",
+    "python -m convjit selftest --device cuda": "needs a GPU",
     "python -m convjit tune": "minutes of measurements; tests of the command line do",
     "python -m asv": "CI runs every benchmark once",
     "asv_bench/record": "measures revisions for minutes",
