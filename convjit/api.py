@@ -9,13 +9,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from convjit import arguments, registry
-from convjit.calls import CHOICE, as_array, call, is_strided, problem_and_request
+from convjit.calls import (
+    CHOICE,
+    OPERATOR,
+    as_array,
+    call,
+    is_strided,
+    problem_and_request,
+    shapes_and_dtype,
+)
 from convjit.errors import BackendError, ConvSpecError
 from convjit.plans import Plan, Weights
 from convjit.spec import Direction
 
 if TYPE_CHECKING:
     from convjit.explanation import Explanation
+    from convjit.separable_explanation import SeparableExplanation
     from convjit.tuning import Tuning
 
 
@@ -382,26 +391,17 @@ def depthwise_separable(
             f"depthwise_separable got the unknown argument {unknown[0]!r}; beside its own it takes "
             f"{', '.join(CHOICE)}."
         )
-    depth: Any = w_depth if type(w_depth) is Weights else as_array("w_depth", w_depth)
-    point: Any = w_point if type(w_point) is Weights else as_array("w_point", w_point)
-    if depth.ndim < 3 or depth.shape[1] != 1:
-        raise ConvSpecError(
-            f"w_depth has shape {tuple(depth.shape)}; it must be (C * m, 1, *kernel), one input "
-            "channel per kernel."
-        )
-    ones = (1,) * (depth.ndim - 2)
-    pointwise = (*point.shape[:1], depth.shape[0], *ones)
-    if tuple(point.shape) == pointwise[:2] and type(point) is not Weights:
-        point = point.reshape(pointwise)
-    if tuple(point.shape) != pointwise:
-        raise ConvSpecError(
-            f"w_point has shape {tuple(point.shape)}; beside w_depth {tuple(depth.shape)} it must "
-            f"be (K, {depth.shape[0]}) or (K, {depth.shape[0]}{', 1' * (depth.ndim - 2)})."
-        )
-    data = as_array("x", x)
-    view = arguments.view_data("x", data.shape, depth.shape, layout)
     from convjit import separable
 
+    depth: Any = w_depth if type(w_depth) is Weights else as_array("w_depth", w_depth)
+    point: Any = w_point if type(w_point) is Weights else as_array("w_point", w_point)
+    pointwise = separable.pointwise_shape(tuple(depth.shape), tuple(point.shape))
+    if type(point) is not Weights:
+        point = point.reshape(pointwise)
+    if tuple(point.shape) != pointwise:
+        raise ConvSpecError(f"w_point is weights() of shape {point.shape}; make them {pointwise}.")
+    data = as_array("x", x)
+    view = arguments.view_data("x", data.shape, depth.shape, layout)
     operator = {
         "stride": stride, "padding": padding, "dilation": dilation, "groups": view.channels,
         "pad_mode": pad_mode, "flip": flip, "layout": layout,
@@ -587,6 +587,68 @@ def tune(
     return tune_problem(
         problem, request, budget=BUDGET if budget_s is None else budget_s, again=again
     )
+
+
+def explain_separable(
+    x: Any,
+    w_depth: Any,
+    w_point: Any,
+    bias: Any = None,
+    *,
+    depth_bias: Any = None,
+    depth_activation: Any = None,
+    activation: Any = None,
+    dtype: Any = None,
+    packed: bool = False,
+    **options: Any,
+) -> SeparableExplanation:
+    """What :func:`depthwise_separable` would run and why: one pass, or two convolutions.
+
+    Parameters
+    ----------
+    x, w_depth, w_point : arrays, or tuples that are shapes
+        As in :func:`depthwise_separable`.
+    bias, depth_bias : array or bool, optional
+    depth_activation, activation
+        As in :func:`depthwise_separable`.
+    dtype, packed
+        As in :func:`explain`; weights are packed once where they are given as :func:`weights`.
+    **options
+        stride, padding, dilation, pad_mode, flip, layout, backend, algorithm, precision, nonfinite,
+        workspace_limit, deterministic.
+
+    Returns
+    -------
+    SeparableExplanation
+        Prints itself: both ways, then a table of each convolution.
+
+    Raises
+    ------
+    ConvSpecError, TypeError, BackendError
+        As :func:`depthwise_separable`.
+    """
+    from convjit import separable
+    from convjit.separable_explanation import explain_offer
+
+    known = {*OPERATOR, *CHOICE} - {"groups"}
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise TypeError(
+            f"explain_separable does not take {unknown[0]!r}; it takes {', '.join(sorted(known))}."
+        )
+    shapes, common = shapes_and_dtype({"x": x, "w_depth": w_depth, "w_point": w_point}, dtype)
+    pointwise = separable.pointwise_shape(shapes[1], shapes[2])
+    operator = {name: options.get(name, default) for name, default in OPERATOR.items()}
+    view = arguments.view_data("x", shapes[0], shapes[1], operator["layout"])
+    return explain_offer(
+        separable.offer(
+            (shapes[0], shapes[1], pointwise), common,
+            (depth_bias is not None and depth_bias is not False,
+             bias is not None and bias is not False),
+            {**operator, "groups": view.channels}, (depth_activation, activation),
+            {name: options.get(name) for name in CHOICE}, packed=packed,
+        )
+    )  # fmt: skip
 
 
 # -------------------------------------------------------------------- backends

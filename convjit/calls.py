@@ -297,6 +297,40 @@ def _shape_and_dtype(name: str, value: Any) -> tuple[tuple[int, ...], Any, Any]:
     return tuple(array.shape), array.dtype, array
 
 
+def shapes_and_dtype(operands: Mapping[str, Any], dtype: Any) -> tuple[list[tuple[int, ...]], str]:
+    """The operands' shapes, and the dtype in which they are convolved.
+
+    Parameters
+    ----------
+    operands : mapping of name to array or tuple
+        A tuple is a shape, and takes the dtype of the operand beside it.
+    dtype : dtype or None
+        Of all of them, whatever the arrays have; float32 where nothing says another.
+
+    Raises
+    ------
+    ConvSpecError, TypeError
+    """
+    shapes, kinds = [], {}
+    for name, value in operands.items():
+        shape, kind, _ = _shape_and_dtype(name, value)
+        shapes.append(shape)
+        if kind is not None:
+            kinds[name] = kind
+    if dtype is not None:
+        # NumPy knows bfloat16 as a type alone, not by its name.
+        by_name = isinstance(dtype, str) and dtype in precisions.SHORT
+        given = precisions.numpy_dtype(dtype) if by_name else np.dtype(dtype)
+        kinds = dict.fromkeys(operands, given)
+    fallback = next(iter(kinds.values()), np.dtype("float32"))
+    left, *others = [(name, kinds.get(name, fallback)) for name in operands]
+    common = ""
+    for right in others:
+        common = _dtype_of(left, right)
+        left = (left[0], precisions.numpy_dtype(common))
+    return shapes, common
+
+
 def described(spec: ConvSpec) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], dict[str, Any]]:
     """The two shapes and the keyword arguments with which ``plan`` and ``explain`` mean a spec."""
     if spec.strided:
@@ -333,18 +367,8 @@ def problem_and_request(
             f"direction={direction!r} is not known; choose one of "
             f"{', '.join(d.value for d in Direction)}."
         ) from None
-    x_shape, x_dtype, x_array = _shape_and_dtype("x", x)
-    w_shape, w_dtype, _ = _shape_and_dtype("w", w)
-    if dtype is not None:
-        # NumPy knows bfloat16 as a type alone, not by its name.
-        by_name = isinstance(dtype, str) and dtype in precisions.SHORT
-        given = precisions.numpy_dtype(dtype) if by_name else np.dtype(dtype)
-        x_dtype, w_dtype = given, given
-    else:
-        fallback = np.dtype("float32")
-        x_dtype = x_dtype or w_dtype or fallback
-        w_dtype = w_dtype or x_dtype
-    common = _dtype_of(("x", x_dtype), ("w", w_dtype))
+    (x_shape, w_shape), common = shapes_and_dtype({"x": x, "w": w}, dtype)
+    x_array = None if isinstance(x, tuple) else as_array("x", x)
     choice = {name: options.pop(name, None) for name in CHOICE}
     with_bias = bool(bias is not None and bias is not False)
     operator = {**OPERATOR, **options}

@@ -10,8 +10,9 @@ copies, lowerings, errors) the halves do and say: then :func:`find` gives None.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from operator import is_
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -26,13 +27,14 @@ from convjit import (
     profiling,
     registry,
 )
-from convjit.arguments import Problem
+from convjit.arguments import Problem, Request
 from convjit.calls import kinds_of
-from convjit.errors import BackendError
+from convjit.errors import BackendError, ConvSpecError
 from convjit.locks import lock_held_over_forks
 from convjit.plans import Weights, empty
+from convjit.ranking import Candidate
 from convjit.spec import Direction
-from convjit.spi import SeparableExecutable
+from convjit.spi import SeparableExecutable, Work
 
 LAYERS_KEPT = 1024
 
@@ -189,7 +191,12 @@ def find(
                 return None
             layer = kept[1]
         else:
-            layer = _offered(x, w_depth, w_point, depth_bias, bias, operator, activations, choice)
+            found = offer(
+                (x.shape, w_depth.shape, w_point.shape), x.dtype.name,
+                (depth_bias is not None, bias is not None), operator, activations, choice,
+                packed=type(w_depth) is Weights and type(w_point) is Weights,
+            )  # fmt: skip
+            layer = None if found.refusal else found.layer()
             with _lock:
                 while len(_layers) >= LAYERS_KEPT:
                     del _layers[next(iter(_layers))]
@@ -206,57 +213,144 @@ def find(
     return layer
 
 
-def _offered(
-    x: Any, w_depth: Any, w_point: Any, depth_bias: Any, bias: Any, operator: dict[str, Any],
-    activations: tuple[Any, Any], choice: dict[str, Any],
-) -> Layer | None:  # fmt: skip
-    """What the backend that is best at both halves offers, if it is faster than the halves."""
-    dtype = x.dtype.name
+def pointwise_shape(depth: tuple[int, ...], point: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of ``w_point`` with the dimensions of ``w_depth``.
+
+    Raises
+    ------
+    ConvSpecError
+        If the two do not belong together.
+    """
+    if len(depth) < 3 or depth[1] != 1:
+        raise ConvSpecError(
+            f"w_depth has shape {depth}; it must be (C * m, 1, *kernel), one input channel per "
+            "kernel."
+        )
+    pointwise = (*point[:1], depth[0], *(1,) * (len(depth) - 2))
+    if point not in (pointwise, pointwise[:2]):
+        raise ConvSpecError(
+            f"w_point has shape {point}; beside w_depth {depth} it must be (K, {depth[0]}) or "
+            f"(K, {depth[0]}{', 1' * (len(depth) - 2)})."
+        )
+    return pointwise
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What a separable layer comes to: its halves, and one pass for both if a backend has one.
+
+    Attributes
+    ----------
+    depth, point : Problem
+    request : Request
+    halves : tuple of Candidate
+        What computes the depthwise and the pointwise convolution; fewer where nothing does.
+    backend, solver : str
+        Of the one pass; empty where there is none.
+    work : Work or None
+        Of the one pass, if it takes the layer.
+    seconds : float or None
+        Predicted for it, the packing included where that is paid in each call.
+    refusal : str
+        Why there is no such pass, or why it is not the better choice; empty where it runs.
+    """
+
+    depth: Problem
+    point: Problem
+    request: Request
+    halves: tuple[Candidate, ...]
+    backend: str = ""
+    solver: str = ""
+    work: Work | None = None
+    seconds: float | None = None
+    refusal: str = ""
+
+    @property
+    def halves_seconds(self) -> float | None:
+        """Predicted for two calls."""
+        if len(self.halves) < 2:
+            return None
+        return sum(half.total(self.request.packed) for half in self.halves)
+
+    def layer(self) -> Layer:
+        """The one pass, planned."""
+        backend = registry.get(self.backend)
+        target = calibration.target(backend)
+        executable = cast(Any, backend).separable().plan(self.depth.spec, self.point.spec, target)
+        return Layer(
+            self.depth, self.point, executable, backend=self.backend, solver=self.solver,
+            peak=target.peak.get(self.depth.spec.dtype, 0.0),
+        )  # fmt: skip
+
+
+def offer(
+    shapes: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]], dtype: str,
+    biases: tuple[bool, bool], operator: dict[str, Any], activations: tuple[Any, Any],
+    choice: dict[str, Any], *, packed: bool,
+) -> Offer:  # fmt: skip
+    """What a layer comes to; one pass where the backend of both halves has it and it is faster.
+
+    Parameters
+    ----------
+    shapes : (x, w_depth, w_point)
+        The last with the dimensions of ``w_depth``.
+    dtype : str
+    biases : (bool, bool)
+        Whether the depthwise and the pointwise convolution have one.
+    operator, activations, choice
+        As :func:`find` takes them.
+    packed : bool
+    """
     depth = arguments.forward_problem(
-        x.shape, w_depth.shape, direction=Direction.FORWARD, dtype=dtype,
-        activation=activations[0], bias=depth_bias is not None, **operator,
+        shapes[0], shapes[1], direction=Direction.FORWARD, dtype=dtype,
+        activation=activations[0], bias=biases[0], **operator,
     )  # fmt: skip
     point = arguments.forward_problem(
-        depth.result_shape, w_point.shape, direction=Direction.FORWARD, dtype=dtype,
-        activation=activations[1], bias=bias is not None,
+        depth.result_shape, shapes[2], direction=Direction.FORWARD, dtype=dtype,
+        activation=activations[1], bias=biases[1],
         **{**calls.OPERATOR, "layout": operator["layout"]},
     )  # fmt: skip
-    packed = type(w_depth) is Weights and type(w_point) is Weights
     request = calls.make_request(
         {name: choice.get(name) for name in calls.CHOICE},
         is_plain=False, packed=packed, array_type="numpy:ndarray",
     )  # fmt: skip
-    if request.algorithm is not None:
-        return None
     halves = []
     for problem in (depth, point):
         admitted = [c for c in dispatch.candidates(problem.spec, request) if c.refusal is None]
-        if not admitted:
-            return None
-        halves.append(admitted[0])
+        halves += admitted[:1]
+    found = Offer(depth, point, request, tuple(halves))
+    if request.algorithm is not None:
+        return replace(found, refusal=f"algorithm={request.algorithm!r} is of the two calls")
+    if len(halves) < 2:
+        return replace(found, refusal="one of the two convolutions is computed by nothing")
     if halves[0].backend != halves[1].backend:
-        return None
+        names = " and ".join(half.backend for half in halves)
+        return replace(found, refusal=f"the two are best computed by different backends, {names}")
     backend = registry.get(halves[0].backend)
-    offer = getattr(backend, "separable", None)
-    if offer is None:
-        return None
-    solver, target = offer(), calibration.target(backend)
-    if solver.id in config.current().disable or dispatch.has_failed(solver.id):
-        return None
-    if solver.refuse(depth.spec, point.spec, target) is not None:
-        return None
+    offered = getattr(backend, "separable", None)
+    if offered is None:
+        return replace(found, refusal=f"the backend {backend.name} has no such pass")
+    solver, target = offered(), calibration.target(backend)
+    found = replace(found, backend=backend.name, solver=solver.id)
+    if solver.id in config.current().disable:
+        return replace(found, refusal="disabled by disable= or CONVJIT_DISABLE")
+    if dispatch.has_failed(solver.id):
+        return replace(found, refusal="it failed in this process")
+    refusal = solver.refuse(depth.spec, point.spec, target)
+    if refusal is not None:
+        return replace(found, refusal=refusal.reason)
     work = solver.estimate(depth.spec, point.spec, target)
+    seconds = cost.seconds(work, target) + (0.0 if packed else cost.pack_seconds(work, target))
+    found = replace(found, work=work, seconds=seconds)
     limit = request.policy.workspace_limit
     if limit is not None and work.workspace > limit:
-        return None
-    seconds = cost.seconds(work, target) + (0.0 if packed else cost.pack_seconds(work, target))
-    if seconds >= sum(half.total(packed) for half in halves):
-        return None
-    executable = solver.plan(depth.spec, point.spec, target)
-    return Layer(
-        depth, point, executable, backend=backend.name, solver=solver.id,
-        peak=target.peak.get(dtype, 0.0),
-    )  # fmt: skip
+        return replace(
+            found,
+            refusal=f"needs a workspace of {work.workspace} bytes, workspace_limit is {limit}",
+        )
+    if seconds >= (found.halves_seconds or 0.0):
+        return replace(found, refusal="two calls are predicted to be as fast")
+    return found
 
 
 def forget(layer: Layer, error: BackendError) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -179,3 +181,50 @@ def test_a_failing_pass_is_replaced_by_the_halves(monkeypatch) -> None:
         np.testing.assert_allclose(whole(), halves(), atol=1e-5)
     finally:
         dispatch.forget_failures()
+
+
+# -------------------------------------------------------------------- explaining
+
+
+def explained(**changes: Any) -> Any:
+    given: dict[str, Any] = {"layout": "NHWC", "padding": 1, "packed": True, **changes}
+    return convjit.explain_separable((1, 28, 28, 64), (64, 1, 3, 3), (128, 64), **given)
+
+
+def test_what_is_explained_is_what_runs() -> None:
+    made = explained()
+    assert made.runs == "one pass"
+    assert made.offer.solver == "numba.separable"
+    assert made.offer.seconds < made.offer.halves_seconds
+    assert "numba.separable runs" in str(made)
+    assert "one pass" in str(made)
+    assert [way["way"] for way in made.as_dict()["ways"]] == ["one pass", "two calls"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"algorithm": "gemm"}, "algorithm='gemm' is of the two calls"),
+        ({"backend": "scipy"}, "the backend scipy has no such pass"),
+        ({"workspace_limit": 100_000}, "workspace_limit is"),
+        ({"pad_mode": "reflect"}, "reflect"),
+    ],
+)
+def test_why_there_is_no_single_pass_is_told(changes: dict[str, Any], told: str) -> None:
+    made = explained(**changes)
+    assert made.runs == "two calls"
+    assert told in made.offer.refusal
+    assert f"two calls run; no single pass: {made.offer.refusal}" in str(made)
+
+
+def test_both_ways_are_measured() -> None:
+    made = convjit.explain_separable(
+        (1, 8, 8, 16), (16, 1, 3, 3), (16, 16), True, depth_bias=True, layout="NHWC", padding=1
+    ).compare(seconds=0.0)
+    assert set(made.measured) == {way for way, *_ in made._ways()}
+    assert "measured ms" in str(made)
+
+
+def test_an_unknown_argument_is_told() -> None:
+    with pytest.raises(TypeError, match="explain_separable does not take 'groups'"):
+        explained(groups=64)

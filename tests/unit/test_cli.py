@@ -146,6 +146,27 @@ def refused_without_matplotlib(capsys: pytest.CaptureFixture[str], word: str, pa
         return refused(capsys, "explain", word, "--plot", str(path))
 
 
+def test_explain_tells_of_separable_layers(capsys: pytest.CaptureFixture[str]) -> None:
+    given = (
+        "explain",
+        "1,8,9,9",
+        "8,1,3,3",
+        "4,8",
+        "--backend",
+        "scipy",
+        "--depth-activation",
+        "relu",
+    )
+    code, out, _ = run(capsys, *given)
+    assert code == common.OK
+    assert "two calls run; no single pass: the backend scipy has no such pass" in out
+    code, out, _ = run(capsys, *given, "--compare", "--json")
+    (way,) = json.loads(out)["ways"]
+    assert way["measured_seconds"] > 0
+    code, out, _ = run(capsys, *given, "--algorithm", "fft", "--precision", "exact")
+    assert code == common.FAILED
+
+
 def test_explain_fails_when_nothing_runs(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(
         capsys, "explain", "1,8,9,9", "4,8,3,3", "--backend", "scipy", "--algorithm", "fft",
@@ -164,7 +185,11 @@ def test_explain_fails_when_nothing_runs(capsys: pytest.CaptureFixture[str]) -> 
         (("conv_f32_NCHW_n1c2k2g1_i5x5_w3x3", "--stride", "2"), "leave out --stride"),
         (("1,8,9,9", "4,8,b,3"), "'4,8,b,3' is not a shape"),
         (("1,8,9,9",), "neither a spec nor followed by the shape of w"),
-        (("1,8,9,9", "4,8,3,3", "1,1"), "give a spec, or two shapes, not 3"),
+        (("1,8,9,9", "4,8,3,3", "1,1", "1"), "give a spec, or two shapes, not 4"),
+        (("1,8,9,9", "8,1,3,3", "1,1"), "w_point has shape (1, 1)"),
+        (("1,8,9,9", "8,1,3,3", "4,8", "--groups", "8"), "does not take 'groups'"),
+        (("1,8,9,9", "8,1,3,3", "4,8", "--repro"), "of one convolution; give two shapes"),
+        (("1,8,9,9", "4,8,3,3", "--depth-activation", "relu"), "give three shapes"),
         (("1,8,9,9", "4,8,3,3", "--dtype", "float8"), "--dtype float8 is not known"),
         (("1,8,9,9", "4,8,3,3", "--backend", "nobody"), "ConfigError: "),
         (("1,8,9,9", "4,8,3,3", "--algorithm", "magic"), "algorithm='magic' is not known"),

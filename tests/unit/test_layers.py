@@ -26,7 +26,8 @@ LAYERS = (
     ("registry", "steps", "lowering", "guard", "cost", "fallback"),
     ("calibration", "revisions", "tunedb", "ranking", "rank1"),
     ("plans", "dispatch", "calls", "settings"),
-    ("environment", "tuning", "separable", "sweeps", "pictures", "explanation", "showing", "repro"),
+    ("environment", "separable", "sweeps", "pictures"),
+    ("tuning", "explanation", "showing", "repro", "separable_explanation"),
     ("api",),
     ("",),  # convjit/__init__.py: the public names
     ("testing.*",),
