@@ -28,6 +28,11 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     return [*plugin.header([*ours, *plugin.chosen(config)]), f"GPU kernels, on the CPU, {ring}"]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slow ones first: distributed over several cores, no long test is left for the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def nothing_was_measured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What a developer tuned or calibrated on this machine must not decide either."""

@@ -15,7 +15,6 @@ import struct
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ import convjit_numba
 from convjit_numba import NumbaBackend, cache
 
 SOLVERS = [solver.id for solver in NumbaBackend().solvers()]
-TIMEOUT = 1500.0  # seconds for a process: some 300 on two cores that the three share with others
+TIMEOUT = 1500.0  # seconds for a process: some 250 on a core of its own
 
 # As for numba: name of the processor, its features.
 PROCESSORS = {
@@ -228,35 +227,41 @@ x86_64 = pytest.mark.skipif(
 
 
 class Processes:
-    """The processes of this file, which run side by side, and what they left."""
+    """The processes of this file, each run when its answer is first asked for, and what they left.
+
+    One after the other, for they compile on one core and other tests have the others.
+    """
 
     def __init__(self, where: Path) -> None:
         self._where = where
-        self._started: dict[str, subprocess.Popen[str]] = {}
         self._answers: dict[str, Any] = {}
 
-    def start(self, name: str, script: str, *arguments: str, **environment: str) -> None:
-        (self._where / name / "kept").mkdir(parents=True)
-        self._started[name] = subprocess.Popen(
-            [sys.executable, "-c", script, str(self._where / name / "kept"), *arguments],
-            env={
-                **os.environ,
-                **environment,
-                "CONVJIT_CACHE_DIR": str(self._where / name / "cache"),
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
     def answer(self, name: str) -> Any:
-        """What a process printed at its end, once it is there."""
+        """What a process printed: of an instruction set that runs here, or for aarch64."""
         if name not in self._answers:
-            out, error = self._started[name].communicate(timeout=TIMEOUT)
-            assert self._started[name].returncode == 0, (
-                f"ended with {self._started[name].returncode}\n{out[-2000:]}{error[-8000:]}"
+            if name == "aarch64":
+                command, variables = [CROSS, json.dumps([*AARCH64, SPECS])], {}
+            else:
+                cpu, features = PROCESSORS[name]
+                command = [CONFORM]
+                variables = {"NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": features}
+            script, *arguments = command
+            (self._where / name / "kept").mkdir(parents=True)
+            done = subprocess.run(
+                [sys.executable, "-c", script, str(self._where / name / "kept"), *arguments],
+                env={
+                    **os.environ,
+                    **variables,
+                    "CONVJIT_CACHE_DIR": str(self._where / name / "cache"),
+                },
+                capture_output=True,
+                text=True,
+                timeout=TIMEOUT,
             )
-            self._answers[name] = json.loads(out)
+            assert done.returncode == 0, (
+                f"ended with {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-8000:]}"
+            )
+            self._answers[name] = json.loads(done.stdout)
         return self._answers[name]
 
     def assembly(self, name: str) -> dict[str, str]:
@@ -268,11 +273,6 @@ class Processes:
         kept = sorted((self._where / name / "kept").glob("*.o"))
         return {path.name.removesuffix(".o"): path.read_bytes() for path in kept}
 
-    def stop(self) -> None:
-        for process in self._started.values():
-            process.kill()
-            process.communicate()
-
 
 def runs_here(isa: str) -> bool:
     from llvmlite import binding as llvm
@@ -282,17 +282,8 @@ def runs_here(isa: str) -> bool:
 
 
 @pytest.fixture(scope="module")
-def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
-    started = Processes(tmp_path_factory.mktemp("isa"))
-    try:
-        for isa, (cpu, features) in PROCESSORS.items():
-            if runs_here(isa):
-                variables = {"NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": features}
-                started.start(isa, CONFORM, **variables)
-        started.start("aarch64", CROSS, json.dumps([*AARCH64, SPECS]))
-        yield started
-    finally:
-        started.stop()
+def processes(tmp_path_factory: pytest.TempPathFactory) -> Processes:
+    return Processes(tmp_path_factory.mktemp("isa"))
 
 
 # -------------------------------------------------------------------- what runs here

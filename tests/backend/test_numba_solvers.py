@@ -399,32 +399,6 @@ def test_warm_process_needs_no_numba() -> None:
     assert run_script(body).strip() == "False"
 
 
-@pytest.mark.slow
-@pytest.mark.subprocess
-@pytest.mark.skipif(os.uname().machine != "x86_64", reason="names of x86-64 processors")
-def test_baseline_processor() -> None:
-    features = "+sse2,-sse3,-ssse3,-sse4.1,-sse4.2,-avx,-avx2,-fma,-avx512f"
-    run_script(
-        CONVOLVE
-        + textwrap.dedent(
-            """
-            from convjit_numba import targets
-            assert targets.codegen().isa == "sse2"
-            for solver in backend.solvers():
-                for text in ("n1c5k10g1_i12x14_w3x3_p1", "n1c5k5g5_i12x14_w3x3_p1",
-                             "n1c5k7g1_i12x14_w5x5_p2"):
-                    convolve("conv_f32_NCHW_" + text, solver)
-                    convolve("conv_f64_NHWC_" + text, solver)
-            from numba.core.registry import cpu_target
-            magic = cpu_target.target_context.codegen().magic_tuple()
-            assert tuple(targets.codegen()) == tuple(magic)
-            """
-        ),
-        NUMBA_CPU_NAME="x86-64",
-        NUMBA_CPU_FEATURES=features,
-    )
-
-
 def test_codegen_is_numbas() -> None:
     from numba.core.registry import cpu_target
 
