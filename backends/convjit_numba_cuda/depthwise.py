@@ -20,7 +20,7 @@ from convjit.spi import Config, Executable, Feature, Numerics, Phase, Refusal, T
 from convjit_numba_cuda import problem
 from convjit_numba_cuda.device import Array, Buffer, Device, Kernel
 from convjit_numba_cuda.problem import OnDevice, finish, unsigned
-from convjit_numba_cuda.tiles import LANES, Tile, load_patch, tile_of
+from convjit_numba_cuda.tiles import LANES, load_patch, tile_of
 
 WARPS = 8
 POSITIONS = 4  # strips of a thread
@@ -103,8 +103,10 @@ def kernel(dtype: str) -> Kernel:
     return Kernel(f"depthwise.{dtype}", depthwise, WARPS * LANES)
 
 
-def _shared_elements(p: problem.Plane, tile: Tile) -> int:
-    return STRIPS // (tile.across * tile.rows) * (tile.patch + p.taps)
+def planes_at_once(p: problem.Plane, strips: int, itemsize: int) -> int:
+    """Planes of a block, each with so many strips, that fit shared memory; 0 if none does."""
+    one = (tile_of(p, strips).patch + p.taps) * itemsize
+    return min(STRIPS // strips, problem.SHARED_BYTES // one)
 
 
 class DepthwiseSolver:
@@ -134,12 +136,11 @@ class DepthwiseSolver:
         return None
 
     def _fitting(self, spec: ConvSpec) -> list[int]:
+        """Strips of a plane that fit, those first that keep most threads at work."""
         p = problem.plane(spec)
         size = precision.numpy_dtype(spec.dtype).itemsize
-        return [
-            strips for strips in STRIPS_OF_A_PLANE
-            if _shared_elements(p, tile_of(p, strips)) * size <= problem.SHARED_BYTES
-        ]  # fmt: skip
+        busy = {strips: strips * planes_at_once(p, strips, size) for strips in STRIPS_OF_A_PLANE}
+        return sorted((s for s in STRIPS_OF_A_PLANE if busy[s]), key=lambda s: -busy[s])
 
     def estimate(self, spec: ConvSpec, target: Target) -> Work:
         p = problem.plane(spec)
@@ -177,8 +178,8 @@ class DepthwiseSum(OnDevice):
         super().__init__(spec, device)
         p = self.plane
         self._tile = tile = tile_of(p, strips)
-        self._planes_at_once = STRIPS // strips
-        self._shared = _shared_elements(p, tile) * self._kind.itemsize
+        self._planes_at_once = planes_at_once(p, strips, self._kind.itemsize)
+        self._shared = self._planes_at_once * (tile.patch + p.taps) * self._kind.itemsize
         self._kernel = kernel(spec.dtype)
         self._sizes = unsigned(
             spec.out_channels, p.outputs, p.height, p.width, p.out_height, p.out_width, p.rows,

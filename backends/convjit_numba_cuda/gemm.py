@@ -97,15 +97,19 @@ def kernel(dtype: str, tile: int) -> Kernel:
                         value = x[uint32(corner + table[d])]
                     next_samples[i] = value
             if done > 0:
-                for k in range(DEPTH):
-                    at_row = uint64(own_row)
-                    at_column = uint64(own_column)
+                # A counter of its own: numba's range costs as much as two loads, where the
+                # compiler does not unroll it.
+                at = uint32(0)
+                while at < uint32(words):
+                    at_row = uint64(uint32(at + own_row))
+                    at_column = uint64(uint32(at + own_column))
                     for i in range(each):
-                        own_weights[i] = weights[at_row + uint64(k * tile + SIDE * i)]
+                        own_weights[i] = weights[at_row + uint64(SIDE * i)]
                     for j in range(each):
-                        sample = samples[at_column + uint64(k * tile + SIDE * j)]
+                        sample = samples[at_column + uint64(SIDE * j)]
                         for i in range(each):
                             sums[i * each + j] += own_weights[i] * sample
+                    at = uint32(at + uint32(tile))
             if done >= depth:
                 break
             cuda.syncthreads()

@@ -59,8 +59,8 @@ LANES = {
 OTHER_LANES = (128, 2)
 
 # Share of the peak that a kernel family is taken to reach: its multiply-adds over the instructions
-# of its innermost loop (32 of 50 for direct, 64 of 96 for the 8 x 8 tiles of gemm), and half of
-# that for what waits.  Modelled; no GPU was at hand to measure.
+# of its innermost loop in PTX (half of them for direct, two thirds for gemm), and half of that for
+# what waits.  Modelled; no GPU was at hand to measure.
 SHARES = {"gemm": 0.35, "direct": 0.3, "depthwise": 0.1, "winograd": 0.15}
 
 # Bytes of L2 that move while its memory moves one (what the published microbenchmarks agree on).

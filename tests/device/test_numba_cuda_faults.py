@@ -84,8 +84,8 @@ FAULTS = {
         depthwise, "        cuda.syncthreads()\n", "", "race: read|uninitialised",
     ),
     "gemm, wrong index of a sample": Planted(
-        gemm, "samples[at_column + uint64(k * tile + SIDE * j)]",
-        "samples[at_column + uint64(k * tile + SIDE * j + 1)]", "out of bounds|wrong",
+        gemm, "samples[at_column + uint64(SIDE * j)]",
+        "samples[at_column + uint64(SIDE * j + 1)]", "out of bounds|wrong",
     ),
     "gemm, wrong index of x": Planted(
         gemm, "x[uint32(corner + table[d])]", "x[uint32(corner + table[d] + uint32(1))]",

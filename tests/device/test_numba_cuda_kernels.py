@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from math import prod
 
 import numpy as np
 import pytest
-from emulated import GPU, SMALL_GPU, EmulatedBackend, EmulatedDevice, missing, registered
+from emulated import (
+    GPU,
+    SMALL_GPU,
+    EmulatedBackend,
+    EmulatedDevice,
+    missing,
+    ptx_of,
+    registered,
+)
+from ptxcpu.parser import Instruction, Label, parse
 
 import convjit
 from convjit import registry
@@ -161,6 +170,40 @@ def test_sums_live_in_registers(solver: str) -> None:
     compute("plain", solver, WINOGRAD[0])
     for module in BACKENDS["plain"].gpu.modules.values():
         assert not [site for site in module.sites if "local" in site.modifiers]
+
+
+def hottest_block(sites: Sequence[Instruction | Label]) -> list[Instruction]:
+    """The run of instructions without a label or a branch that has most multiply-adds."""
+    blocks: list[list[Instruction]] = [[]]
+    for site in sites:
+        if isinstance(site, Label):
+            blocks.append([])
+        else:
+            blocks[-1].append(site)
+            if site.opcode == "bra":
+                blocks.append([])
+    return max(blocks, key=lambda block: sum(site.opcode == "fma" for site in block))
+
+
+@pytest.mark.parametrize(
+    ("which", "solver", "share"),
+    [("plain", "gemm", 0.6), ("large tiles", "gemm", 0.7), ("plain", "direct", 0.45)],
+)
+def test_the_innermost_loop_multiplies(which: str, solver: str, share: float) -> None:
+    """Multiply-adds among its PTX instructions, of which machine code has no more."""
+    compute(which, solver, GEMM[5])
+    texts = [
+        ptx_of(kernel, kinds, GPU.capability)
+        for kernel, kinds in BACKENDS[which].gpu.modules
+        if kernel.name.startswith(solver)
+    ]
+    assert texts
+    shares = []
+    for text in texts:
+        (kernel,) = parse(text).kernels.values()
+        block = hottest_block(kernel.body)
+        shares.append(sum(site.opcode == "fma" for site in block) / len(block))
+    assert max(shares) >= share
 
 
 def test_a_batch_that_does_not_fit_goes_in_parts() -> None:
