@@ -44,7 +44,6 @@ RUN_ELSEWHERE = {
     "python -m convjit explain 1,64,56,56 64,64,3,3 --padding 1 --packed --compare": (
         "a minute of measurements; tests of the command line do"
     ),
-    "python -m convjit selftest --device cuda": "needs a GPU; tests/device runs its kernels",
     "python -m convjit demo": "CI runs it; tests of the command line do",
     "python tests/tutorials": "tests/tutorials runs them",
 }
