@@ -405,7 +405,7 @@ def trials(problem: Problem, request: Request, array_type: type | None) -> list[
             revision = revisions.revision(row.lowered.solver)
             plan = partial(_plan, row, problem, request, array_type, "being measured")
             target = row.target.fingerprint
-            made.append(Trial(row.candidate, target, revision, row.configs(), plan))
+            made.append(Trial(row.candidate, target, revision, tuple(row.configs()), plan))
     return made
 
 

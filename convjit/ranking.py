@@ -10,7 +10,7 @@ and numbers of threads.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from convjit import revisions, tunedb
@@ -84,12 +84,15 @@ class Ranked:
     is_guarded: bool = False
     local: Ranked | None = None
 
-    def configs(self) -> tuple[Config, ...]:
-        """The block sizes that the solver offers, the default first."""
-        if self.lowered is None:
-            return ()
-        offered = self.lowered.solver.configs(self.lowered.spec, self.target)
-        return tuple(offered) or (DEFAULT_CONFIG,)
+    def configs(self) -> Iterator[Config]:
+        """The block sizes that the solver offers, the default first.
+
+        To work out the others may take longer than the rest of planning.
+        """
+        if self.lowered is not None:
+            offered = iter(self.lowered.solver.configs(self.lowered.spec, self.target))
+            yield next(offered, DEFAULT_CONFIG)
+            yield from offered
 
     def executable(
         self, limit: int | None = None, config: Config | None = None
@@ -100,9 +103,7 @@ class Ranked:
         """
         if self.lowered is None:
             raise AssertionError("an admitted candidate has a lowering")
-        # The others need not be asked for: it may take longer than the rest of planning.
-        offered = self.lowered.solver.configs(self.lowered.spec, self.target)
-        default = next(iter(offered), DEFAULT_CONFIG)
+        default = next(self.configs())
         if config is None:
             remembered = self.candidate.remembered
             config = default if remembered is None else remembered.config

@@ -221,7 +221,13 @@ class Solver(Protocol):
         ...
 
     def configs(self, spec: ConvSpec, target: Target) -> Iterable[Config]:
-        """Block sizes to choose from; the first is the default."""
+        """Block sizes to choose from; the first is the default.
+
+        The others are what ``convjit.tune`` measures.  They are kept on disk by their names, for
+        similar sizes too; one that is no longer offered is passed over.  No more than a dozen, and
+        none that comes to the same as another: each costs a measurement, and maybe a compilation.
+        They must not change what the error model is told (:attr:`Work.numerics`).
+        """
         ...
 
     def plan(self, spec: ConvSpec, target: Target, config: Config) -> Executable:
