@@ -50,7 +50,8 @@ def error_bound(spec: ConvSpec, inner: ConvSpec, work: Work) -> float:
     back onto x adds sums of the inner problem, each of which rounds.
     """
     bound = error_model.error_bound(inner, work.numerics)
-    if spec.computes_input and spec.pad_mode != inner.pad_mode and work.numerics.method != "exact":
+    rounds = work.numerics.method != "exact" and inner.dtype not in precision.INTEGER
+    if spec.computes_input and spec.pad_mode != inner.pad_mode and rounds:
         bound += _folds(spec) * precision.UNIT_ROUNDOFF[inner.dtype]
     if spec.dtype in precision.HALF and inner.dtype not in precision.HALF:
         bound += precision.UNIT_ROUNDOFF[spec.dtype]

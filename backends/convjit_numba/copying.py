@@ -195,9 +195,13 @@ def _build(bits: int, numbers: int, kind: int, lanes: int) -> Callable[..., None
         tiny = across + 24
         unit = load_int(tiny + 24 * MOST_TINY + 16)
         if kind == SQUARES:
-            for j in range(0, second, lanes):
+            # Whole vectors of the source; what is left of it has nothing behind it to be read.
+            whole = second // lanes * lanes
+            for j in range(0, whole, lanes):
                 from_lanes(bits, lanes, source + j * from_, out_of, count,
-                           target + j * down, down, min(lanes, second - j))  # fmt: skip
+                           target + j * down, down, lanes)  # fmt: skip
+            for j in range(whole, second):
+                elements(tiny, target + j * down, into, source + j * from_, out_of, count)
         elif kind == RUNS:
             for j in range(second):
                 for i in range(count):
