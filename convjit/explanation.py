@@ -99,7 +99,7 @@ class Explanation:
 
     @property
     def admitted(self) -> tuple[Candidate, ...]:
-        """The candidates that could run, by predicted time."""
+        """The candidates that could run, in the order in which they would be chosen."""
         return tuple(c for c in self.candidates if c.refusal is None)
 
     @property

@@ -138,7 +138,8 @@ def by_memory(spec: ConvSpec, request: Request, rows: list[Ranked]) -> list[Rank
     if not known:
         return rows
     # How far off the model is here, on average.
-    ratios = [_taken(row, request) / row.candidate.total(request.packed) for row in known]
+    predicted = [max(row.candidate.total(request.packed), 1e-9) for row in known]
+    ratios = [_taken(row, request) / p for row, p in zip(known, predicted, strict=True)]
     scale = math.exp(sum(map(math.log, ratios)) / len(ratios))
     rows = sorted(rows, key=lambda row: _taken(row, request, scale))
     if rows[0].candidate.remembered is not None:

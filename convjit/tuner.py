@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from convjit import calls, precision, tunedb
+from convjit import calls, precision, registry, revisions, tunedb
 from convjit.api import tune
-from convjit.errors import BackendError, UnsupportedError
+from convjit.errors import BackendError, ConfigError, UnsupportedError
 from convjit.spec import ConvSpec
 from convjit.tables import milliseconds, table
-from convjit.tunedb import sizes
+from convjit.tunedb import Row, sizes
 from convjit.tuning import Tuning
 
 
@@ -126,6 +126,20 @@ def text(found: Sequence[Tuned]) -> str:
     return "\n".join(lines)
 
 
+def state(backend: str, target: str, row: Row) -> str:
+    """Whether a measurement still counts: ``"in force"``, or why not."""
+    try:
+        found = registry.get(backend)
+        if found.target().fingerprint != target:
+            return "another machine"
+        solver = next((s for s in registry.solvers(found) if s.id == row.solver), None)
+    except (BackendError, ConfigError):
+        return "no such backend"
+    if solver is None:
+        return "no such solver"
+    return "in force" if revisions.revision(solver) == row.revision else "kernel changed"
+
+
 def listing() -> str:
     """What is remembered, a line for each problem and backend."""
     rows = []
@@ -134,9 +148,9 @@ def listing() -> str:
         if best is not None:
             rows.append(
                 (str(found.spec), best.label, sizes(best.config), milliseconds(best.seconds),
-                 backend, target, found.date)
+                 backend, target, found.date, state(backend, target, best))
             )  # fmt: skip
     if not rows:
         return f"nothing is remembered in {tunedb.DATABASE.path}"
-    columns = ["spec", "fastest", "block sizes", ">packed ms", "backend", "machine", "measured"]
+    columns = ["spec", "fastest", "block sizes", ">packed ms", "backend", "machine", "measured", ""]
     return table(columns, rows)

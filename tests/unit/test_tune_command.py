@@ -7,7 +7,7 @@ import json
 import pytest
 
 import convjit
-from convjit import cli, tuner, tuning
+from convjit import cli, revisions, tuner, tuning
 
 TINY = "conv_f32_NCHW_n1c2k3g1_i6x6_w3x3"
 OTHER = "wgrad_f64_NCL_n2c2k2g1_i9_w3"
@@ -76,6 +76,24 @@ def test_what_is_exported_can_be_imported(database, tmp_path, capsys):
     out = capsys.readouterr().out
     assert f"1 entries from {path} are remembered" in out
     assert TINY in out
+
+
+def test_the_list_says_what_still_counts(database, capsys, monkeypatch):
+    tune(TINY)
+    capsys.readouterr()
+
+    def listed():
+        run("--list")
+        return capsys.readouterr().out
+
+    assert "in force" in listed()
+    with convjit.use(num_threads=3):
+        assert "another machine" in listed()
+    with monkeypatch.context() as patch:
+        patch.setattr(revisions, "revision", lambda solver: "new")
+        assert "kernel changed" in listed()
+    with convjit.use(disable="scipy"):
+        assert "no such backend" in listed()
 
 
 @pytest.mark.parametrize(
