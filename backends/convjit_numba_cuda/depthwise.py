@@ -127,12 +127,7 @@ class DepthwiseSolver:
         if (refusal := problem.refuse(spec)) is not None:
             return refusal
         if not self._fitting(spec):
-            p = problem.plane(spec)
-            return Refusal(
-                Feature.SIZE,
-                f"the samples beneath one tile of outputs, for {p.rows}x{p.columns} taps, exceed "
-                f"the {problem.SHARED_BYTES // 2**10} KiB of shared memory",
-            )
+            return problem.refuse_patch(spec)
         return None
 
     def _fitting(self, spec: ConvSpec) -> list[int]:

@@ -18,7 +18,7 @@ from numba import cuda, uint32, uint64
 
 from convjit import precision
 from convjit.spec import ConvSpec
-from convjit.spi import Config, Executable, Feature, Numerics, Phase, Refusal, Target, Work
+from convjit.spi import Config, Executable, Numerics, Phase, Refusal, Target, Work
 from convjit_numba_cuda import problem
 from convjit_numba_cuda.device import Array, Buffer, Device, Kernel
 from convjit_numba_cuda.problem import OnDevice, finish, unsigned
@@ -156,12 +156,7 @@ class DirectSolver:
         if (refusal := problem.refuse(spec)) is not None:
             return refusal
         if not self._fitting(spec):
-            p = problem.plane(spec)
-            return Refusal(
-                Feature.SIZE,
-                f"the samples beneath one tile of outputs, for {p.rows}x{p.columns} taps, exceed "
-                f"the {problem.SHARED_BYTES // 2**10} KiB of shared memory",
-            )
+            return problem.refuse_patch(spec)
         return None
 
     def _fitting(self, spec: ConvSpec) -> list[int]:

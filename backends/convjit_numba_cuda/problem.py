@@ -65,6 +65,16 @@ def refuse_size(elements: int) -> Refusal | None:
     )
 
 
+def refuse_patch(spec: ConvSpec) -> Refusal:
+    """The refusal of taps that reach too far for one tile of outputs."""
+    taps = "x".join(map(str, spec.kernel_size))
+    return Refusal(
+        Feature.SIZE,
+        f"the samples beneath one tile of outputs, for {taps} taps, exceed the "
+        f"{SHARED_BYTES // 2**10} KiB of shared memory",
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Plane:
     """A spec's sizes in two dimensions.

@@ -1,14 +1,9 @@
 """``convjit_numba_cuda`` runs the suite that strangers run, its PTX on the CPU: the slow tier."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator
-
 import pytest
-from emulated import EmulatedBackend, EmulatedDevice, registered
+from emulated_suite import *  # noqa: F403
+from emulated_suite import EmulatedRequirements
 
-from convjit.testing import suite
-from convjit.testing.requirements import Requirements as Base
 from convjit.testing.suite import (  # noqa: F401
     convjit_requirements,
     test_case,
@@ -17,22 +12,7 @@ from convjit.testing.suite import (  # noqa: F401
 )
 
 pytestmark = pytest.mark.slow
-BACKEND = EmulatedBackend(EmulatedDevice())
 
 
-class Requirements(Base):
-    backend = BACKEND.name
+class Requirements(EmulatedRequirements):
     max_examples = 100
-    must_take = ("*_f32_*", "*_f64_*", "*_f16_*", "*_bf16_*", "*_c64_*", "*_c128_*", "*_[iu]8_*")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _registered() -> Iterator[None]:
-    with registered(BACKEND):
-        yield
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    # The suite asks for the backend's solvers while tests are collected.
-    with registered(BACKEND):
-        suite.pytest_generate_tests(metafunc)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from math import prod
 
 import numpy as np
@@ -204,6 +205,20 @@ def test_the_innermost_loop_multiplies(which: str, solver: str, share: float) ->
         block = hottest_block(kernel.body)
         shares.append(sum(site.opcode == "fma" for site in block) / len(block))
     assert max(shares) >= share
+
+
+# PTX for each generation of GPUs that the toolkit compiles for.
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [(7, 5), (9, 0), (10, 0), (12, 0)])
+@pytest.mark.parametrize("solver", ["gemm", "direct", "depthwise", "winograd.f4x3"])
+def test_other_generations_compute_alike(capability: tuple[int, int], solver: str) -> None:
+    gpu = EmulatedDevice(replace(GPU, capability=capability))
+    case = Case("generation", ConvSpec.parse(f"conv_f32_{DEPTHWISE[2]}"))
+    with registered(EmulatedBackend(gpu, "emulated_other")):
+        choice = {"precision": "fast"}
+        outcome = check(case, "emulated_other", algorithm=f"emulated_other.{solver}", choice=choice)
+    assert outcome.passed, str(outcome)
+    assert gpu.launches
 
 
 def test_a_batch_that_does_not_fit_goes_in_parts() -> None:
