@@ -299,10 +299,12 @@ class Explanation:
 
         able = [c for c in self.candidates if c.error_bound is not None]
         chosen = able if label is None else [c for c in able if label in (c.label, c.solver_id)]
+        if not able:
+            raise ConvSpecError(f"there is nothing to test of {self.spec}: {self.reason}.")
         if not chosen:
-            named = "nothing" if label is None else f"label={label!r} is not what"
             raise ConvSpecError(
-                f"{named} computes {self.spec}; choose one of {', '.join(c.label for c in able)}."
+                f"label={label!r} does not compute {self.spec}; choose one of "
+                f"{', '.join(c.label for c in able)}."
             )
         return repro.source(self.problem, self.request, chosen[0], seed)
 

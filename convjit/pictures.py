@@ -214,8 +214,8 @@ def draw_ranking(
     bars = "bars predicted, black marks measured" if any_measured else "predicted"
     axis.set_xlabel(f"time of a call (ms; {bars})")
     axis.annotate(
-        "time, workspace, error bound", (1.0, 1.0), xycoords="axes fraction", xytext=(8, 4),
-        textcoords="offset points", va="bottom", fontsize=8.5, color="#777777",
+        "time, workspace, error bound", (1.0, 0.0), xycoords="axes fraction", xytext=(8, -7),
+        textcoords="offset points", va="top", fontsize=8.5, color="#777777",
     )  # fmt: skip
     axis.set_title(title)
 

@@ -259,3 +259,5 @@ def test_a_repro_of_another_candidate_and_one_that_fails() -> None:
         run_source(source.replace(f"error <= {other.error_bound!r}", "error <= 0.0"))
     with pytest.raises(ConvSpecError, match=f"choose one of .*{other.label}"):
         made.repro("numba.nothing")
+    with pytest.raises(ConvSpecError, match=r"nothing to test of .*: no product"):
+        convjit.explain((0, 8, 9, 10), (4, 8, 3, 3)).repro()
