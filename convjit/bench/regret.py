@@ -1,8 +1,9 @@
 """Regret: the time of what the cost model chose over that of the best it could have chosen.
 
-Every candidate is timed that is not hopeless by the model's own word, and a first call of it does
-not take several times longer than the best.  Those in the running take turns, so that a
-disturbance meets all of them; the lower quartile of a candidate's calls counts.
+Every candidate is timed that is not hopeless by the model's own word, and whose first calls do not
+take several times longer than the best one's.  Those in the running, of which the choice always is
+one, take turns, so that a disturbance meets all of them; the lower quartile of a candidate's calls
+counts.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ from convjit.bench.heldout import Trial
 from convjit.errors import ConvSpecError
 from convjit.explanation import Explanation, explain_problem, plan_of, random_operands
 
-# Candidates predicted to take this many times longer than the choice are left out, and those whose
-# first timed call takes this many times longer than the best one's.
+# Candidates predicted to take this many times longer than the choice are left out, and those that
+# take this many times longer than the best in the first calls, of which the least counts.
 HOPELESS = 20.0
 BEATEN = 3.0
+FIRST_CALLS = 3
+LONG = 0.03  # seconds, of which one call is enough
 ROUNDS = 6
 # Of a candidate in one of its turns.
 LEAST_CALLS = 2
@@ -103,11 +106,12 @@ def measured(trial: Trial, seconds: float = 0.03) -> Row:
             return plan(lhs, second, bias)
 
         run()
-        running.append((candidate.label, predicted, run, [_timed(run)]))
+        first = [_timed(run) for _ in range(FIRST_CALLS if predicted < LONG else 1)]
+        running.append((candidate.label, predicted, run, [min(first)]))
     best = min(times[0] for *_, times in running)
     for _ in range(ROUNDS):
-        for _, _, call, times in running:
-            if times[0] <= BEATEN * best:
+        for number, (_, _, call, times) in enumerate(running):
+            if number == 0 or times[0] <= BEATEN * best:
                 end, least = time.perf_counter() + seconds / ROUNDS, LEAST_CALLS
                 while least > 0 or time.perf_counter() < end:
                     times.append(_timed(call))
