@@ -352,8 +352,11 @@ class Winograd:
         # The model's cycles as the multiply-adds that fit into them, threads without work included.
         cycles = b.makespan * target.cores if wakes else b.cycles
         phase = Phase("winograd", cycles * 4 * b.tile.vl, f"numba.winograd.{p.dtype}", p.traffic)
+        # Results are written when a panel's products are done, with nothing to hide it: the lines
+        # are read and written.
+        results = 2.0 * prod(spec.result_shape) * p.bytes
         return Work(
-            (phase,),
+            (phase, Phase("results", bytes=problem.by_level(results))),
             Numerics("winograd", tile=b.m[3 - spec.ndim :], spreads_nonfinite=True),
             problem.pack_phase(p, weights),
             launches=int(wakes),
