@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ import pytest
 import convjit
 from convjit import registry
 from convjit.errors import BackendError
-from convjit_numba_cuda import NumbaCudaBackend
+from convjit_numba_cuda import NumbaCudaBackend, device
 from convjit_numba_cuda.device import Description, unavailable
 from convjit_numba_cuda.targets import ROWS, Row, row_of, target
 
@@ -61,6 +63,20 @@ def test_every_row_is_reached(row: Row) -> None:
 @pytest.mark.parametrize("name", ["NVIDIA T400", "NVIDIA GeForce RTX 4070 Ti", "NVIDIA A1000"])
 def test_a_gpu_of_a_similar_name_is_another(name: str) -> None:
     assert row_of(name) is None
+
+
+@pytest.mark.skipif(find_spec("numba_cuda") is None, reason="numba-cuda is not installed")
+def test_the_driver_has_the_attributes_that_are_asked_for() -> None:
+    from cuda.bindings import driver
+
+    asked = {
+        node.attr
+        for node in ast.walk(ast.parse(Path(device.__file__).read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and node.attr.isupper() and len(node.attr) > 2
+    } - {"ENABLE_CUDASIM"}
+    assert len(asked) == 5
+    for name in asked:
+        assert hasattr(driver.CUdevice_attribute, f"CU_DEVICE_ATTRIBUTE_{name}"), name
 
 
 # The host's side, which the emulated device stands in for: copies, launches, the arguments' types.
