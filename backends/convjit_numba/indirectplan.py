@@ -24,10 +24,11 @@ from convjit_numba.targets import Tile
 
 # Cycles of the model, measured on products of known size: a task; a call of the row tile, a tap of
 # it and an address of that; an entry of the table; a number copied; a number transposed to and
-# from channels-last order.  An entry of merged taps is more work: it may lie across a border.
+# from channels-last order.  An entry of merged taps of channels-last arrays is more work: it may
+# lie across a border.
 TASK, CALL, TAP, ADDRESS, ENTRY, COPY = 500.0, 30.0, 6.0, 0.5, 1.5, 1.5
 TRANSPOSE, TRANSPOSE_BACK = 0.2, 0.5
-MERGED_ENTRY = 14.0
+MERGED_ENTRY = 10.0
 # Bytes a cycle that come from L3 or memory and are not hidden by the product: pixels and results;
 # weights, which are prefetched.
 PIXELS, WEIGHTS = 48.0, 64.0
@@ -104,11 +105,8 @@ def _task_cycles(
     """Of a task: what does not depend on its panels, each panel, and the last of all panels."""
     entries = p.kernel[0] * p.kernel[1] * (1 if merged else p.kernel[2])
     window = _window(p, last, plane_lines, pixels)
-    fixed = (
-        TASK
-        + (MERGED_ENTRY if merged else ENTRY) * pixels * entries
-        + window * p.cg * p.bytes / PIXELS
-    )
+    entry = MERGED_ENTRY if merged and last else ENTRY
+    fixed = TASK + entry * pixels * entries + window * p.cg * p.bytes / PIXELS
     if not last:
         fixed += TRANSPOSE * window * -(-p.cg // tile.vl) * tile.vl
     if merged:
