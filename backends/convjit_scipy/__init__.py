@@ -38,7 +38,7 @@ class ScipyBackend:
         return target()
 
     def gauges(self, target: Target) -> Iterable[Gauge]:
-        """Rates of NumPy's loops, BLAS and scipy.fft, bandwidths and what a step costs."""
+        """Rates of NumPy's loops, BLAS and scipy.fft, and bandwidths."""
         from convjit_scipy.gauges import gauges
 
         return gauges(target)

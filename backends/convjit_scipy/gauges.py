@@ -17,7 +17,6 @@ from convjit.precision import REAL_OF, SHORT
 from convjit.spec import ConvSpec
 from convjit.spi import Target, num_threads
 from convjit_scipy.direct import DirectSolver
-from convjit_scipy.gemm import GemmSolver
 
 REAL = ("float32", "float64")
 COMPLEX = {real: pair for pair, real in REAL_OF.items()}
@@ -25,8 +24,6 @@ COMPLEX = {real: pair for pair, real in REAL_OF.items()}
 SUMS = "conv_{short}_NCHW_n1c64k64g1_i14x14_w3x3"
 # Numbers of an array that is in none of a core's own caches.
 BLOCK = 1 << 18
-# Of which nearly all is the calls of NumPy.
-SMALL = "conv_f32_NCHW_n1c1k1g1_i8x8_w3x3_p1x1"
 
 
 def _product(shape: tuple[int, int, int, int], dtype: str) -> Run:
@@ -66,23 +63,17 @@ def _copy(size: int) -> Run:
     return Run(lambda: np.copyto(out, source), 2.0 * source.size)
 
 
-def _steps(target: Target) -> Run:
-    """A solver's call on next to nothing, counted in its steps."""
-    spec, solver = ConvSpec.parse(SMALL), GemmSolver()
-    run = of_solver(solver, spec, target, "scipy.gemm.float32").prepare()
-    return Run(run.call, float(solver.estimate(spec, target).launches))
-
-
 def gauges(target: Target) -> Iterator[Gauge]:
-    """Bandwidths, the cost of a step, and the rates by dtype.
+    """Bandwidths, and the rates by dtype.
 
+    The table's cost of a step and its bandwidth of L2 stay: they stand for copies of windows and
+    for steps of several calls, which no loop over one copy or one call shows (contiguous copies in
+    L2 are twice as fast, and made im2col look three times as fast as it is).
     BLAS comes last: its idle threads go on spinning for a while, and take a core from others.
     """
-    for level, share in (("l2", 2), ("l3", 2)):
-        yield Gauge("bandwidth", level, partial(_copy, target.caches[level] // share))
+    yield Gauge("bandwidth", "l3", partial(_copy, target.caches["l3"] // 2))
     yield Gauge("bandwidth", "memory", partial(_copy, 128 << 20))
     yield Gauge("bandwidth", "copy", partial(strided_copies, np))
-    yield Gauge("launch", "", partial(_steps, target))
     for dtype in (*REAL, *COMPLEX.values(), "int64", "uint64"):
         spec = ConvSpec.parse(SUMS.format(short=SHORT[dtype]))
         yield of_solver(DirectSolver(), spec, target, f"scipy.direct.{dtype}")
