@@ -34,6 +34,7 @@ STORE = Store("calibration.json", 1)
 
 PASSES = 3
 MOST_PASSES = 5  # over figures that the first ones do not agree on
+BUDGET = 8.0  # seconds, after which nothing is measured a second time
 TURN = 0.02  # seconds of calls in a pass, beside the first one
 CALLS = 3, 200  # in a turn, at least and at most
 QUANTILE = 0.1  # of a turn's calls, the least disturbed
@@ -233,8 +234,8 @@ def calibrate(names: Iterable[str] = (), *, progress: Progress | None = None) ->
         gauged.append((backend, shipped, [_Series(backend.name, g) for g in offer(shipped)]))
     steps = PASSES * sum(len(series) for *_, series in gauged)
     with progress(steps) if progress is not None else nullcontext(_silent) as began:
-        for *_, series in gauged:
-            for name in _measure(series):
+        for number, (*_, series) in enumerate(gauged, 1):
+            for name in _measure(series, start + BUDGET * number / len(gauged)):
                 began(name)
     figures: list[Figure] = []
     kept = []
@@ -273,7 +274,7 @@ def measured_now(backend: Backend, figure: str) -> dict[str, float]:
     if not callable(offer):
         return {}
     series = [_Series(backend.name, gauge) for gauge in offer(shipped) if gauge.figure == figure]
-    for _ in _measure(series):
+    for _ in _measure(series, time.perf_counter() + BUDGET):
         pass
     found = [one.judged(shipped) for one in series]
     return {one.key: one.measured for one in found if one.kept}
@@ -354,13 +355,17 @@ def _verdict(value: float, table: float, spread: float) -> tuple[bool, str]:
     return True, ""
 
 
-def _measure(series: Sequence[_Series]) -> Iterator[str]:
+def _measure(series: Sequence[_Series], until: float) -> Iterator[str]:
     """All passes: over everything, then over what the first ones do not agree on.
+
+    On a machine that is too slow for all of them there is one at least, and no more ``until``.
 
     Yields the name of each gauge before it is measured.
     """
     for number in range(MOST_PASSES):
         for one in series:
+            if number > 0 and time.perf_counter() > until:
+                return
             if number < PASSES or one.spread > STEADY:
                 yield one.name
                 one.measure()

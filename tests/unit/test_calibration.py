@@ -241,6 +241,13 @@ def test_passes_that_disagree_are_repeated_and_the_least_disturbed_counts(gauged
     assert gauged.prepared.count("gauged.gemm.float32") == calibration.PASSES
 
 
+def test_a_slow_machine_is_measured_once(gauged: Gauged, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "BUDGET", 0.0)
+    found = calibrate(["gauged"])
+    assert found.kept == ("gauged",)
+    assert gauged.prepared == ["float32", "gauged.gemm.float32"]
+
+
 def test_a_busy_machine_is_not_calibrated(gauged: Gauged) -> None:
     gauged.readings["peak", "float32"] = [1e-3, 3e-3, 3e-3]
     with pytest.warns(ConvjitWarning, match="1 of 2 figures of backend 'gauged'.*machine is idle"):
