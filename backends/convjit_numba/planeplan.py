@@ -208,7 +208,9 @@ class Blocking:
         p = self.view.p
         if not self.in_place:
             return True
-        if self.code.masks and self.view.mode == 0:
+        if self.view.mode != 0:  # rows and slices beyond the image are copied too
+            return True
+        if self.code.masks:
             return False
         cols = self.code.nr * (self.code.rows if self.code.fold else 1)
         whole = p.out[2] % cols == 0 and p.pad[2] == 0

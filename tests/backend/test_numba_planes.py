@@ -93,6 +93,9 @@ def test_matches_oracle_and_stays_inside(text: str) -> None:
         "conv_f32_NCHW_n1c1k1g1_i20x21_w5x5_p3_s2x3_d2",
         "conv_f32_NCL_n1c1k1g1_i900_w150_p80.60",
         "conv_f32_NCDHW_n1c1k1g1_i5x6x7_w3x3x3_p2_s1x2x1",
+        # columns without a border, which fill whole tiles
+        "conv_f32_NCHW_n2c1k1g1_i20x128_w7x1_p3x0",
+        "conv_f64_NCDHW_n1c1k1g1_i6x12x128_w3x1x1_p1x0x0",
     ],
 )
 def test_pads_natively(text: str, mode: str) -> None:
