@@ -109,10 +109,11 @@ def _come_back(block: Block) -> None:
         excess = sum(size * len(kept) for size, kept in _spare.items()) - MOST_SPARE
         while excess > 0:
             oldest = next(iter(_spare))
-            _spare[oldest].pop()
-            if not _spare[oldest]:
+            if _spare[oldest]:
+                _spare[oldest].pop()
+                excess -= oldest
+            else:  # all of it is lent
                 del _spare[oldest]
-            excess -= oldest
     finally:
         _spare_lock.release()
 
