@@ -14,21 +14,11 @@ from convjit._version import __version__
 
 if TYPE_CHECKING:
     from convjit.api import (
-        backends,
         conv,
         conv_input_grad,
         conv_transpose,
         conv_weight_grad,
         depthwise_separable,
-        explain,
-        explain_separable,
-        plan,
-        refresh,
-        register,
-        release_memory,
-        show_config,
-        tune,
-        weights,
     )
     from convjit.errors import (
         BackendError,
@@ -37,10 +27,12 @@ if TYPE_CHECKING:
         ConvSpecError,
         UnsupportedError,
     )
+    from convjit.planning import explain, explain_separable, plan, tune, weights
     from convjit.plans import Plan, Weights
     from convjit.profiling import profile
     from convjit.settings import use
     from convjit.spec import ConvSpec, Direction
+    from convjit.upkeep import backends, refresh, register, release_memory, show_config
 
 __all__ = [
     "BackendError",
@@ -77,6 +69,8 @@ _WHERE = {
     **dict.fromkeys(_ERRORS, "errors"),
     **dict.fromkeys(("ConvSpec", "Direction"), "spec"),
     **dict.fromkeys(("Plan", "Weights"), "plans"),
+    **dict.fromkeys(("explain", "explain_separable", "plan", "tune", "weights"), "planning"),
+    **dict.fromkeys(("backends", "refresh", "register", "release_memory", "show_config"), "upkeep"),
     "profile": "profiling",
     "use": "settings",
 }

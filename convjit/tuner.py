@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from convjit import calls, precision, registry, revisions, tunedb
-from convjit.api import tune
 from convjit.errors import BackendError, ConfigError, UnsupportedError
+from convjit.planning import tune
 from convjit.spec import ConvSpec
 from convjit.tables import milliseconds, table
 from convjit.tunedb import Row, sizes

@@ -28,7 +28,7 @@ LAYERS = (
     ("plans", "dispatch", "calls", "settings"),
     ("environment", "separable", "sweeps", "pictures"),
     ("tuning", "explanation", "showing", "repro", "separable_explanation"),
-    ("api",),
+    ("planning", "upkeep", "api"),
     ("",),  # convjit/__init__.py: the public names
     ("testing.*",),
     ("bench.*", "demo.*", "selftest", "warmup", "tuner", "commands.*", "cli", "__main__"),
