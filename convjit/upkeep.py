@@ -60,13 +60,14 @@ def release_memory() -> int:
     """Give up the memory that is kept for later calls.
 
     Each thread keeps the largest workspace that it used (see :mod:`convjit.arena`), so that the
-    next call need not wait for the pages of a fresh one; backends may keep more.  What a call is
-    using at the moment stays, and so do plans and packed weights, which belong to the caller.
+    next call need not wait for the pages of a fresh one, and the memory of packed operands that are
+    gone is kept for others; backends may keep more.  What a call is using at the moment stays, and
+    so do plans and packed weights, which belong to the caller.
 
     Returns
     -------
     int
-        Bytes of the workspaces that were given up.
+        Bytes that were given up.
     """
     from convjit import arena
 

@@ -123,7 +123,7 @@ CROSS = RECORD + textwrap.dedent(
     from dataclasses import replace
     import numpy as np
     from convjit.spec import ConvSpec
-    from convjit_numba import NumbaBackend, cache, frontend, peak, targets, threads
+    from convjit_numba import NumbaBackend, cache, copying, frontend, peak, targets, threads
 
     triple, cpu, features, specs = json.loads(sys.argv[2])
     backend = NumbaBackend()
@@ -160,7 +160,10 @@ CROSS = RECORD + textwrap.dedent(
     threads._CompiledPool()
     for dtype in targets.BITS:
         peak.fma_peak(dtype, 1)
-    peak.copy_bandwidth(1 << 15, 1)
+    peak._copy(1 << 15, 1)
+    for size in copying.MOVED_AS:
+        for kind in (copying.ELEMENTS, copying.RUNS, *([copying.SQUARES] if size < 16 else [])):
+            copying._kernel(size, kind)
     threads.run, cache.function = run, function
 
     llvm.initialize_all_targets()
