@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from convjit.ranking import Ranked
 from convjit.spec import ConvSpec
 from convjit.spi import Array, Executable
 
-LOOKING = 30e-6  # seconds that looking at a kernel takes
+LOOKING, PER_NUMBER = 50e-6, 10e-9  # seconds that looking at kernels takes, and at each weight
 WORTH = 3.0  # plain calls look each time: the saving must be so many times what that costs
 GAIN = 0.9  # of the general time that the passes may take, where weights are packed once
 
@@ -70,8 +71,10 @@ def worthwhile(
         or request.policy.precision == "exact"
         or request.array_type != "numpy:ndarray"
         or not rank1.has_axes(spec)
-        or general < LOOKING
     ):
+        return None
+    looking = LOOKING + PER_NUMBER * prod(spec.w_shape)
+    if general < looking:
         return None
     axes, rows = [], []
     for axis, inner in rank1.passes(spec):
@@ -84,8 +87,8 @@ def worthwhile(
     if request.packed:
         pays = seconds < GAIN * general
     else:
-        seconds += LOOKING
-        pays = general - seconds > WORTH * LOOKING
+        seconds += looking
+        pays = general - seconds > WORTH * looking
     bound = rank1.error_bound([row.candidate.error_bound or 0.0 for row in rows], spec.dtype)
     fast = error_model.FAST_FACTOR if request.policy.precision == "fast" else 1.0
     if not pays or bound > fast * error_model.limit(spec.dtype):

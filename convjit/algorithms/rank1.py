@@ -48,6 +48,8 @@ def factors(weights: Array) -> list[Array] | None:
         :data:`TOLERANCE` unit roundoffs of each element.  Where an element is not finite, None.
     """
     count, _, *kernel = weights.shape
+    if count > 1 and factors(weights[:1]) is None:  # learnt kernels are seen through at the first
+        return None
     axes = range(2, weights.ndim)
     exact = weights.astype(np.float64)
     flat = exact.reshape(count, -1)
