@@ -23,7 +23,7 @@ from convjit.ranking import Ranked
 from convjit.spec import ConvSpec
 from convjit.spi import Array, Executable
 
-LOOKING, PER_NUMBER = 50e-6, 10e-9  # seconds that looking at kernels takes, and at each weight
+LOOKING, PER_NUMBER = 35e-6, 10e-9  # seconds that looking at kernels takes, and at each weight
 WORTH = 3.0  # plain calls look each time: the saving must be so many times what that costs
 GAIN = 0.9  # of the general time that the passes may take, where weights are packed once
 
