@@ -75,10 +75,15 @@ def factors(weights: Array) -> list[Array] | None:
     product = found[0]
     for factor in found[1:]:
         product = product * factor
-    unit = TOLERANCE * precision.UNIT_ROUNDOFF[weights.dtype.name]
-    if not (np.abs(product - exact) <= unit * np.abs(product)).all():
+    unit = precision.UNIT_ROUNDOFF[weights.dtype.name]
+    if not (np.abs(product - exact) <= TOLERANCE * unit * np.abs(product)).all():
         return None
-    return [factor.astype(weights.dtype) for factor in found]
+    rounded = [factor.astype(weights.dtype) for factor in found]
+    # A factor that underflows is off by more than the one rounding that error_bound counts.
+    for factor, kept in zip(found, rounded, strict=True):
+        if not (np.abs(kept - factor) <= unit * np.abs(factor)).all():
+            return None
+    return rounded
 
 
 def passes(spec: ConvSpec) -> list[tuple[int, ConvSpec]]:

@@ -74,6 +74,16 @@ def test_what_is_not_finite_is_not(value: float) -> None:
     assert rank1.factors(kernel) is None
 
 
+def test_a_factor_that_underflows_is_none() -> None:
+    line = np.array([1.0, 3e-43], np.float64)  # the second keeps two bits in float32
+    column = np.array([1e10, 1e9], np.float64)
+    kernel = np.outer(column, line).astype(np.float32)[None, None]
+    assert kernel.all()
+    assert np.finfo(np.float32).tiny < np.abs(kernel).min()
+    assert rank1.factors(kernel) is None
+    assert rank1.factors(np.outer(column, line)[None, None]) is not None
+
+
 def test_zeros_are_an_outer_product() -> None:
     found = rank1.factors(np.zeros((2, 1, 3, 4), np.float32))
     assert found is not None
