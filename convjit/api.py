@@ -376,14 +376,15 @@ def depthwise_separable(
         )
     from convjit import separable
 
-    depth: Any = w_depth if type(w_depth) is Weights else as_array("w_depth", w_depth)
-    point: Any = w_point if type(w_point) is Weights else as_array("w_point", w_point)
+    backend = choice.get("backend")
+    depth: Any = w_depth if type(w_depth) is Weights else as_array("w_depth", w_depth, backend)
+    point: Any = w_point if type(w_point) is Weights else as_array("w_point", w_point, backend)
     pointwise = separable.pointwise_shape(tuple(depth.shape), tuple(point.shape))
     if type(point) is not Weights:
         point = point.reshape(pointwise)
     if tuple(point.shape) != pointwise:
         raise ConvSpecError(f"w_point is weights() of shape {point.shape}; make them {pointwise}.")
-    data = as_array("x", x)
+    data = as_array("x", x, backend)
     view = arguments.view_data("x", data.shape, depth.shape, layout)
     operator = {
         "stride": stride, "padding": padding, "dilation": dilation, "groups": view.channels,

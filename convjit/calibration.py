@@ -16,7 +16,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -37,6 +37,8 @@ MOST_PASSES = 5  # over figures that the first ones do not agree on
 BUDGET = 8.0  # seconds, after which nothing is measured a second time
 TURN = 0.02  # seconds of calls in a pass, beside the first one
 CALLS = 3, 200  # in a turn, at least and at most
+OWN = 0.1  # of a gauge's time, at least, is its own
+TURNS = 20  # until rates that share calls stand: each turn halves the error at least
 QUANTILE = 0.1  # of a turn's calls, the least disturbed
 
 # Best pass over the median one.  Above the first the figure is measured again, above the second it
@@ -157,14 +159,15 @@ class Calibration:
     figures: tuple[Figure, ...]
     kept: tuple[str, ...]  # backends whose figures are in use from now on
     without: tuple[str, ...]  # backends that offer no gauges
-    seconds: float
+    seconds: float  # of measuring
+    compiling: float  # seconds before, of a first call of everything
     path: str
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, for JSON."""
         return {
             "kept": list(self.kept), "without_gauges": list(self.without), "path": self.path,
-            "seconds": self.seconds,
+            "seconds": self.seconds, "compiling": self.compiling,
             "figures": [{f: getattr(one, f) for f in Figure.__slots__} for one in self.figures],
         }  # fmt: skip
 
@@ -190,7 +193,8 @@ class Calibration:
         kept = f"{', '.join(self.kept)}: in use from now on, in {self.path}"
         last = [kept if self.kept else "nothing was kept"]
         last += [f"{name} offers nothing to measure" for name in self.without]
-        last += [f"{self.seconds:.1f} s"]
+        before = f", after {self.compiling:.1f} s of compiling" if self.compiling >= 1.0 else ""
+        last += [f"{self.seconds:.1f} s of measuring{before}"]
         return table(columns, rows, caption="\n" + "\n".join(last))
 
 
@@ -232,15 +236,20 @@ def calibrate(names: Iterable[str] = (), *, progress: Progress | None = None) ->
             continue
         shipped = backend.target()
         gauged.append((backend, shipped, [_Series(backend.name, g) for g in offer(shipped)]))
-    steps = PASSES * sum(len(series) for *_, series in gauged)
+    steps = (1 + PASSES) * sum(len(series) for *_, series in gauged)
     with progress(steps) if progress is not None else nullcontext(_silent) as began:
+        for *_, series in gauged:
+            for one in series:
+                began(f"{one.name} (compiling)")
+                one.rehearse()
+        ready = time.perf_counter()
         for number, (*_, series) in enumerate(gauged, 1):
-            for name in _measure(series, start + BUDGET * number / len(gauged)):
+            for name in _measure(series, ready + BUDGET * number / len(gauged)):
                 began(name)
     figures: list[Figure] = []
     kept = []
     for backend, shipped, series in gauged:
-        found = [one.judged(shipped) for one in series]
+        found = _judged(series, shipped)
         refused = [one for one in found if not one.kept]
         if found and len(refused) <= REFUSED * len(found):
             kept.append(backend.name)
@@ -257,8 +266,10 @@ def calibrate(names: Iterable[str] = (), *, progress: Progress | None = None) ->
         figures += found
     if kept:
         registry.outdate()
-    seconds = time.perf_counter() - start
-    return Calibration(tuple(figures), tuple(kept), tuple(without), seconds, str(STORE.path))
+    seconds = time.perf_counter() - ready
+    return Calibration(
+        tuple(figures), tuple(kept), tuple(without), seconds, ready - start, str(STORE.path)
+    )
 
 
 def _silent(name: str) -> None:
@@ -276,7 +287,7 @@ def measured_now(backend: Backend, figure: str) -> dict[str, float]:
     series = [_Series(backend.name, gauge) for gauge in offer(shipped) if gauge.figure == figure]
     for _ in _measure(series, time.perf_counter() + BUDGET):
         pass
-    found = [one.judged(shipped) for one in series]
+    found = _judged(series, shipped)
     return {one.key: one.measured for one in found if one.kept}
 
 
@@ -302,6 +313,7 @@ class _Series:
     def __init__(self, backend: str, gauge: Gauge) -> None:
         self.backend, self.gauge = backend, gauge
         self.passes: list[float] = []  # seconds for one unit of the amount
+        self.beside: dict[str, float] = {}  # flops of other rates, for one of the own
 
     @property
     def name(self) -> str:
@@ -313,20 +325,41 @@ class _Series:
         ordered = sorted(self.passes)
         return ordered[len(ordered) // 2] / ordered[0] if ordered[0] > 0.0 else math.inf
 
+    def rehearse(self) -> None:
+        """A call that is not timed: what has to be compiled for it is."""
+        with self._blamed():
+            self.gauge.prepare().call()
+
     def measure(self) -> None:
         """One more pass."""
-        try:
+        with self._blamed():
             run = self.gauge.prepare()
+            self.beside = {key: flops / run.amount for key, flops in run.beside.items()}
             self.passes.append(_seconds(run))
+
+    @contextmanager
+    def _blamed(self) -> Iterator[None]:
+        try:
+            yield
         except Exception as error:
             raise BackendError(
                 f"backend {self.backend!r}: the gauge of {self.gauge.name} failed: "
                 f"{type(error).__name__}: {error}"
             ) from error
 
-    def judged(self, shipped: Target) -> Figure:
-        """The figure, and whether it is to be believed."""
-        gauge, best = self.gauge, min(self.passes)
+    def best(self, rates: Mapping[str, float], shipped: Target) -> float:
+        """Seconds for one unit of the amount, without what other rates take of the best pass.
+
+        Flop/s of those are in ``rates``, or else the table's.  However slow they are said to be,
+        a tenth of the time is left.
+        """
+        whole = min(self.passes)
+        others = (n / (rates.get(k) or cost.rate(k, shipped)) for k, n in self.beside.items())
+        return max(whole - sum(others), OWN * whole)
+
+    def judged(self, shipped: Target, best: float) -> Figure:
+        """The figure for so many seconds a unit, and whether it is to be believed."""
+        gauge = self.gauge
         seconds = gauge.figure in SECONDS
         if seconds:
             table = float(getattr(shipped, gauge.figure))
@@ -337,6 +370,19 @@ class _Series:
         return Figure(
             self.backend, gauge.figure, gauge.key, table, value, self.spread, kept, note
         )  # fmt: skip
+
+
+def _judged(series: Sequence[_Series], shipped: Target) -> list[Figure]:
+    """The figures: those of rates that share calls are solved for by turns, from the table on."""
+    rates: dict[str, float] = {}
+    for _ in range(TURNS if any(one.beside for one in series) else 1):
+        best = [one.best(rates, shipped) for one in series]
+        rates = {
+            one.gauge.key: 1.0 / seconds
+            for one, seconds in zip(series, best, strict=True)
+            if one.gauge.figure == "rates" and seconds > 0.0
+        }
+    return [one.judged(shipped, seconds) for one, seconds in zip(series, best, strict=True)]
 
 
 def _verdict(value: float, table: float, spread: float) -> tuple[bool, str]:

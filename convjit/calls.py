@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from convjit import arguments, config, registry
+from convjit import arguments, config, devices, registry
 from convjit import precision as precisions
 from convjit.errors import BackendError, ConvSpecError
 from convjit.locks import lock_held_over_forks
@@ -130,8 +130,11 @@ def hashable(value: Any) -> Any:
 # -------------------------------------------------------------------- operands
 
 
-def as_array(name: str, value: Any) -> Any:
-    """An operand as an array: NumPy's, or a device's as it is."""
+def as_array(name: str, value: Any, backend: Any = None) -> Any:
+    """An operand as an array: NumPy's, or one of the device's library over the same memory.
+
+    ``backend`` is the caller's choice, which decides whose arrays a device's become.
+    """
     kind = type(value)
     if kind is np.ndarray:
         return value
@@ -142,8 +145,8 @@ def as_array(name: str, value: Any) -> Any:
             f"{name} is a masked array, whose mask a convolution cannot keep; fill it "
             "(x.filled(0)) or use x.data."
         )
-    if hasattr(kind, "__cuda_array_interface__"):
-        return value
+    if devices.is_on_device(value):
+        return devices.adopt(name, value, backend or config.current().backend)
     return np.asarray(value)
 
 
@@ -242,62 +245,92 @@ def call(
     ``resolve(lhs, rhs, dtype, bias, strided)`` builds the problem when the plan is not known yet.
     """
     settings = config.current()
-    key: tuple[Any, ...] | None = None
-    if type(lhs) is np.ndarray and type(rhs) in (np.ndarray, Weights):
-        flags = lhs.flags
-        key = (
-            direction, lhs.shape, lhs.dtype, flags.c_contiguous and flags.aligned, rhs.shape,
-            rhs.dtype, type(rhs), bias is None, given, choice, id(settings),
-        )  # fmt: skip
+    if not (type(lhs) is np.ndarray and _is_numpy(rhs)):
+        lhs, rhs, bias = _operands(lhs, rhs, bias, out, names, choice[0])
+    flags = lhs.flags
+    plain = flags.c_contiguous and (type(lhs) is not np.ndarray or flags.aligned)
+    key = (
+        direction, lhs.shape, lhs.dtype, plain, rhs.shape, rhs.dtype, type(rhs), type(lhs),
+        bias is None, given, choice, id(settings),
+    )  # fmt: skip
+    is_key = True
+    try:
+        plan = _cached(key, given, choice)
+    except TypeError:  # a list among the arguments
+        given, choice = hashable(given), hashable(choice)
+        key = (*key[:9], given, choice, id(settings))
         try:
             plan = _cached(key, given, choice)
-        except TypeError:  # a list among the arguments
-            given, choice = hashable(given), hashable(choice)
-            key = (*key[:8], given, choice, id(settings))
-            try:
-                plan = _cached(key, given, choice)
-            except TypeError:
-                plan, key = None, None
-        if plan is not None:
-            try:
-                return plan.run_known(lhs, rhs, bias, out)
-            except BackendError as error:
-                return _run_another(plan, error, _place(key, given, choice), (lhs, rhs, bias), out)
-    first, second = as_array(names[0], lhs), as_array(names[1], rhs)
-    dtype = _dtype_of((names[0], first.dtype), (names[1], second.dtype))
-    strided = first.dtype.name == dtype and is_strided(first)
-    problem = resolve(first, second, dtype, bias is not None, strided)
+        except TypeError:
+            plan, is_key = None, False
+    if plan is not None:
+        try:
+            return plan.run_known(lhs, rhs, bias, out)
+        except BackendError as error:
+            return _run_another(plan, error, _place(key, given, choice), (lhs, rhs, bias), out)
+    dtype = _dtype_of((names[0], lhs.dtype), (names[1], rhs.dtype))
+    strided = lhs.dtype.name == dtype and is_strided(lhs)
+    problem = resolve(lhs, rhs, dtype, bias is not None, strided)
     from convjit import dispatch
 
     request = make_request(
         dict(zip(CHOICE, choice, strict=True)),
         is_plain=problem.is_plain,
         packed=type(rhs) is Weights,
-        array_type=_array_type(first),
+        array_type=_array_type(lhs),
     )
     generation = registry.generation()
-    plan = dispatch.select(problem, request, type(first))
-    place = _place(key, given, choice)
+    plan = dispatch.select(problem, request, type(lhs))
+    place = _place(key if is_key else None, given, choice)
     _keep(place, plan, generation)
-    operands = (first, rhs if type(rhs) is Weights else second, bias)
+    operands = (lhs, rhs, bias)
     try:
         return plan(*operands, out=out)
     except BackendError as error:
         return _run_another(plan, error, place, operands, out)
 
 
+def _is_numpy(rhs: Any) -> bool:
+    """Whether the second operand is NumPy's, or weights that are."""
+    return type(rhs) is np.ndarray or (type(rhs) is Weights and type(rhs.array) is np.ndarray)
+
+
+def _operands(
+    lhs: Any, rhs: Any, bias: Any, out: Any, names: tuple[str, str], backend: Any
+) -> tuple[Any, Any, Any]:
+    """Operands as arrays of one library, weights as they are.
+
+    Raises
+    ------
+    TypeError
+        If they do not lie on one device.
+    """
+    first = as_array(names[0], lhs, backend)
+    second = rhs if type(rhs) is Weights else as_array(names[1], rhs, backend)
+    on_device = type(first) is not np.ndarray
+    if on_device and bias is not None:
+        bias = as_array("bias", bias, backend)
+    # NumPy's plans say the same of a bias and of out, which may be a list there.
+    beside = (("bias", bias), ("out", out)) if on_device else ()
+    arrays = second.array if type(second) is Weights else second
+    devices.expect_one_kind(((names[0], first), (names[1], arrays), *beside))
+    return first, second, bias
+
+
 # -------------------------------------------------------------------- planning
 
 
-def _shape_and_dtype(name: str, value: Any) -> tuple[tuple[int, ...], Any, Any]:
-    """(shape, dtype or None, array or None): a tuple is always a shape."""
+def _shape_and_dtype(name: str, value: Any, backend: Any) -> tuple[tuple[int, ...], Any]:
+    """(shape, dtype or None): a tuple is always a shape."""
     if isinstance(value, tuple):
-        return arguments.as_shape(name, value), None, None
-    array = as_array(name, value)
-    return tuple(array.shape), array.dtype, array
+        return arguments.as_shape(name, value), None
+    array = as_array(name, value, backend)
+    return tuple(array.shape), array.dtype
 
 
-def shapes_and_dtype(operands: Mapping[str, Any], dtype: Any) -> tuple[list[tuple[int, ...]], str]:
+def shapes_and_dtype(
+    operands: Mapping[str, Any], dtype: Any, backend: Any = None
+) -> tuple[list[tuple[int, ...]], str]:
     """The operands' shapes, and the dtype in which they are convolved.
 
     Parameters
@@ -306,6 +339,8 @@ def shapes_and_dtype(operands: Mapping[str, Any], dtype: Any) -> tuple[list[tupl
         A tuple is a shape, and takes the dtype of the operand beside it.
     dtype : dtype or None
         Of all of them, whatever the arrays have; float32 where nothing says another.
+    backend : str or tuple of str, optional
+        The caller's choice, whose arrays a device's become.
 
     Raises
     ------
@@ -313,7 +348,7 @@ def shapes_and_dtype(operands: Mapping[str, Any], dtype: Any) -> tuple[list[tupl
     """
     shapes, kinds = [], {}
     for name, value in operands.items():
-        shape, kind, _ = _shape_and_dtype(name, value)
+        shape, kind = _shape_and_dtype(name, value, backend)
         shapes.append(shape)
         if kind is not None:
             kinds[name] = kind
@@ -367,8 +402,9 @@ def problem_and_request(
             f"direction={direction!r} is not known; choose one of "
             f"{', '.join(d.value for d in Direction)}."
         ) from None
-    (x_shape, w_shape), common = shapes_and_dtype({"x": x, "w": w}, dtype)
-    x_array = None if isinstance(x, tuple) else as_array("x", x)
+    backend = options.get("backend")
+    x_array = None if isinstance(x, tuple) else as_array("x", x, backend)
+    (x_shape, w_shape), common = shapes_and_dtype({"x": x, "w": w}, dtype, backend)
     choice = {name: options.pop(name, None) for name in CHOICE}
     with_bias = bool(bias is not None and bias is not False)
     operator = {**OPERATOR, **options}

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+import numpy as np
+
 from convjit import (
     calibration,
     config,
@@ -21,6 +23,7 @@ from convjit import (
     profiling,
     registry,
     revisions,
+    transfers,
 )
 from convjit.algorithms import error as error_model
 from convjit.arguments import Problem, Request
@@ -81,7 +84,8 @@ def _consider(
             return refused(descent)
         doing = "estimated"
         lowered = complete(solver, spec, descent, target)
-        work = lowered.work
+        is_moved = transfers.are_needed(backend, request.array_type)
+        work = transfers.with_transfers(lowered.work, spec) if is_moved else lowered.work
         steps_taken = list(lowered.names)
         guarded = request.policy.nonfinite == "local" and work.numerics.spreads_nonfinite
         if guarded:
@@ -104,7 +108,9 @@ def _consider(
     except Exception as error:
         return refused(_broken(backend, solver.id, doing, spec, error, request))
     refusal = _policy_refusal(spec, candidate, work, request.policy)
-    return Ranked(replace(candidate, refusal=refusal), backend, target, lowered, guarded)
+    return Ranked(
+        replace(candidate, refusal=refusal), backend, target, lowered, guarded, is_moved=is_moved
+    )
 
 
 def _broken(
@@ -358,7 +364,7 @@ def _plan(
         problem,
         executable,
         request=request,
-        namespace=row.backend.array_namespace(),
+        namespace=np if row.is_moved else row.backend.array_namespace(),
         array_type=array_type,
         backend=candidate.backend,
         solver=candidate.solver_id,

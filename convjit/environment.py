@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from convjit import calibration, config, registry
+from convjit import calibration, config, registry, tunedb
 from convjit._version import __version__
 from convjit.errors import BackendError
 
@@ -122,6 +122,10 @@ def _target(name: str) -> dict[str, Any] | None:
         "cores": target.cores,
         "measured": target.measured,
         "figures": calibration.state(backend),
+        "tuned": sum(
+            (name, target.fingerprint) == (owner, machine)
+            for owner, machine, _ in tunedb.everything()
+        ),
         "peak": dict(target.peak),
         "bandwidth": dict(target.bandwidth),
         "caches": dict(target.caches),
@@ -182,4 +186,5 @@ def _told_target(target: dict[str, Any]) -> str:
     peaks = ", ".join(
         f"{dtype} {rate / 1e9:.0f} GFLOP/s" for dtype, rate in target["peak"].items() if rate
     )
-    return f"{target['description']}; peak {peaks or 'unknown'}; {target['figures']}"
+    told = f"{target['description']}; peak {peaks or 'unknown'}; {target['figures']}"
+    return f"{told}; tuned problems: {target['tuned']}" if target["tuned"] else told

@@ -21,8 +21,8 @@ What has no gauge keeps the table's figure, a rate scaled as the peak of its dty
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from convjit import precision
@@ -48,11 +48,16 @@ class Run:
         what costs them.
     without : callable, optional
         What to subtract: the same call without that of which the figure is.
+    beside : mapping
+        Flops of other rates in the same call, by their keys.  Their time at the rates that are
+        found is subtracted too, so that gauges in which two kinds of work take turns, one with
+        much of the first, one with much of the second, tell them apart.
     """
 
     call: Callable[[], Any]
     amount: float
     without: Callable[[], Any] | None = None
+    beside: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,36 +136,93 @@ def casts(xp: Any) -> Run:
     return Run(call, float(double.nbytes + 2 * single.nbytes + half.nbytes))
 
 
-def of_solver(solver: Solver, spec: ConvSpec, target: Target, key: str, xp: Any = None) -> Gauge:
-    """The gauge of a rate: flops of a solver's phases of that key, by the time of its whole call.
+def resident_call(
+    solver: Solver,
+    spec: ConvSpec,
+    target: Target,
+    xp: Any = None,
+    wait: Callable[[], None] | None = None,
+) -> Callable[[], None]:
+    """A call of a solver on operands in its device's memory, which returns when it is done.
 
     Parameters
     ----------
     solver : Solver
     spec : ConvSpec
-        A problem that suits it, in which the phases of the key take nearly all of the time, of
-        some milliseconds at most.
+    target : Target
+    xp : module, optional
+        The array library, NumPy if not given.
+    wait : callable, optional
+        Waits for a device on which calls return at once.
+    """
+    if xp is None:
+        import numpy as xp
+    dtype = precision.numpy_dtype(spec.dtype)
+    executable = solver.plan(spec, target, next(iter(solver.configs(spec, target)), DEFAULT_CONFIG))
+    lhs = xp.full(spec.lhs_shape, 1, dtype)
+    packed = executable.pack(xp.full(spec.rhs_shape, 1, dtype))
+    result = precision.numpy_dtype(spec.result_dtype)
+    bias = xp.full((spec.result_channels,), 0, result) if spec.bias else None
+    out = xp.empty(spec.result_shape, result)
+    workspace = xp.empty(executable.workspace, "uint8") if executable.workspace else None
+
+    def call() -> None:
+        executable.run(lhs, packed, bias, out, workspace)
+        if wait is not None:
+            wait()
+
+    return call
+
+
+def lasting(spec: ConvSpec, work: float, per_second: float, *, most: int = 1024) -> ConvSpec:
+    """A problem with as many images as take two milliseconds, of ``work`` for one at a rate.
+
+    So a small GPU, and an emulated one, is measured as quickly as a large one.
+    """
+    images = int(2e-3 * per_second / work)
+    return spec.replace(batch=min(max(images, 1), most))
+
+
+def flops_of(solver: Solver, spec: ConvSpec, target: Target, key: str) -> float:
+    """Flops of a solver's phases of a rate key."""
+    return flops_by_rate(solver, spec, target).get(key, 0.0)
+
+
+def flops_by_rate(solver: Solver, spec: ConvSpec, target: Target) -> dict[str, float]:
+    """Flops of a solver's phases by their rate keys."""
+    found: dict[str, float] = {}
+    for phase in solver.estimate(spec, target).phases:
+        if phase.flops:
+            found[phase.rate] = found.get(phase.rate, 0.0) + phase.flops
+    return found
+
+
+def of_solver(
+    solver: Solver,
+    spec: ConvSpec,
+    target: Target,
+    key: str,
+    xp: Any = None,
+    wait: Callable[[], None] | None = None,
+) -> Gauge:
+    """The gauge of a rate: flops of a solver's phases of that key, by the time of a whole call.
+
+    Parameters
+    ----------
+    solver : Solver
+    spec : ConvSpec
+        A problem that suits it, of some milliseconds at most, in which the phases of the key take
+        most of the time.
     target : Target
     key : str
         The rate key.
-    xp : module, optional
-        The array library, NumPy if not given.
+    xp, wait
+        As :func:`resident_call` takes them.
     """
 
     def prepare() -> Run:
-        if xp is None:
-            import numpy as namespace
-        else:
-            namespace = xp
-        dtype = precision.numpy_dtype(spec.dtype)
-        executable = solver.plan(
-            spec, target, next(iter(solver.configs(spec, target)), DEFAULT_CONFIG)
-        )
-        lhs = namespace.ones(spec.lhs_shape, dtype)
-        packed = executable.pack(namespace.ones(spec.rhs_shape, dtype))
-        out = namespace.empty(spec.result_shape, precision.numpy_dtype(spec.result_dtype))
-        workspace = namespace.empty(executable.workspace, "uint8") if executable.workspace else None
-        flops = sum(p.flops for p in solver.estimate(spec, target).phases if p.rate == key)
-        return Run(lambda: executable.run(lhs, packed, None, out, workspace), flops)
+        flops = flops_by_rate(solver, spec, target)
+        own = flops.pop(key, 0.0)
+        return Run(resident_call(solver, spec, target, xp, wait), own, None, flops)
 
     return Gauge("rates", key, prepare)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from convjit import precision, profiling
+from convjit.algorithms.fills import namespace
 from convjit.spec import ConvSpec
 from convjit.spi import Array, Executable, Phase
 
@@ -32,7 +33,9 @@ def check_phase(spec: ConvSpec) -> Phase:
 
 
 def is_finite(array: Array) -> bool:
-    """Whether no element is NaN or Inf."""
+    """Whether no element is NaN or Inf; of a device's array, once the device has looked."""
+    if not isinstance(array, np.ndarray):
+        return bool(namespace(array).isfinite(array).all())
     if not array.flags.c_contiguous:
         return bool(np.isfinite(array).all())
     flat = array.reshape(-1)
@@ -83,7 +86,7 @@ class Guarded:
             local = self._local_executable()
             space = None
             if local.workspace:
-                space = np.empty_like(out, dtype=np.uint8, shape=(local.workspace,))
+                space = namespace(out).empty((local.workspace,), np.uint8)
             local.run(lhs, packed.local_form(local), bias, out, space)
 
     def _local_executable(self) -> Executable:

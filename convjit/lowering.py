@@ -17,7 +17,7 @@ import numpy as np
 from convjit import arena, precision, profiling
 from convjit import layout as layouts
 from convjit.algorithms.epilogue import epilogue
-from convjit.algorithms.fills import Copy, assign
+from convjit.algorithms.fills import Copy, assign, namespace
 from convjit.algorithms.workspace import aligned, carve
 from convjit.precision import Numerics
 from convjit.spec import ConvSpec, Direction
@@ -324,7 +324,7 @@ class _Lowered:
                 step.fill_result(self._copy, out, inner_out)
         if step.epilogue_outside:
             with profiling.phase("bias, activation"):
-                epilogue(np, step.outer, out, bias)
+                epilogue(namespace(out), step.outer, out, bias)
 
 
 class _Groups:
@@ -409,7 +409,7 @@ class _Split:
         sums = _like(out, (spec.result_channels,), spec.result_dtype)
         sums[...] = 0
         sums = sums.reshape(shape)
-        epilogue(np, spec, sums, bias)
+        epilogue(namespace(sums), spec, sums, bias)
         out[...] = sums
 
 
@@ -422,4 +422,4 @@ def _like(array: Array, shape: tuple[int, ...], dtype: str) -> Array:
     """A new array of the same kind (NumPy's, CuPy's) as another."""
     if type(array) is np.ndarray:
         return arena.empty(shape, precision.numpy_dtype(dtype))
-    return np.empty_like(array, dtype=precision.numpy_dtype(dtype), order="C", shape=shape)
+    return namespace(array).empty(shape, precision.numpy_dtype(dtype))

@@ -128,9 +128,11 @@ def explain(
     """
     from convjit.explanation import explain_problem
 
+    backend = options.get("backend")
     problem, request, _ = problem_and_request(x, w, bias, direction, dtype, packed, options)
     # For the input's gradient, x says a shape only.
-    first = None if isinstance(x, tuple) or direction == "input_grad" else as_array("x", x)
+    says_shape = isinstance(x, tuple) or direction == "input_grad"
+    first = None if says_shape else as_array("x", x, backend)
     if first is not None and first.dtype.name == problem.spec.dtype and is_strided(first):
         problem = replace(problem, spec=problem.spec.replace(strided=True))
     return explain_problem(problem, request)

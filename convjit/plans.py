@@ -12,8 +12,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from convjit import arena, precision, profiling
+from convjit import arena, devices, precision, profiling
 from convjit.algorithms.epilogue import epilogue
+from convjit.algorithms.fills import namespace as namespace_of
 from convjit.arguments import Problem, Request
 from convjit.errors import BackendError, ConvSpecError
 from convjit.locks import lock_held_over_forks
@@ -125,7 +126,7 @@ class Fill:
         self, lhs: Array, packed: Any, bias: Array | None, out: Array, workspace: Array | None
     ) -> None:
         out[...] = 0
-        epilogue(np, self._spec, out, bias)
+        epilogue(namespace_of(out), self._spec, out, bias)
 
 
 class Plan:
@@ -230,7 +231,7 @@ class Plan:
             and (self._namespace is not np or flags.aligned)
         ):
             rhs = self._namespace.asarray(rhs, dtype=self._dtype, order="C")
-            if not rhs.flags.aligned:
+            if self._namespace is np and not rhs.flags.aligned:
                 rhs = rhs.copy()
         if self._rhs_view is not None:
             rhs = rhs.reshape(self._rhs_view)
@@ -266,7 +267,7 @@ class Plan:
         name = _OPERANDS[self.spec.direction][position]
         wanted = self.problem.lhs_shape if position == 0 else self.problem.rhs_shape
         if type(array) is not self.array_type:
-            array = self._namespace.asarray(array)
+            array = self._of_own_kind(name, array)
         if array.shape != wanted:
             raise ConvSpecError(
                 f"{name} has shape {tuple(array.shape)}, this plan takes {wanted}; make a plan for "
@@ -278,6 +279,19 @@ class Plan:
                 "for its dtype."
             )
         return array
+
+    def _of_own_kind(self, name: str, array: Any) -> Array:
+        """An operand as an array of the planned library, on whose device it has to lie."""
+        if self._namespace is np:
+            if not devices.is_on_device(array):
+                return np.asarray(array)
+        elif devices.is_on_device(array):
+            return devices.adopt(name, array, self.request.backend)
+        there = "a device's arrays" if self._namespace is not np else "arrays in the host's memory"
+        raise TypeError(
+            f"{name} is a {devices.kind_of(array)}, and this plan takes {there}: convjit moves no "
+            "operand to another device; copy it."
+        )
 
     def _contiguous(self, lhs: Array) -> Array:
         """The first operand in the planned dtype, contiguous unless strided ones were planned."""
@@ -304,7 +318,7 @@ class Plan:
                 self._zero_bias = self._namespace.zeros(channels, self._result_dtype)
             return self._zero_bias
         if type(bias) is not self.array_type:
-            bias = self._namespace.asarray(bias)
+            bias = self._of_own_kind("bias", bias)
         if bias.shape != (channels,):
             if not (self.problem.is_plain and bias.size == 1):
                 raise ConvSpecError(
@@ -323,8 +337,12 @@ class Plan:
 
     def _check_out(self, out: Any) -> None:
         shape = self.problem.result_shape
-        if type(out) is not self.array_type and not isinstance(out, np.ndarray):
-            raise TypeError(f"out is a {type(out).__name__}; give an array of shape {shape}.")
+        own = isinstance(out, np.ndarray if self._namespace is np else self.array_type)
+        if not own:
+            raise TypeError(
+                f"out is a {devices.kind_of(out)}; give an array of the operands' library and of "
+                f"shape {shape}."
+            )
         if out.shape != shape or out.dtype != self._result_dtype:
             raise ConvSpecError(
                 f"out is {tuple(out.shape)} {out.dtype}; it must be exactly {shape} "
@@ -434,7 +452,8 @@ class Plan:
             return None
         for operand in operands:
             array = operand.array if type(operand) is Weights else operand
-            if isinstance(array, np.ndarray) and np.may_share_memory(array, out):
+            is_array = isinstance(array, np.ndarray if self._namespace is np else self.array_type)
+            if is_array and self._namespace.may_share_memory(array, out):
                 return None
         return out
 

@@ -16,9 +16,10 @@ from dataclasses import dataclass, replace
 from convjit import revisions, tunedb
 from convjit.arguments import Request
 from convjit.guard import Guarded
-from convjit.lowering import Lowered, copy_of
+from convjit.lowering import Lowered, copy_of, lower
 from convjit.spec import ConvSpec
 from convjit.spi import DEFAULT_CONFIG, Backend, Config, Executable, Refusal, Target, Work
+from convjit.transfers import Transferred
 from convjit.tunedb import Remembered
 
 
@@ -75,7 +76,11 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """A candidate with what plans it; ``local`` computes what the finite check rejects."""
+    """A candidate with what plans it.
+
+    ``local`` computes what the finite check rejects; ``is_moved`` says that data is copied to the
+    backend's device and back.
+    """
 
     candidate: Candidate
     backend: Backend
@@ -83,6 +88,7 @@ class Ranked:
     lowered: Lowered | None
     is_guarded: bool = False
     local: Ranked | None = None
+    is_moved: bool = False
 
     def configs(self) -> Iterator[Config]:
         """The block sizes that the solver offers, the default first.
@@ -107,15 +113,33 @@ class Ranked:
         if config is None:
             remembered = self.candidate.remembered
             config = default if remembered is None else remembered.config
-        copy = copy_of(self.backend)
-        executable = self.lowered.plan(self.target, config, copy)
+        executable = self._planned(self.lowered, config)
         if config != default and limit is not None and executable.workspace > limit:
             config = default
-            executable = self.lowered.plan(self.target, config, copy)
+            executable = self._planned(self.lowered, config)
+        if self.is_moved:
+            chosen = config
+            executable = Transferred(
+                self.spec, self.backend, executable, lambda part: self._part(part, chosen)
+            )
         local = self.local
         if local is not None:
             executable = Guarded(self.spec, executable, lambda: local.executable()[0])
         return executable, config
+
+    def _planned(self, lowered: Lowered, config: Config) -> Executable:
+        return lowered.plan(self.target, config, copy_of(self.backend))
+
+    def _part(self, spec: ConvSpec, config: Config) -> Executable:
+        """What runs a smaller batch, or the same in a wider dtype."""
+        assert self.lowered is not None
+        lowered = lower(self.lowered.solver, spec, self.target)
+        if isinstance(lowered, Refusal):
+            raise MemoryError(
+                f"{self.spec} does not fit into the device's memory at once, and a part of it, "
+                f"{spec}, is refused: {lowered.reason}"
+            )
+        return self._planned(lowered, lowered.offered(config, self.target))
 
     @property
     def spec(self) -> ConvSpec:

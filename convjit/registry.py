@@ -368,6 +368,24 @@ def get(name: str, *, source: str = "backend") -> Backend:
     return entry.backend
 
 
+def without_device(name: str) -> Backend:
+    """The backend of a name, loaded, whether or not its probe finds a device to work on.
+
+    For what needs none, such as compiling kernels.
+
+    Raises
+    ------
+    ConfigError, BackendError
+        As :func:`resolve`, for a backend that is unknown, blocked or cannot be loaded.
+    """
+    entry = _entry(name)
+    if entry.backend is None and _load(entry) is None:
+        _warn_before_raising(entry)
+        raise _replay(entry, entry.reason, entry.error)
+    assert entry.backend is not None
+    return entry.backend
+
+
 def _named(name: str) -> list[Entry]:
     return [e for e in _entries() if e.name == name]
 

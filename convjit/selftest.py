@@ -5,14 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 from convjit import registry
 from convjit.errors import BackendError
 from convjit.registry import State
-from convjit.tables import table
+from convjit.tables import markdown, table
 from convjit.testing.cases import CASES, QUICK, Case
 from convjit.testing.check import Outcome, check
+
+# What admits every solver, as the conformance suite forces them.
+WIDEST = {"precision": "fast", "nonfinite": "spread"}
 
 
 @dataclass(slots=True)
@@ -83,6 +87,7 @@ def run(
     chosen: Sequence[tuple[str, str]],
     *,
     full: bool = False,
+    each_solver: bool = False,
     told: Callable[[str], None] = lambda line: None,
 ) -> list[Result]:
     """Check the quick cases, or all, on each of the backends.
@@ -91,6 +96,8 @@ def run(
     ----------
     chosen : sequence of (name, device)
     full : bool
+    each_solver : bool
+        Whether every case is forced on each of a backend's solvers too.
     told : callable
         Given one line for each failure as it is found.
     """
@@ -99,9 +106,11 @@ def run(
     for name, device in chosen:
         result = Result(name, device)
         start = time.perf_counter()
-        for case in cases:
+        solvers = [solver.id for solver in registry.solvers(name)] if each_solver else []
+        for case, algorithm in product(cases, (None, *solvers)):
+            choice = WIDEST if algorithm else None
             try:
-                result.add(check(case, name))
+                result.add(check(case, name, algorithm=algorithm, choice=choice))
             except Exception as error:  # whatever is raised is a failure of the case
                 result.failures.append(f"{case}: {type(error).__name__}: {error}")
             if result.failures and result.failures[-1].startswith(str(case)):
@@ -121,3 +130,15 @@ def text(results: Sequence[Result]) -> str:
             for r in results
         ],
     )  # fmt: skip
+
+
+def report(results: Sequence[Result], measured: str) -> str:
+    """What was found of a GPU, in Markdown, for an issue."""
+    columns = ["backend", ">passed", ">refused", ">failed", ">worst error / bound", ">s"]
+    rows = [
+        (r.backend, r.passed, r.refused, len(r.failures), f"{r.worst:.2f}", f"{r.seconds:.1f}")
+        for r in results
+    ]
+    failures = [f"- {r.backend}: {line}" for r in results for line in r.failures]
+    parts = ["### convjit selftest", measured, markdown(columns, rows), *failures]
+    return "\n\n".join(parts)

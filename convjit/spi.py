@@ -174,6 +174,33 @@ class Target:
     features: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
 
+@dataclass(frozen=True, slots=True)
+class DeviceCode:
+    """A kernel as a GPU's driver is given it, and how it is launched.
+
+    Attributes
+    ----------
+    name : str
+        For people, and the key under which figures are kept: ``"gemm.float32.128"``.
+    ptx : str
+    threads : int
+        Of a block.
+    shared_bytes : int
+        Dynamic shared memory of a block.
+    entry : str
+        The kernel's name in the PTX; the first one's if empty.
+    solver : str
+        The id of the solver that launches it.
+    """
+
+    name: str
+    ptx: str
+    threads: int
+    shared_bytes: int = 0
+    entry: str = ""
+    solver: str = ""
+
+
 @runtime_checkable
 class Executable(Protocol):
     """A planned problem: immutable, callable from several threads at once.
@@ -291,7 +318,19 @@ class Backend(Protocol):
     ``compiled()`` names the kernels that this process compiled; ``release_memory()`` gives up
     whatever the backend keeps for later calls; ``copy(destination, source)`` assigns one of its
     arrays to another that does not overlap it, of any strides, with a cast where their dtypes
-    differ (lowering moves data with it).
+    differ (lowering moves data with it); ``device_code(spec, capability)`` yields a
+    :class:`DeviceCode` for each kernel that its solvers would launch for a problem on a GPU of a
+    compute capability such as ``(8, 0)``, compiled where there need be none (``python -m convjit
+    explain --ptx``); ``resident(solver, spec)`` gives a call of one of its solvers on operands that
+    lie on the device already, which returns when it is done (``selftest --device cuda`` times it).
+
+    One whose arrays lie on a device, its ``array_namespace()`` being a library like CuPy, has these
+    methods besides: ``adopt(value)`` gives another library's array that lies on the device as one
+    of its own, over the same memory, and None for anything else; ``device_of(array)`` names the
+    device of an array that does not lie on the current one, else gives None.  If it names
+    ``"numpy:ndarray"`` among its ``array_types`` too, the core copies NumPy arrays there and back,
+    with ``upload(array)``, ``download(array, out)`` and ``free_bytes()``, the memory that could be
+    allocated now.
     """
 
     name: str

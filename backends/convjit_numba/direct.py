@@ -32,8 +32,10 @@ MAX_FLAT_COLUMNS = 512
 # Neighbouring taps read the same lines, so pixels take less of L1 than panels of columns do.
 DEPTH = 2
 # What a step takes where a stride sets the columns apart, over one of stride 1: 1.5 to 2.1 on first
-# layers of 1 and 3 channels and kernels of 3 to 7, 1.2 to 1.5 on small grouped ones.
+# layers of 1 and 3 channels and kernels of 3 to 7, 1.2 to 1.5 on small grouped ones, on Zen 4; no
+# more than one of stride 1 on cores of two multiply-adds a cycle, whose loads cost more anyway.
 APART = 1.7
+PIECE = 10.0  # cycles of the model to copy what a tile holds of an output row, for each channel
 
 
 def build(bits: int, mr: int, nv: int, vl: int) -> Callable[..., None]:
@@ -82,6 +84,9 @@ def build(bits: int, mr: int, nv: int, vl: int) -> Callable[..., None]:
         dd, phases_h, phases_w = load_int(g + DD), load_int(g + PHASES_H), load_int(g + PHASES_W)
         pitch, plane, slice_ = load_int(g + PITCH), load_int(g + PLANE), load_int(g + SLICE)
         high, wide = rows + load_int(g + EXTRA_H), cols + load_int(g + EXTRA_W)
+        # Tiles read beyond the outputs of a smaller block, and beyond the last row.  What lies
+        # there is not used, but old memory may hold numbers so small that products with them take
+        # a hundred times as long.
         for c in range(count):
             for t in range(kd):
                 z = z0 * sd - pd + t * dd
@@ -98,7 +103,13 @@ def build(bits: int, mr: int, nv: int, vl: int) -> Callable[..., None]:
                                 padded_row(bits, target, start + row * w * size, w, col0, sw, wide)
                             else:
                                 zero_bytes(target, wide * size)
+                            if wide < pitch:
+                                zero_bytes(target + wide * size, (pitch - wide) * size)
                             target += pitch * size
+                        rest = plane - high * pitch
+                        if rest > 0:
+                            zero_bytes(target, min(rest, nr) * size)
+        zero_bytes(image + count * kd * slice_ * size, nr * size)
 
     def kernel(g, x, weights, bias, y, workspace, control):
         tasks, grain = load_int(g + TASKS), load_int(g + GRAIN)
@@ -227,7 +238,7 @@ def blocking(p: Problem, isa: str, cores: int, config: Config = DEFAULT_CONFIG) 
     """The blocking whose modelled time on ``cores`` threads is least, as far as it is free."""
     tile = targets.tile_of(isa, p.dtype, config)
     wanted = problem.wanted_tasks(config, partial(blocking, p, isa, cores))
-    blocks = problem.blocks_of(p.dtype)
+    blocks, lag = problem.blocks_of(p.dtype), targets.lag(isa)
     candidates = targets.tiles(isa, p.dtype) if tile is None else (tile,)
     parts = max(1, -(-p.depth // (DEPTH * blocks.depth)))
     cblock = -(-p.cg // min(parts, p.cg))
@@ -240,7 +251,9 @@ def blocking(p: Problem, isa: str, cores: int, config: Config = DEFAULT_CONFIG) 
         panels = -(-p.kg // t.mr)
         if t is not candidates[-1] and tile is None and t.mr >= 2 * p.kg:
             continue
-        step = (targets.tile_cycles(t) + 0.2) * (APART if p.stride[2] > 1 else 1.0)
+        step = targets.tile_cycles(t, isa) + 0.2
+        if p.stride[2] > 1 and lag == 1:
+            step *= APART
         per_panel = t.mr * cblock * p.taps * p.bytes
         pass_panels = max(1, blocks.weights // per_panel)
         for cols in targets.splits(p.out[2], 1 + p.out[2] // (2 * t.nr)):
@@ -262,10 +275,11 @@ def blocking(p: Problem, isa: str, cores: int, config: Config = DEFAULT_CONFIG) 
                     if not targets.is_about(tasks, wanted):
                         continue
                     # A tile that wraps around a row goes through a buffer, twice if it adds.
-                    wraps = 0.0 if pitch == p.out[2] else min(1.0, t.nr / cols)
-                    edges = 40 + wraps * 20 * t.mr
+                    # What it holds of each row is copied by itself.
+                    pieces = 0.0 if pitch == p.out[2] else t.nr / cols + min(1.0, t.nr / cols)
+                    edges = lag * (40 + PIECE * pieces * t.mr)
                     compute = tiles * task_panels * (p.depth * step * miss + cblocks * edges)
-                    cycles = compute + image * cblocks * 1.0 + 300
+                    cycles = compute + lag * (image * cblocks + 300)
                     makespan = cycles * (-(-tasks // cores) + (0.15 if cores > 1 else 0.0))
                     if best is None or makespan < best.makespan:
                         best = Blocking(

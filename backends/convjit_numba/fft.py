@@ -114,7 +114,16 @@ class Fft:
         pack = 4.0 * t.lanes * one * p.groups * p.kg * p.cg
         rate = f"numba.fft.{p.dtype}"
         return Work(
-            (Phase("fft", flops, rate, {"memory": p.traffic["memory"] * signal.parts}),),
+            tuple(
+                problem.phases(
+                    {
+                        ("transforms", rate): 1 - t.products,
+                        ("products", f"numba.fft.multiply.{p.dtype}"): t.products,
+                    },
+                    flops,
+                    {"memory": p.traffic["memory"] * signal.parts},
+                )
+            ),
             Numerics("fft", shape.lengths, spreads_nonfinite=True),
             Phase("pack", pack, rate, {"memory": float(packed)}),
             launches=int(wakes),

@@ -29,6 +29,7 @@ TWISTED = 4.0  # of a complex vector between the columns and the rows of a line
 PRODUCT = 4.0  # of a product of complex vectors
 APART = 3.0  # times as long a butterfly takes whose vectors lie in as many pages
 TASK = 400.0
+EXPOSED = 0.5  # part of the shorter of multiplying and streaming that the longer one does not hide
 MOST_CORES = 16  # for which tiles are made small enough
 
 # Of products with many channels: output channels of a panel, tiles of a task.
@@ -165,6 +166,8 @@ class Tiling:
     task_pairs, task_panels, tasks : int
         Complex tiles of a task, its panels, and how many tasks there are.
     cycles, makespan : float
+    products : float
+        Share of the cycles that multiplies spectra, the rest transforms.
     """
 
     shape: Shape
@@ -180,6 +183,7 @@ class Tiling:
     tasks: int
     cycles: float
     makespan: float
+    products: float
 
     @property
     def pitch(self) -> int:
@@ -250,12 +254,12 @@ def tiling(s: Signal, isa: str, cores: int, pairs: int = 0) -> Tiling | None:
     lanes = targets.tiles(isa, s.p.dtype)[0].vl
     best: Tiling | None = None
     for shape in _shapes(s, lanes, caches["l1"]):
-        found = _tiling_of(s, shape, lanes, _machine_cores(), caches)
+        found = _tiling_of(s, shape, isa, _machine_cores(), caches)
         if best is None or found.makespan < best.makespan:
             best = found
     if best is None or (pairs == 0 and cores == _machine_cores()):
         return best
-    return _tiling_of(s, best.shape, lanes, cores, caches, pairs)
+    return _tiling_of(s, best.shape, isa, cores, caches, pairs)
 
 
 def _shapes(s: Signal, lanes: int, l1: int) -> list[Shape]:
@@ -287,10 +291,12 @@ def _axis_lengths(taps: int, outputs: int, offered: tuple[int, ...], most: int) 
 
 
 def _tiling_of(
-    s: Signal, shape: Shape, lanes: int, cores: int, caches: dict[str, int], given: int = 0
+    s: Signal, shape: Shape, isa: str, cores: int, caches: dict[str, int], given: int = 0
 ) -> Tiling:
     """The tasks of least modelled time for a shape of tiles, of ``given`` pairs if not 0."""
     p, (deep, high, wide) = s.p, s.extents
+    lanes = targets.tiles(isa, p.dtype)[0].vl
+    shared, memory = targets.streams(isa)
     if shape.line:
         outputs = (1, 1, min(shape.points - wide + 1, p.out[2]))
     else:
@@ -322,23 +328,26 @@ def _tiling_of(
             held = task_pairs * (p.cg + (0 if single else outs)) * tile_bytes
             tables = outs * p.cg * tile_bytes + (tile_bytes if shape.line else 0)
             missing = 1.1 if held + tables > caches["l2"] * 7 // 8 else 1.0
+            # Tiles that L2 does not hold go out and come back.
+            away = 0.0
             if held > caches["l2"]:
-                missing = 1.25
+                away = 2 * held / shared
             if held > caches["l3"] // ((2 if shape.depth == 1 else 4) * cores):
-                missing = 2.0
+                away = 2 * held / memory
             product = p.cg * outs * PRODUCT * vectors * task_pairs
             # Spectra that no cache holds come from further away for every task.
-            rate = 64.0 if weights <= caches["l2"] // 2 else 12.0
+            rate = 64.0 if weights <= caches["l2"] // 2 else min(12.0, shared)
             if weights > caches["l3"] // 2:
-                rate = 8.0
-            product = max(product, outs * p.cg * tile_bytes / rate)
-            cycles = task_pairs * (p.cg + outs) * one * missing + product + TASK
+                rate = min(8.0, memory)
+            stream = outs * p.cg * tile_bytes / rate
+            product = max(product, stream) + EXPOSED * min(product, stream)
+            cycles = task_pairs * (p.cg + outs) * one * missing + away + product + TASK
             tasks = p.groups * blocks * parts
             makespan = cycles * -(-tasks // cores)
             if best is None or makespan < best.makespan:
                 best = Tiling(
                     shape, lanes, p.bytes, outputs, counts, units, panel_rows, panels,
-                    task_pairs, task_panels, tasks, cycles * tasks, makespan,
+                    task_pairs, task_panels, tasks, cycles * tasks, makespan, product / cycles,
                 )  # fmt: skip
     assert best is not None
     return best

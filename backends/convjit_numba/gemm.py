@@ -97,7 +97,8 @@ def blocking(p: Problem, isa: str, cores: int, config: Config = DEFAULT_CONFIG) 
     wanted = problem.wanted_tasks(config, partial(blocking, p, isa, cores))
     row = flatten(p)
     plain, p = row is not p, row
-    blocks = problem.blocks_of(p.dtype)
+    blocks, lag = problem.blocks_of(p.dtype), targets.lag(isa)
+    arriving = problem.arriving(p, isa, PIXELS)
     shapes = targets.pixel_tiles(isa, p.dtype)
     vl = shapes[0].vl
     # The order of summation is that of the blocks, which must not depend on tile or threads.
@@ -123,13 +124,14 @@ def blocking(p: Problem, isa: str, cores: int, config: Config = DEFAULT_CONFIG) 
         rows, wide_each = p.kg / panels, wide / strips
         step = max(rows * wide_each / 2, (rows + wide_each) / 2, FMA_LATENCY)
         if min(p.cg, cblock) * p.taps * tile.nr * p.bytes > blocks.strip:
-            step = max(step, wide_each * vl * p.bytes / L2_BYTES)
+            step = max(step, lag * wide_each * vl * p.bytes / L2_BYTES)
         call = CALL + STORE * rows * wide_each
-        each = p.depth * step + cblocks * call
-        each += rows * wide_each * vl * p.bytes / PIXELS * (2 * cblocks - 1)
-        each += rows * p.depth * p.bytes / (4 * L2_BYTES)  # of the weights' stream, which is hidden
-        read = p.cg * wide_each * vl * p.bytes * p.stride[1] * p.stride[2] / PIXELS
-        fixed = read + (0.0 if in_place else p.depth * gather / strips)
+        others = cblocks * call
+        others += rows * p.depth * p.bytes / (4 * L2_BYTES)  # the weights' stream, which is hidden
+        each = p.depth * step + lag * others
+        each += rows * wide_each * vl * p.bytes / arriving * (2 * cblocks - 1)
+        read = p.cg * wide_each * vl * p.bytes * p.stride[1] * p.stride[2] / arriving
+        fixed = read + (0.0 if in_place else lag * p.depth * gather / strips)
         for task_strips in targets.splits(strips, strips):
             strip_blocks = -(-strips // task_strips)
             few = units * strip_blocks < 4 * cores
@@ -138,7 +140,7 @@ def blocking(p: Problem, isa: str, cores: int, config: Config = DEFAULT_CONFIG) 
                 tasks = units * strip_blocks * parts_k
                 if not targets.is_about(tasks, wanted):
                     continue
-                share = TASK + SHARED * p.kg / parts_k
+                share = lag * (TASK + SHARED * p.kg / parts_k)
                 longest = share + task_strips * (fixed + task_panels * each)
                 total = tasks * share + units * strips * (parts_k * fixed + panels * each)
                 # Threads that start at any time end half a task apart.

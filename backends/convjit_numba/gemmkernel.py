@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from convjit_numba import taskloop
 from convjit_numba.problem import FIELD
 
 
@@ -26,7 +27,7 @@ def build(
     """
     from numba import njit
 
-    from convjit_numba.microkernel import OPTIONS, atomic_add, load_int, padded_row, zero_bytes
+    from convjit_numba.microkernel import OPTIONS, load_int, padded_row, zero_bytes
     from convjit_numba.pixeltile import gather_pixels, pixel_tile
 
     size = bits // 8
@@ -34,9 +35,7 @@ def build(
     vector_step = max(step, 1)
     fewer_rows, fewer_vectors = max(mr - 1, 1), max(nv - 1, 1)
     f = dict(FIELD)
-    TASKS, GRAIN, SLOT_BYTES, GROUPS, CG, KG = (
-        f["tasks"], f["grain"], f["slot_bytes"], f["groups"], f["cg"], f["kg"],
-    )  # fmt: skip
+    GROUPS, CG, KG = f["groups"], f["cg"], f["kg"]
     D, H, W, OH, OW = f["d"], f["h"], f["w"], f["oh"], f["ow"]
     KD, KH, KW, SD, SH, SW = f["kd"], f["kh"], f["kw"], f["sd"], f["sh"], f["sw"]
     PD, PH, PW, DD, DH, DW = f["pd"], f["ph"], f["pw"], f["dd"], f["dh"], f["dw"]
@@ -66,6 +65,9 @@ def build(
         oh, ow = load_int(g + OH), load_int(g + OW)
         line = first // ow
         col = first - line * ow
+        # Lanes that nobody asked for are zeros: old memory may hold numbers so small that products
+        # with them take a hundred times as long.
+        beyond = -pixels % vl * size
         done = 0
         while done < pixels:
             # One output row's share of the strip.
@@ -89,6 +91,8 @@ def build(
                                 gather_row(target, source, col0 + tx * dw, w, length)
                             else:
                                 padded_row(bits, target, source, w, col0 + tx * dw, sw, length)
+                            if beyond != 0 and done + length == pixels:
+                                zero_bytes(target + length * size, beyond)
                             target += pitch
             done += length
             line += 1
@@ -154,34 +158,21 @@ def build(
                 tile(rows, vectors, last, channels * taps, a, b, walk, c, ldc, accumulate,
                      add, kind, g + SLOPES, count)  # fmt: skip
 
-    def kernel(g, x, weights, bias, y, workspace, control):
-        tasks, grain = load_int(g + TASKS), load_int(g + GRAIN)
-        groups, panels = load_int(g + GROUPS), load_int(g + PANELS)
-        task_panels, task_splits = load_int(g + TASK_PANELS), load_int(g + TASK_SPLITS)
-        strips, strip_blocks = load_int(g + STRIPS), load_int(g + STRIP_BLOCKS)
-        slot = 0
-        if control != 0:
-            slot = atomic_add(control + 64, 1)
-        gathered = workspace + slot * load_int(g + SLOT_BYTES)
-        first = 0
-        while True:
-            if control != 0:
-                first = atomic_add(control, grain)
-            if first >= tasks:
-                break
-            end = min(first + grain, tasks)
-            for task in range(first, end):
-                rest = task // task_splits
-                low = (task - rest * task_splits) * task_panels
-                high = min(low + task_panels, panels)
-                unit = rest // strip_blocks  # image and group
-                group = unit % groups
-                block_of = rest - unit * strip_blocks
-                for strip in range(
-                    block_of * strips // strip_blocks, (block_of + 1) * strips // strip_blocks
-                ):
-                    run_strip(g, x, weights, bias, y, gathered, unit, group, strip, low, high)
-            if control == 0:
-                first = end
+    @njit(**OPTIONS)
+    def start(g, mine):
+        pass
 
-    return kernel
+    @njit(**OPTIONS)
+    def run(g, x, weights, bias, y, mine, task):
+        panels, task_panels = load_int(g + PANELS), load_int(g + TASK_PANELS)
+        strips, strip_blocks = load_int(g + STRIPS), load_int(g + STRIP_BLOCKS)
+        rest = task // load_int(g + TASK_SPLITS)
+        low = (task - rest * load_int(g + TASK_SPLITS)) * task_panels
+        high = min(low + task_panels, panels)
+        unit = rest // strip_blocks  # image and group
+        group = unit % load_int(g + GROUPS)
+        block = rest - unit * strip_blocks
+        for strip in range(block * strips // strip_blocks, (block + 1) * strips // strip_blocks):
+            run_strip(g, x, weights, bias, y, mine, unit, group, strip, low, high)
+
+    return taskloop.build(run, start)

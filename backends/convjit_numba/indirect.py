@@ -22,19 +22,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
+from math import prod
 
 from convjit.precision import Numerics
 from convjit.spec import ConvSpec
 from convjit.spi import Config, Executable, Feature, Phase, Refusal, Target, Work
-from convjit_numba import cache, problem, targets
+from convjit_numba import cache, pack, problem, targets
 from convjit_numba.indirectkernel import build
 from convjit_numba.indirectplan import (
     Blocking,
     Slot,
     blocking,
-    packer,
     slab_pitch,
-    weight_bytes,
+    table_bytes,
 )
 from convjit_numba.problem import PanelExecutable, Problem
 
@@ -79,7 +79,7 @@ class Indirect:
         flops *= 4.0 * b.tile.vl
         if spec.dtype in WHOLE:
             flops *= WHOLE_FACTOR[isa]
-        packed = weight_bytes(p, b.tile)
+        packed = prod(pack.lanes_shape(p, b.tile)) * p.bytes
         return Work(
             (
                 Phase(
@@ -130,7 +130,6 @@ def executable(spec: ConvSpec, p: Problem, b: Blocking, target: Target) -> Panel
             "grain": targets.grain(b.tasks, slots, seconds),
             "slot_bytes": slot.bytes,
             "cblock": b.cblock,
-            "cblocks": -(-p.cg // b.cblock),
             "panels": panels,
             "task_panels": b.task_panels,
             "task_splits": -(-panels // b.task_panels),
@@ -143,9 +142,10 @@ def executable(spec: ConvSpec, p: Problem, b: Blocking, target: Target) -> Panel
             "merged": int(b.merged),
             "zero_bytes": slot.zeros,
             "slab_pitch": slab_pitch(b.problem, b.merged),
+            "table_bytes": table_bytes(b),
         }
     )
     return PanelExecutable(
-        kernel, packer(p, b.tile), geometry, (),
+        kernel, pack.lanes_packer(p, b.tile), geometry, (),
         slots=slots, slot_bytes=slot.bytes, seconds=seconds,
     )  # fmt: skip

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from convjit_numba import rowtables, taskloop
 from convjit_numba.problem import FIELD
+from convjit_numba.rowtables import HEAD
 
 
 def build(
@@ -16,30 +18,19 @@ def build(
     """
     from numba import njit
 
-    from convjit_numba.microkernel import (
-        OPTIONS,
-        atomic_add,
-        copy_bytes,
-        load_int,
-        move_real,
-        move_vectors,
-        store_int,
-        zero_bytes,
-    )
-    from convjit_numba.rowtile import row_tiles, whole_row_tiles
-    from convjit_numba.transpose import from_lanes, to_lanes
+    from convjit_numba.microkernel import OPTIONS, load_int, move_real, store_int, zero_bytes
+    from convjit_numba.transpose import from_lanes
 
+    fill_slab, copy_run, addends, sum_panel = rowtables.build(bits, mr, nv, vl, tail, whole)
     size = bits // 8
     nr = nv * vl
     walk = nr * size
     f = dict(FIELD)
-    TASKS, GRAIN, SLOT_BYTES, GROUPS, CG, KG = (
-        f["tasks"], f["grain"], f["slot_bytes"], f["groups"], f["cg"], f["kg"],
-    )  # fmt: skip
+    GROUPS, CG, KG = f["groups"], f["cg"], f["kg"]
     D, H, W, OD, OH, OW = f["d"], f["h"], f["w"], f["od"], f["oh"], f["ow"]
     KD, KH, KW, SD, SH, SW = f["kd"], f["kh"], f["kw"], f["sd"], f["sh"], f["sw"]
     PD, PH, PW, DD, DH, DW = f["pd"], f["ph"], f["pw"], f["dd"], f["dh"], f["dw"]
-    CBLOCK, CBLOCKS, PANELS = f["cblock"], f["cblocks"], f["panels"]
+    CBLOCK, PANELS = f["cblock"], f["panels"]
     TASK_PANELS, TASK_SPLITS = f["task_panels"], f["task_splits"]
     ACTIVATION, SLOPES = f["activation"], f["slope0"]
     PIXELS, TASK_PIXELS, PIXEL_BLOCKS = f["pixels"], f["task_pixels"], f["pixel_blocks"]
@@ -47,6 +38,7 @@ def build(
     MERGED, ZERO_BYTES, SLAB_PITCH = f["merged"], f["zero_bytes"], f["slab_pitch"]
     AT_POSITIONS, AT_ZEROS, AT_SUMS = f["at_positions"], f["at_zeros"], f["at_sums"]
     AT_TABLE, AT_PATCHES, AT_SLAB = f["at_table"], f["at_patches"], f["at_slab"]
+    TABLE_BYTES = f["table_bytes"]
     # Where the pixels of a tile begin to read: three coordinates and an address for each.
     Z, ROW, COL, PLACE = 0, 8 * mr, 16 * mr, 24 * mr
 
@@ -83,15 +75,7 @@ def build(
                 for r in range(0, rows, step):
                     into = slab + (t * rows + r) * pitch * pixel
                     start = x + ((z * h + low + r) * w + left) * size
-                    # Vectors reach beyond the last channel into the next pixel: the last channels
-                    # are written first.
-                    c = (cg - 1) // vl * vl
-                    while c >= 0:
-                        to_lanes(
-                            bits, vl, start + c * channel, channel, min(vl, cg - c),
-                            into + c * size, pixel, run,
-                        )  # fmt: skip
-                        c -= vl
+                    fill_slab(into, pixel, start, channel, cg, run)
         return slab - (low * pitch + left) * pixel, pitch, rows
 
     @njit(**OPTIONS)
@@ -99,38 +83,46 @@ def build(
         """Where ``rows`` pixels begin to read; whether no tap of theirs meets the padding."""
         d, h, w = load_int(g + D), load_int(g + H), load_int(g + W)
         od, oh, ow = load_int(g + OD), load_int(g + OH), load_int(g + OW)
-        span_z = (load_int(g + KD) - 1) * load_int(g + DD)
-        span_row = (load_int(g + KH) - 1) * load_int(g + DH)
-        span_col = (load_int(g + KW) - 1) * load_int(g + DW)
+        sd, sh, sw = load_int(g + SD), load_int(g + SH), load_int(g + SW)
+        pd, ph, pw = load_int(g + PD), load_int(g + PH), load_int(g + PW)
+        # The first coordinates at which a kernel would reach beyond the input.
+        end_z = d - (load_int(g + KD) - 1) * load_int(g + DD)
+        end_row = h - (load_int(g + KH) - 1) * load_int(g + DH)
+        end_col = w - (load_int(g + KW) - 1) * load_int(g + DW)
+        plane = line // oh
+        down = line - plane * oh
+        image = plane // od
+        deep = plane - image * od
         inside = 1
         for i in range(rows):
-            plane = line // oh
-            z = plane % od * load_int(g + SD) - load_int(g + PD)
-            row = (line - plane * oh) * load_int(g + SH) - load_int(g + PH)
-            left = col * load_int(g + SW) - load_int(g + PW)
-            if (
-                z < 0 or row < 0 or left < 0
-                or z + span_z >= d or row + span_row >= h or left + span_col >= w
-            ):  # fmt: skip
+            z, row, left = deep * sd - pd, down * sh - ph, col * sw - pw
+            if not (0 <= z < end_z and 0 <= row < end_row and 0 <= left < end_col):
                 inside = 0
             store_int(at + Z + 8 * i, z)
             store_int(at + ROW + 8 * i, row)
             store_int(at + COL + 8 * i, left)
-            place = base + plane // od * step_n + z * step_z + row * step_row + left * step_col
+            place = base + image * step_n + z * step_z + row * step_row + left * step_col
             store_int(at + PLACE + 8 * i, place)
+            # The next pixel, without a division.
             col += 1
             if col == ow:
                 col = 0
-                line += 1
+                down += 1
+                if down == oh:
+                    down = 0
+                    deep += 1
+                    if deep == od:
+                        deep = 0
+                        image += 1
         return inside
 
     @njit(**OPTIONS)
     def list_taps(g, table, at, zeros, inside, rows, tap_z, step_row, step_col):
-        """The table of a tile: how many taps, then an offset and ``rows`` addresses for each."""
+        """The entries of a tile's table: for each tap an offset and ``rows`` addresses."""
         d, h, w = load_int(g + D), load_int(g + H), load_int(g + W)
         kd, kh, kw = load_int(g + KD), load_int(g + KH), load_int(g + KW)
         weights = load_int(g + CG) * walk
-        taps, entry = 0, table + 8
+        taps, entry = 0, table + 8 * HEAD
         for tz in range(kd):
             for ty in range(kh):
                 for tx in range(kw):
@@ -160,12 +152,12 @@ def build(
         store_int(table, taps)
 
     @njit(**OPTIONS)
-    def list_rows(g, table, at, zeros, patches, rows, tap_z, step_row, step_col):
+    def list_merged(g, table, at, zeros, patches, rows, tap_z, step_row, step_col):
         """The same with the taps of a kernel row merged; rows that are not in one piece copied."""
         d, h, w, cg = load_int(g + D), load_int(g + H), load_int(g + W), load_int(g + CG)
         kd, kh, kw, dw = load_int(g + KD), load_int(g + KH), load_int(g + KW), load_int(g + DW)
         adjacent = kw == 1 or dw * step_col == cg * size
-        taps, entry = 0, table + 8
+        taps, entry = 0, table + 8 * HEAD
         for tz in range(kd):
             for ty in range(kh):
                 z, y = tz * load_int(g + DD), ty * load_int(g + DH)
@@ -199,174 +191,111 @@ def build(
         return patches
 
     @njit(**OPTIONS)
-    def move_run(target, source, count):
-        """Copy ``count`` numbers by vectors, the last of which overlaps."""
-        if count < vl:
-            copy_bytes(target, source, count * size)
-        else:
-            for c in range(0, count - vl, vl):
-                move_vectors(bits, vl, 1, target + c * size, source + c * size)
-            c = (count - vl) * size
-            move_vectors(bits, vl, 1, target + c, source + c)
-
-    def kernel(g, x, weights, bias, y, workspace, control):
-        tasks, grain = load_int(g + TASKS), load_int(g + GRAIN)
-        groups, cg, kg = load_int(g + GROUPS), load_int(g + CG), load_int(g + KG)
+    def list_tables(g, x, mine, group, line, p0, pixels, step):
+        """The tables of a task's tiles, ``step`` bytes apart; returns how many."""
+        groups, cg = load_int(g + GROUPS), load_int(g + CG)
         d, h, w, ow = load_int(g + D), load_int(g + H), load_int(g + W), load_int(g + OW)
+        at, zeros = mine + load_int(g + AT_POSITIONS), mine + load_int(g + AT_ZEROS)
+        patches = mine + load_int(g + AT_PATCHES)
+        if load_int(g + LAST) != 0:
+            base = x + group * cg * size
+            step_col = groups * cg * size
+            step_row = w * step_col
+            step_z = h * step_row
+            step_n = d * step_z
+            tap_z = step_z * load_int(g + DD)
+        else:
+            line0, line1 = line + p0 // ow, line + (p0 + pixels - 1) // ow
+            image = line0 // (load_int(g + OD) * load_int(g + OH))
+            source = x + (image * groups + group) * cg * d * h * w * size
+            base, pitch, high = transpose_slab(
+                g, mine + load_int(g + AT_SLAB), source, line0, line1, p0 % ow,
+                (p0 + pixels - 1) % ow,
+            )  # fmt: skip
+            step_col = load_int(g + SLAB_PITCH)
+            step_row = pitch * step_col
+            step_z = step_n = 0
+            tap_z = high * step_row
+        tiles = (pixels + mr - 1) // mr
+        here = mine + load_int(g + AT_TABLE)
+        for tile in range(tiles):
+            p = tile * pixels // tiles
+            rows = (tile + 1) * pixels // tiles - p
+            at_line = (p0 + p) // ow
+            col = p0 + p - at_line * ow
+            inside = locate(
+                g, at, base, step_n, step_z, step_row, step_col, line + at_line, col, rows
+            )
+            store_int(here + 8, rows)
+            store_int(here + 16, p)
+            if load_int(g + MERGED) != 0:
+                patches = list_merged(g, here, at, zeros, patches, rows, tap_z, step_row, step_col)
+            else:
+                list_taps(g, here, at, zeros, inside, rows, tap_z, step_row, step_col)
+            here += step
+        return tiles
+
+    @njit(**OPTIONS)
+    def start(g, mine):
+        zero_bytes(mine + load_int(g + AT_ZEROS), load_int(g + ZERO_BYTES))
+
+    @njit(**OPTIONS)
+    def run(g, x, weights, bias, y, mine, task):
+        groups, cg, kg = load_int(g + GROUPS), load_int(g + CG), load_int(g + KG)
         kd, kh, kw = load_int(g + KD), load_int(g + KH), load_int(g + KW)
-        outputs = load_int(g + OD) * load_int(g + OH) * ow
-        planes, plane_lines = load_int(g + PLANES), load_int(g + PLANE_LINES)
-        cblock, cblocks, panels = load_int(g + CBLOCK), load_int(g + CBLOCKS), load_int(g + PANELS)
+        ow = load_int(g + OW)
+        image_lines = load_int(g + OD) * load_int(g + OH)
+        outputs = image_lines * ow
+        planes, panels = load_int(g + PLANES), load_int(g + PANELS)
         task_panels, task_splits = load_int(g + TASK_PANELS), load_int(g + TASK_SPLITS)
-        all_pixels, task_pixels = load_int(g + PIXELS), load_int(g + TASK_PIXELS)
-        pixel_blocks, activation = load_int(g + PIXEL_BLOCKS), load_int(g + ACTIVATION)
+        task_pixels, pixel_blocks = load_int(g + TASK_PIXELS), load_int(g + PIXEL_BLOCKS)
         last_axis, merged = load_int(g + LAST), load_int(g + MERGED)
         panel_bytes = kd * kh * kw * cg * walk
-        entries = kd * kh if merged != 0 else kd * kh * kw
-        table_bytes = 8 + entries * (1 + mr) * 8
-        slot = 0
-        if control != 0:
-            slot = atomic_add(control + 64, 1)
-        mine = workspace + slot * load_int(g + SLOT_BYTES)
-        at, zeros = mine + load_int(g + AT_POSITIONS), mine + load_int(g + AT_ZEROS)
-        sums, table = mine + load_int(g + AT_SUMS), mine + load_int(g + AT_TABLE)
-        slab = mine + load_int(g + AT_SLAB)
-        first = 0
-        fresh = 1
-        while True:
-            if control != 0:
-                first = atomic_add(control, grain)
-            if first >= tasks:
-                break
-            if fresh != 0:
-                zero_bytes(zeros, load_int(g + ZERO_BYTES))
-                fresh = 0
-            last = min(first + grain, tasks)
-            for task in range(first, last):
-                rest = task // task_splits
-                low_panel = (task - rest * task_splits) * task_panels
-                high_panel = min(low_panel + task_panels, panels)
-                unit = rest // pixel_blocks
-                p0 = (rest - unit * pixel_blocks) * task_pixels
-                group = unit // planes
-                plane = unit - group * planes
-                pixels = min(task_pixels, all_pixels - p0)
-                line = plane * plane_lines
-                # The rows of the product.
-                if last_axis != 0:
-                    base = x + group * cg * size
-                    step_col = groups * cg * size
-                    step_row = w * step_col
-                    step_z = h * step_row
-                    step_n = d * step_z
-                    tap_z = step_z * load_int(g + DD)
-                else:
-                    line0, line1 = line + p0 // ow, line + (p0 + pixels - 1) // ow
-                    image = line0 // (load_int(g + OD) * load_int(g + OH))
-                    source = x + (image * groups + group) * cg * d * h * w * size
-                    base, pitch, high = transpose_slab(
-                        g, slab, source, line0, line1, p0 % ow, (p0 + pixels - 1) % ow
-                    )
-                    step_col = load_int(g + SLAB_PITCH)
-                    step_row = pitch * step_col
-                    step_z = step_n = 0
-                    tap_z = high * step_row
-                tiles = (pixels + mr - 1) // mr
-                patches = mine + load_int(g + AT_PATCHES)
-                for tile in range(tiles):
-                    p = tile * pixels // tiles
-                    rows = (tile + 1) * pixels // tiles - p
-                    at_line = (p0 + p) // ow
-                    col = p0 + p - at_line * ow
-                    inside = locate(
-                        g, at, base, step_n, step_z, step_row, step_col, line + at_line, col, rows
-                    )
-                    here = table + tile * table_bytes
-                    if merged != 0:
-                        patches = list_rows(
-                            g, here, at, zeros, patches, rows, tap_z, step_row, step_col
-                        )
-                    else:
-                        list_taps(g, here, at, zeros, inside, rows, tap_z, step_row, step_col)
-                # The product, a panel of columns at a time.
-                shift = 0
-                for panel in range(low_panel, high_panel):
-                    k = panel * nr
-                    lanes = nr
-                    if panel == panels - 1:
-                        lanes = tail * vl
-                    count = min(lanes, kg - k)
-                    buffered = last_axis == 0 or count < lanes
-                    c, ldc = sums, walk
-                    result = y
-                    if last_axis != 0:
-                        result += (((line * ow + p0) * groups + group) * kg + k) * size
-                    else:
-                        image = line // (load_int(g + OD) * load_int(g + OH))
-                        inner = line * ow + p0 - image * outputs
-                        result += (((image * groups + group) * kg + k) * outputs + inner) * size
-                    if not buffered:
-                        c, ldc = result, groups * kg * size
-                    add = 0
-                    if bias != 0:
-                        add = bias + (group * kg + k) * size
-                        if count < lanes:
-                            copy_bytes(mine, add, count * size)
-                            add = mine
-                    for block in range(cblocks):
-                        begin = block * cblock
-                        kc = min(cblock, cg - begin)
-                        if merged != 0:
-                            kc = kw * cg
-                        move = begin * size - shift
-                        if move != 0:
-                            # Offsets of weights move with the addresses, which ``b`` makes up for.
-                            for tile in range(tiles):
-                                here = table + tile * table_bytes
-                                size_p = (tile + 1) * pixels // tiles - tile * pixels // tiles
-                                for e in range(load_int(here) * (1 + size_p)):
-                                    entry = here + 8 + 8 * e
-                                    store_int(entry, load_int(entry) + move)
-                            shift = begin * size
-                        b = weights + (group * panels + panel) * panel_bytes + begin * walk - shift
-                        bias_now, kind = 0, 0
-                        if block == cblocks - 1:
-                            bias_now, kind = add, activation
-                        accumulate = 1 if block > 0 else 0
-                        for tile in range(tiles):
-                            p = tile * pixels // tiles
-                            rows = (tile + 1) * pixels // tiles - p
-                            here = table + tile * table_bytes
-                            if whole and lanes == nr:
-                                whole_row_tiles(
-                                    mr, nv, vl, rows, load_int(here), here + 8, kc, b, walk,
-                                    c + p * ldc, ldc, accumulate, bias_now,
-                                )  # fmt: skip
-                            elif whole:
-                                whole_row_tiles(
-                                    mr, tail, vl, rows, load_int(here), here + 8, kc, b, walk,
-                                    c + p * ldc, ldc, accumulate, bias_now,
-                                )  # fmt: skip
-                            elif lanes == nr:
-                                row_tiles(
-                                    bits, mr, nv, vl, rows, load_int(here), here + 8, kc, b, walk,
-                                    c + p * ldc, ldc, accumulate, bias_now, kind, g + SLOPES,
-                                )  # fmt: skip
-                            else:
-                                row_tiles(
-                                    bits, mr, tail, vl, rows, load_int(here), here + 8, kc, b, walk,
-                                    c + p * ldc, ldc, accumulate, bias_now, kind, g + SLOPES,
-                                )  # fmt: skip
-                    if last_axis == 0:
-                        for v in range(0, count, vl):
-                            from_lanes(
-                                bits, vl, sums + v * size, walk, pixels,
-                                result + v * outputs * size, outputs * size, min(vl, count - v),
-                            )  # fmt: skip
-                    elif buffered:
-                        for p in range(pixels):
-                            move_run(result + p * groups * kg * size, sums + p * walk, count)
-            if control == 0:
-                first = last
+        rest = task // task_splits
+        low_panel = (task - rest * task_splits) * task_panels
+        high_panel = min(low_panel + task_panels, panels)
+        unit = rest // pixel_blocks
+        p0 = (rest - unit * pixel_blocks) * task_pixels
+        group = unit // planes
+        line = (unit - group * planes) * load_int(g + PLANE_LINES)
+        pixels = min(task_pixels, load_int(g + PIXELS) - p0)
+        channels, block = cg, load_int(g + CBLOCK)
+        if merged != 0:
+            channels, block = kw * cg, kw * cg
+        step = load_int(g + TABLE_BYTES)
+        tables = list_tables(g, x, mine, group, line, p0, pixels, step)
+        table, sums = mine + load_int(g + AT_TABLE), mine + load_int(g + AT_SUMS)
+        image = line // image_lines
+        inner = line * ow + p0 - image * outputs
+        # The product, a panel of columns at a time.
+        shift = 0
+        for panel in range(low_panel, high_panel):
+            k = panel * nr
+            lanes = nr
+            if panel == panels - 1:
+                lanes = tail * vl
+            count = min(lanes, kg - k)
+            result = y + (((image * groups + group) * kg + k) * outputs + inner) * size
+            if last_axis != 0:
+                result = y + (((line * ow + p0) * groups + group) * kg + k) * size
+            buffered = last_axis == 0 or count < lanes
+            c, ldc = sums, walk
+            if not buffered:
+                c, ldc = result, groups * kg * size
+            add = addends(bias, group * kg + k, count, lanes, mine)
+            b = weights + (group * panels + panel) * panel_bytes
+            shift = sum_panel(
+                table, tables, step, shift, lanes, channels, block, b, c, ldc, ldc, add,
+                load_int(g + ACTIVATION), g + SLOPES,
+            )  # fmt: skip
+            if last_axis == 0:
+                for v in range(0, count, vl):
+                    from_lanes(
+                        bits, vl, sums + v * size, walk, pixels,
+                        result + v * outputs * size, outputs * size, min(vl, count - v),
+                    )  # fmt: skip
+            elif buffered:
+                for p in range(pixels):
+                    copy_run(result + p * groups * kg * size, sums + p * walk, count)
 
-    return kernel
+    return taskloop.build(run, start)

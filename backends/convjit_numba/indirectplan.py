@@ -1,25 +1,16 @@
-"""Block sizes, workspace and packed weights of :mod:`convjit_numba.indirect`.
-
-``(G * Kg, Cg, taps)`` becomes ``(G, panels, taps, Cg, NR)``: per group and panel of ``NR`` output
-channels the numbers that one step of the row tile multiplies lie side by side, and the steps lie in
-the order in which they are taken.  Lanes beyond ``Kg`` are zeros, whose results are dropped.
-"""
+"""Block sizes and workspace of :mod:`convjit_numba.indirect`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from math import prod
-from typing import Any
-
-import numpy as np
 
 from convjit.algorithms.workspace import aligned
-from convjit.precision import numpy_dtype
-from convjit.spi import DEFAULT_CONFIG, Array, Config, empty, num_threads
-from convjit_numba import cache, gemm, problem, targets, threads
-from convjit_numba.problem import Problem, address
+from convjit.spi import DEFAULT_CONFIG, Config
+from convjit_numba import gemm, problem, targets
+from convjit_numba.problem import Problem
+from convjit_numba.rowtables import table_words
 from convjit_numba.targets import Tile
 
 # Cycles of the model, measured on products of known size: a task; a call of the row tile, a tap of
@@ -29,6 +20,7 @@ from convjit_numba.targets import Tile
 TASK, CALL, TAP, ADDRESS, ENTRY, COPY = 500.0, 30.0, 6.0, 0.5, 1.5, 1.5
 TRANSPOSE, TRANSPOSE_BACK = 0.2, 0.5
 MERGED_ENTRY = 10.0
+BACK = 15.0  # a pixel's part of a panel that is copied to the result, its lanes being too many
 # Bytes a cycle that come from L3 or memory and are not hidden by the product: pixels and results;
 # weights, which are prefetched.
 PIXELS, WEIGHTS = 48.0, 64.0
@@ -86,37 +78,43 @@ def tile_cycles(rows: float, vectors: int) -> float:
 
 
 def _panel_cycles(
-    p: Problem, last: bool, tile: Tile, vectors: int, pixels: int, passes: int, entries: int
-) -> float:
+    p: Problem, last: bool, tile: Tile, vectors: int, pixels: int, passes: int, entries: int,
+    lag: float, arriving: float,
+) -> float:  # fmt: skip
     """Of the product of a task's pixels and one panel."""
     tiles = -(-pixels // tile.mr)
     rows, more = divmod(pixels, tiles)  # as even as possible
     step = (tiles - more) * tile_cycles(rows, vectors) + more * tile_cycles(rows + 1, vectors)
     lanes = vectors * tile.vl
-    cycles = p.depth * step + tiles * passes * (CALL + (TAP + ADDRESS * tile.mr) * entries)
-    cycles += lanes * p.bytes * (p.depth / WEIGHTS + pixels / PIXELS)
-    return cycles if last else cycles + TRANSPOSE_BACK * pixels * lanes
+    others = tiles * passes * (CALL + (TAP + ADDRESS * tile.mr) * entries)
+    others += lanes * p.bytes * p.depth / WEIGHTS
+    if not last:
+        others += TRANSPOSE_BACK * pixels * lanes
+    elif p.kg % tile.vl:
+        others += BACK * pixels
+    return p.depth * step + lag * others + pixels * lanes * p.bytes / arriving
 
 
 def _task_cycles(
     p: Problem, last: bool, tile: Tile, tail: int, plane_lines: int, pixels: int, merged: bool,
-    passes: int, image: int,
+    passes: int, image: int, isa: str,
 ) -> tuple[float, float, float]:  # fmt: skip
     """Of a task: what does not depend on its panels, each panel, and the last of all panels."""
+    lag, arriving = targets.lag(isa), problem.arriving(p, isa, PIXELS)
     entries = p.kernel[0] * p.kernel[1] * (1 if merged else p.kernel[2])
     window = _window(p, last, plane_lines, pixels)
     entry = MERGED_ENTRY if merged and last else ENTRY
-    fixed = TASK + entry * pixels * entries + window * p.cg * p.bytes / PIXELS
+    fixed = lag * (TASK + entry * pixels * entries) + window * p.cg * p.bytes / arriving
     if not last:
-        fixed += TRANSPOSE * window * -(-p.cg // tile.vl) * tile.vl
+        fixed += lag * TRANSPOSE * window * -(-p.cg // tile.vl) * tile.vl
     if merged:
         in_place = p.dilation[2] == 1 and (not last or p.groups == 1)
         share = min(1.0, (p.kernel[2] - 1) / p.out[2]) if in_place else 1.0
-        fixed += COPY * share * pixels * p.depth
+        fixed += lag * COPY * share * pixels * p.depth
     # Pixels that do not stay in L2 are read from L3 once a panel.
     miss = 1.0 if window * p.cg * p.bytes <= image else 1.15
     whole, end = (
-        miss * _panel_cycles(p, last, tile, vectors, pixels, passes, entries)
+        miss * _panel_cycles(p, last, tile, vectors, pixels, passes, entries, lag, arriving)
         for vectors in (tile.nv, tail)
     )
     return fixed, whole, end
@@ -167,12 +165,12 @@ def blocking(
             planes = p.groups * (lines // plane_lines)
             units = planes * blocks_in_plane
             fixed, whole, end = _task_cycles(
-                p, last, t, tail, plane_lines, task_pixels, merged, cblocks, blocks.image
+                p, last, t, tail, plane_lines, task_pixels, merged, cblocks, blocks.image, isa
             )
             # The last block of a plane may be smaller.
             rest = _task_cycles(
                 p, last, t, tail, plane_lines, plane - (blocks_in_plane - 1) * task_pixels,
-                merged, cblocks, blocks.image,
+                merged, cblocks, blocks.image, isa,
             )  # fmt: skip
             for task_panels in targets.splits(panels, panels if units < 4 * cores else 1):
                 parts_k = -(-panels // task_panels)
@@ -225,6 +223,12 @@ def slab_pitch(p: Problem, merged: bool) -> int:
 # -------------------------------------------------------------------- the workspace
 
 
+def table_bytes(b: Blocking) -> int:
+    """Of the table of addresses of a row tile."""
+    p = b.problem
+    return 8 * table_words(p.kernel[0] * p.kernel[1] * (1 if b.merged else p.kernel[2]), b.tile.mr)
+
+
 @dataclass(frozen=True, slots=True)
 class Slot:
     """A thread's part of the workspace: bytes of its regions, in their order.
@@ -244,7 +248,6 @@ class Slot:
     @classmethod
     def of(cls, p: Problem, b: Blocking) -> Slot:
         p, size = b.problem, b.problem.bytes
-        taps = p.kernel[0] * p.kernel[1] * (1 if b.merged else p.kernel[2])
         tiles = -(-b.task_pixels // b.tile.mr)
         buffered = not b.last or p.kg % b.tile.vl
         run = p.cg * (p.kernel[2] if b.merged else 1) * size
@@ -254,7 +257,7 @@ class Slot:
             4 * 8 * b.tile.mr,
             run,
             b.task_pixels * b.tile.nr * size if buffered else 0,
-            tiles * 8 * (1 + taps * (1 + b.tile.mr)),
+            tiles * table_bytes(b),
             b.task_pixels * p.kernel[0] * p.kernel[1] * run if b.merged else 0,
             0 if b.last else window * slab_pitch(p, b.merged) + b.tile.vl * size,
         )
@@ -270,104 +273,3 @@ class Slot:
     @property
     def bytes(self) -> int:
         return self.places()["at_slab"] + aligned(self.slab)
-
-
-# -------------------------------------------------------------------- the weights
-
-
-def packed_shape(p: Problem, tile: Tile) -> tuple[int, int, int, int]:
-    """(groups, panels, depth, lanes)."""
-    return p.groups, -(-p.kg // tile.nr), p.depth, tile.nr
-
-
-def weight_bytes(p: Problem, tile: Tile) -> int:
-    """Of the packed weights."""
-    return prod(packed_shape(p, tile)) * p.bytes
-
-
-def _build(bits: int, nv: int, vl: int) -> Callable[..., None]:
-    from numba import njit
-
-    from convjit_numba.microkernel import OPTIONS, atomic_add, move_vectors, zero_bytes
-    from convjit_numba.transpose import to_lanes
-
-    size = bits // 8
-    nr = nv * vl
-
-    @njit(**OPTIONS)
-    def pack_lanes(source, target, scratch, rows, cg, taps):
-        """``rows`` output channels become the lanes of a vector in each row of a panel."""
-        depth = cg * taps
-        if taps == 1:
-            to_lanes(bits, vl, source, depth * size, rows, target, nr * size, depth)
-            return
-        for first in range(0, depth, vl):
-            count = min(vl, depth - first)
-            to_lanes(bits, vl, source + first * size, depth * size, rows, scratch, vl * size, count)
-            c = first // taps
-            t = first - c * taps
-            for i in range(count):
-                place = target + (t * cg + c) * nr * size
-                move_vectors(bits, vl, 1, place, scratch + i * vl * size)
-                t += 1
-                if t == taps:
-                    t = 0
-                    c += 1
-
-    def kernel(source, target, scratch, groups, kg, cg, taps, control):
-        panels = (kg + nr - 1) // nr
-        depth = cg * taps
-        tasks = groups * panels * nv
-        slot = 0
-        if control != 0:
-            slot = atomic_add(control + 64, 1)
-        mine = scratch + slot * vl * vl * size
-        task = 0
-        while True:
-            if control != 0:
-                task = atomic_add(control, 1)
-            if task >= tasks:
-                break
-            unit = task // nv
-            vector = task - unit * nv
-            group = unit // panels
-            k = (unit - group * panels) * nr + vector * vl
-            into = target + (unit * depth * nr + vector * vl) * size
-            if k < kg:
-                start = source + (group * kg + k) * depth * size
-                pack_lanes(start, into, mine, min(vl, kg - k), cg, taps)
-            else:
-                for i in range(depth):
-                    zero_bytes(into + i * nr * size, vl * size)
-            if control == 0:
-                task += 1
-
-    return kernel
-
-
-SECONDS_PER_NUMBER = 0.5e-9
-
-
-def packer(p: Problem, tile: Tile) -> Callable[[Array], Any]:
-    """The function that packs weights of one problem."""
-    dtype, bits = numpy_dtype(p.dtype), targets.BITS[p.dtype]
-    shape = packed_shape(p, tile)
-    name = f"pack.lanes.{targets.SHORT[p.dtype]}.{tile.nv}x{tile.vl}"
-    kernel = cache.function(name, 8, partial(_build, bits, tile.nv, tile.vl))
-    seconds = prod(shape) * SECONDS_PER_NUMBER
-
-    def pack(weights: Array) -> Any:
-        # Vectors of weights do not cross cache lines.
-        count = prod(shape)
-        memory = empty((count + 64 // p.bytes,), dtype)
-        first = -address(memory) % 64 // p.bytes
-        panels = memory[first : first + count].reshape(shape)
-        size = num_threads()
-        scratch = np.empty(size * tile.vl**2, dtype)
-        arguments = (
-            address(weights), address(panels), address(scratch), p.groups, p.kg, p.cg, p.taps,
-        )  # fmt: skip
-        threads.run(kernel, arguments, size, seconds)
-        return panels
-
-    return pack

@@ -23,8 +23,9 @@ def _bandwidth(
 
 # What kernels reach in general, in the units of their models.
 SHARES: Mapping[str, float] = {
-    "direct": 0.9, "gemm": 1.0, "indirect": 1.0, "winograd": 0.9, "fft": 0.8, "depthwise": 0.55,
-    "planes": 0.9, "transposed": 0.75, "weight_grad": 1.0,
+    "direct": 0.9, "gemm": 1.0, "indirect": 1.0, "winograd": 0.9, "winograd.transform": 0.7,
+    "fft": 0.8, "fft.multiply": 0.7, "depthwise": 0.55, "planes": 0.9, "transposed": 0.75,
+    "weight_grad": 1.0,
 }  # fmt: skip
 OTHER_SHARE = 0.9  # of a family that is in no table
 
@@ -45,6 +46,9 @@ class Microarchitecture:
         Bytes read and written per second, ``"l1"`` to ``"l3"`` by each core, ``"memory"``,
         ``"copy"`` (a strided copy of the backend's) and ``"elementwise"`` (a pass of NumPy's) by
         all together.
+    stream : (float, float)
+        Bytes read per second by each core while it computes, from the shared cache and from memory:
+        by these kernels are blocked.
     """
 
     flops_per_cycle: int
@@ -53,6 +57,7 @@ class Microarchitecture:
     bandwidth: Mapping[str, float] = field(
         default_factory=lambda: _bandwidth(1.2e11, 6e10, 2.5e10, 1.5e10, 1e10, 4e9)
     )
+    stream: tuple[float, float] = (4e10, 1.5e10)
 
 
 # Figures of `python -m convjit calibrate` on two cores of a server.
@@ -60,10 +65,25 @@ _ZEN4 = Microarchitecture(
     32,
     3.67e9,
     {
-        "direct": 0.95, "gemm": 1.07, "indirect": 1.07, "winograd": 1.08, "fft": 0.88,
+        "direct": 0.95, "gemm": 1.07, "indirect": 1.07, "winograd": 1.08,
+        "winograd.transform": 1.08, "fft": 0.88, "fft.multiply": 0.88,
         "depthwise": 0.63, "planes": 1.13, "transposed": 0.83, "weight_grad": 1.1,
     },
     _bandwidth(1.2e11, 1.1e11, 4.3e10, 3.3e10, 2.3e10, 1.0e10),
+    (7.3e10, 1.74e10),
+)  # fmt: skip
+
+# The first three shares are medians over 38 channels-first layers of many kinds.
+_GRANITE = Microarchitecture(
+    64,
+    3.6e9,
+    {
+        "direct": 0.78, "gemm": 0.86, "indirect": 0.82, "winograd": 0.9,
+        "winograd.transform": 0.5, "fft": 0.45, "fft.multiply": 0.4,
+        "depthwise": 0.33, "planes": 0.65, "transposed": 0.75, "weight_grad": 0.76,
+    },
+    _bandwidth(3.2e11, 9.6e10, 2.6e10, 2.5e10, 2.8e10, 1.35e10),
+    (2.8e10, 1.5e10),
 )  # fmt: skip
 
 # FMA ports by vector width: A. Fog, "The microarchitecture of Intel, AMD and VIA CPUs"; Arm's
@@ -88,7 +108,7 @@ MICROARCHITECTURES: Mapping[str, Microarchitecture] = {
     "icelake-server": Microarchitecture(64, 2.6e9),
     "sapphirerapids": Microarchitecture(64, 2.8e9),
     "emeraldrapids": Microarchitecture(64, 2.8e9),
-    "graniterapids": Microarchitecture(64, 2.8e9),
+    "graniterapids": _GRANITE,
     "neoverse-n1": Microarchitecture(16),
     "neoverse-n2": Microarchitecture(16),
     "neoverse-v1": Microarchitecture(32, 2.6e9),
@@ -105,6 +125,21 @@ INSTRUCTION_SETS: Mapping[str, Microarchitecture] = {
     "neon": Microarchitecture(16),
     "generic": Microarchitecture(4),
 }
+
+
+# What a virtual machine says it is may be older than the instructions that it has: LLVM's name is
+# then of the older one.  The first of the features that is there tells better.
+TELLING = (("avx10.1", "graniterapids"), ("amx-tile", "sapphirerapids"))
+
+
+def named(cpu: str, features: str) -> str:
+    """The name in the table of a processor that LLVM calls ``cpu``, with LLVM's features."""
+    on = {word[1:] for word in features.split(",") if word.startswith("+")}
+    names = list(MICROARCHITECTURES)
+    for feature, name in TELLING:
+        if feature in on and cpu in names and names.index(cpu) < names.index(name):
+            return name
+    return cpu
 
 
 def row(cpu: str, isa: str) -> Microarchitecture:

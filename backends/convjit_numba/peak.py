@@ -25,14 +25,17 @@ from convjit_numba.problem import address
 CHAINS = {"avx512": 20, "neon": 20}  # independent FMAs in flight; 10 elsewhere
 LAUNCH = 2e-6  # seconds that handing a call to helpers costs, where nothing was measured
 CALL = 4e-6  # geometry, addresses and a ctypes call
-# By rate key's family: a problem that suits it, by whose time its rate is measured.
+# By rate key without the dtype: a problem by whose time the rate is measured.  Winograd and FFT
+# have two, for products and for transforms, and one problem with much of each.
 RATES = {
     "direct": "conv_{dtype}_NCHW_n1c64k96g1_i56x56_w3x3_p1",
     "gemm": "conv_{dtype}_NCHW_n1c64k96g1_i56x56_w3x3_p1",
     "indirect": "conv_{dtype}_NHWC_n1c128k128g1_i28x28_w3x3_p1",
     "transposed": "convt_{dtype}_NHWC_n1c128k128g1_i56x56_w2x2_s2x2",
     "winograd": "conv_{dtype}_NCHW_n1c128k128g1_i28x28_w3x3_p1",
+    "winograd.transform": "conv_{dtype}_NCHW_n1c16k16g1_i112x112_w3x3_p1",
     "fft": "conv_{dtype}_NCHW_n1c1k1g1_i512x512_w31x31_p15",
+    "fft.multiply": "conv_{dtype}_NCHW_n1c64k64g1_i28x28_w5x5_p2",
     "depthwise": "conv_{dtype}_NHWC_n1c96k96g96_i28x28_w3x3_p1",
     "planes": "conv_{dtype}_NCHW_n1c1k1g1_i512x512_w7x7_p3",
     "weight_grad": "wgrad_{dtype}_NCHW_n1c128k128g1_i28x28_w3x3_p1",
@@ -43,7 +46,7 @@ RATES = {
 def _target(cores: int) -> Target:
     code = targets.codegen()
     isa = code.isa
-    row = microarchitectures.row(code.cpu, isa)
+    row, name = targets.machine(isa), microarchitectures.named(code.cpu, code.features)
     peak = {
         dtype: cores * row.flops_per_cycle * row.clock * 32 / bits
         for dtype, bits in targets.BITS.items()
@@ -59,7 +62,7 @@ def _target(cores: int) -> Target:
     return Target(
         fingerprint=f"{code.cpu}-{isa}-{digest}-{cores}t",
         device="cpu",
-        description=f"{_model()} ({code.cpu}, {isa}), {cores} threads",
+        description=f"{_model()} ({name}, {isa}), {cores} threads",
         cores=cores,
         peak=peak,
         rates=rates,
@@ -188,14 +191,14 @@ def _wake(count: int) -> Run:
 def gauges(solvers: Sequence[Solver], found: Target) -> Iterator[Gauge]:
     """What there is to measure with the threads of a target.
 
-    ``"call"`` is not: most of it is the core's own work around a kernel.  Nor is the bandwidth of
-    L1, which a phase is never bound by before it is by arithmetic.
+    ``"call"`` is not: most of it is the core's own work around a kernel.
     """
     cores, caches = found.cores, found.caches
     for dtype in targets.BITS:
         yield Gauge("peak", dtype, partial(_fma, dtype, cores))
     shared = min(caches["l3"] // 4, 8 << 20)
     beyond = min(max(2 * caches["l3"], 64 << 20), 256 << 20)
+    yield Gauge("bandwidth", "l1", partial(_copy, caches["l1"] // 4, 1, cores))
     yield Gauge("bandwidth", "l2", partial(_copy, caches["l2"] // 4, 1, cores))
     yield Gauge("bandwidth", "l3", partial(_copy, shared, cores))
     yield Gauge("bandwidth", "memory", partial(_copy, beyond, cores))
@@ -203,12 +206,9 @@ def gauges(solvers: Sequence[Solver], found: Target) -> Iterator[Gauge]:
     yield Gauge("bandwidth", "elementwise", partial(casts, np))
     if cores > 1:
         yield Gauge("launch", "", partial(_wake, cores))
-    seen = set()
-    for solver in solvers:
-        # numba.winograd.f4x3 and its like share a rate: the family is the second word.
-        family = solver.id.split(".")[1]
+    for family, problem in RATES.items():
         for dtype, short in targets.SHORT.items():
-            spec, key = ConvSpec.parse(RATES[family].format(dtype=short)), f"numba.{family}.{dtype}"
-            if key not in seen and solver.refuse(spec, found) is None:
-                seen.add(key)
-                yield of_solver(solver, spec, found, key)
+            spec = ConvSpec.parse(problem.format(dtype=short))
+            # numba.winograd.f4x3 and its like share their rates; the family is the second word.
+            solver = next(s for s in solvers if s.id.split(".")[1] == family.partition(".")[0])
+            yield of_solver(solver, spec, found, f"numba.{family}.{dtype}")

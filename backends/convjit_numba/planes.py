@@ -354,7 +354,7 @@ class Planes:
             }
         )
         return PanelExecutable(
-            kernel, partial(_pack, reverses(spec, b)), geometry, segments,
+            kernel, _packer(spec, b), geometry, segments,
             slots=slots, slot_bytes=b.slot_bytes, seconds=seconds,
         )  # fmt: skip
 
@@ -382,9 +382,17 @@ def reverses(spec: ConvSpec, b: Blocking) -> bool:
     return spec.flip != b.view.swapped
 
 
-def _pack(reverse: bool, weights: Array) -> Array:
-    """The weights as they are, or reversed along the spatial axes."""
-    if not reverse:
-        return weights
-    spatial = (slice(None, None, -1),) * (weights.ndim - 2)
-    return weights[(slice(None), slice(None), *spatial)].copy()
+def _packer(spec: ConvSpec, b: Blocking) -> Callable[[Array], Array]:
+    """Leaves the weights as they are, or reverses them along the spatial axes."""
+    if not reverses(spec, b):
+        return _same
+    return partial(_picked, (slice(None), slice(None), *(slice(None, None, -1),) * spec.ndim))
+
+
+def _same(weights: Array) -> Array:
+    return weights
+
+
+def _picked(index: tuple[slice, ...], weights: Array) -> Array:
+    # Planned calls aside, every call comes here: the index is made once.
+    return weights[index].copy()

@@ -35,6 +35,7 @@ from convjit_numba import cache, targets, threads
 from convjit_numba.targets import Tile
 
 Axes = tuple[int, int, int]
+ARRIVING = 1.2  # times the rate of a stream: computing hides a part
 MAX_SLOT = 1 << 30  # offsets within a slot of workspace are int32
 
 # Slots of the packed geometry, an int64 array that a kernel reads its sizes from.
@@ -56,7 +57,7 @@ FIELDS = (
     "point_bytes", "product_bytes", "at_patch", "at_fold", "at_points", "at_products", "at_outputs",
     # indirect
     "planes", "plane_lines", "last", "merged", "zero_bytes", "slab_pitch",
-    "at_positions", "at_zeros", "at_sums", "at_table", "at_patches", "at_slab",
+    "at_positions", "at_zeros", "at_sums", "at_table", "at_patches", "at_slab", "table_bytes",
     # planes
     "kernel", "row_blocks", "col_blocks", "apart", "span", "deep", "mode", "swapped", "in_place",
     "wrow", "wcol", "table", "buffer_table", "per_depth", "step", "buffer_pitch", "buffer_step",
@@ -414,6 +415,16 @@ def by_level(total: float, shared: float = 0.0) -> dict[str, float]:
     return {"l3": held * total + shared, "memory": (1 - held) * total}
 
 
+def arriving(p: Problem, isa: str, most: float) -> float:
+    """Bytes a cycle of the models, of pixels and results, that a core waits for as they come.
+
+    That is ``most`` by a core whose own caches hold them, else what the shared cache adds.
+    """
+    held = _caches()["l2"] >= sum(p.traffic.values())
+    most /= targets.lag(isa)
+    return most if held else min(most, ARRIVING * targets.streams(isa)[0])
+
+
 def blocks_of(dtype: str) -> targets.Blocks:
     """Block sizes on this machine."""
     caches = _caches()
@@ -444,6 +455,19 @@ def pack_phase(p: Problem, packed: float) -> Phase:
     lines are read before they are written.
     """
     return Phase("pack", bytes=by_level(2.0 * (p.groups * p.kg * p.depth * p.bytes + packed)))
+
+
+def phases(
+    parts: Mapping[tuple[str, str], float], flops: float, moved: Mapping[str, float]
+) -> list[Phase]:
+    """What takes turns within a task, as phases by (name, rate key) and share of all its ``flops``.
+
+    The traffic, which goes on meanwhile, is shared out alike.
+    """
+    return [
+        Phase(name, share * flops, rate, {level: share * n for level, n in moved.items()})
+        for (name, rate), share in parts.items()
+    ]
 
 
 def work(

@@ -19,9 +19,19 @@ from convjit.algorithms.workspace import aligned
 from convjit.precision import Numerics
 from convjit.spec import ConvSpec
 from convjit.spi import Array, Feature, Phase, Refusal, Target, Work, num_threads
-from convjit_numba import cache, depthwiseplan, indirectplan, problem, targets, threads
+from convjit_numba import (
+    cache,
+    depthwiseplan,
+    indirectplan,
+    pack,
+    problem,
+    rowtables,
+    targets,
+    threads,
+)
 from convjit_numba.depthwise import Depthwise, build_line
 from convjit_numba.problem import FIELD, Problem, address
+from convjit_numba.rowtables import HEAD, table_words
 from convjit_numba.targets import Tile
 
 
@@ -34,19 +44,14 @@ def build(
     The first seven are those of :func:`convjit_numba.depthwise.build`; then come the row tile and
     the vectors of the last panel.
     """
-    from convjit_numba.microkernel import (
-        atomic_add,
-        copy_bytes,
-        load_int,
-        move_real,
-        store_int,
-    )
-    from convjit_numba.rowtile import row_tiles
+    from convjit_numba.microkernel import atomic_add, load_int, move_real, store_int
 
+    _, copy_run, addends_of, sum_panel = rowtables.build(bits, mr, nv, lanes, tail)
     row_table, depthwise_line = build_line(bits, outputs, taps, stride, vl, kept, multiplier)
     size = bits // 8
     nr = nv * lanes
     walk = nr * size
+    step = 8 * table_words(1, mr)
     f = dict(FIELD)
     TASKS, GRAIN, SLOT_BYTES, GROUPS, KG = (
         f["tasks"], f["grain"], f["slot_bytes"], f["groups"], f["kg"],
@@ -114,46 +119,41 @@ def build(
                 tiles = (pixels + mr - 1) // mr
                 for tile in range(tiles):
                     p = tile * pixels // tiles
-                    here = table + tile * (1 + mr) * 8
-                    store_int(here, 0)
-                    for i in range((tile + 1) * pixels // tiles - p):
-                        store_int(here + 8 + 8 * i, slab + (p + i) * depth * size)
+                    count = (tile + 1) * pixels // tiles - p
+                    here = table + tile * step
+                    store_int(here, 1)
+                    store_int(here + 8, count)
+                    store_int(here + 16, p)
+                    store_int(here + 8 * HEAD, 0)
+                    for i in range(count):
+                        store_int(here + 8 * (HEAD + 1 + i), slab + (p + i) * depth * size)
+                # The block is a run of whole lines, or a part of one line.
+                result = y + ((plane * oh + r0) * ow + col0) * mixed * size
                 for panel in range(panels):
                     k = panel * nr
                     wide = nr
                     if panel == panels - 1:
                         wide = tail * lanes
                     count = min(wide, mixed - k)
-                    shift = 0
-                    if bias != 0:
-                        shift = bias + k * size
-                        if count < wide:
-                            copy_bytes(sums, shift, count * size)
-                            shift = sums
+                    shift = addends_of(bias, k, count, wide, sums)
                     b = mixing + panel * depth * walk
+                    to, pixel = result + k * size, mixed * size
+                    if count == wide:
+                        sum_panel(
+                            table, tiles, step, 0, wide, depth, depth, b, to, pixel, pixel,
+                            shift, activation, g + SLOPES,
+                        )  # fmt: skip
+                        continue
+                    spare = sums + walk
                     for tile in range(tiles):
-                        p = tile * pixels // tiles
-                        high = (tile + 1) * pixels // tiles - p
-                        here = table + tile * (1 + mr) * 8
-                        # The block is a run of whole lines, or a part of one line.
-                        at = ((plane * oh + r0) * ow + col0 + p) * mixed + k
-                        c, ldc = y + at * size, mixed * size
-                        if count < wide:
-                            c, ldc = sums + walk, walk
-                        if wide == nr:
-                            row_tiles(
-                                bits, mr, nv, lanes, high, 1, here, depth, b, walk, c, ldc, 0,
-                                shift, activation, g + SLOPES,
-                            )  # fmt: skip
-                        else:
-                            row_tiles(
-                                bits, mr, tail, lanes, high, 1, here, depth, b, walk, c, ldc, 0,
-                                shift, activation, g + SLOPES,
-                            )  # fmt: skip
-                        if count < wide:
-                            for i in range(high):
-                                target = y + (at + i * mixed) * size
-                                copy_bytes(target, c + i * walk, count * size)
+                        here = table + tile * step
+                        sum_panel(
+                            here, 1, step, 0, wide, depth, depth, b, spare, 0, walk,
+                            shift, activation, g + SLOPES,
+                        )  # fmt: skip
+                        p = load_int(here + 16)
+                        for i in range(load_int(here + 8)):
+                            copy_run(to + (p + i) * pixel, spare + i * walk, count)
             if control == 0:
                 first = last
 
@@ -222,7 +222,7 @@ def _places(p: Problem, q: Problem, b: Blocking) -> tuple[dict[str, int], int]:
     own = depthwiseplan.Slot.of(p, b.depth.mr, b.depth.vl, -(-p.groups // b.depth.vl))
     pixels = b.rows * b.cols
     regions = (
-        ("at_table", -(-pixels // b.tile.mr) * (1 + b.tile.mr) * 8),
+        ("at_table", -(-pixels // b.tile.mr) * 8 * table_words(1, b.tile.mr)),
         ("at_sums", (1 + b.tile.mr) * b.tile.nr * p.bytes),
         ("at_slab", pixels * q.cg * p.bytes),
     )
@@ -253,7 +253,7 @@ class SeparableExecutable:
         literals = (bits, d.mr, p.kernel[2], d.stride, d.vl, d.kept, m, *b.tile, b.tail)
         self._kernel = cache.function(name, 9, partial(build, *literals))
         self.pack_depth = depthwiseplan.packer(p, d.vl)
-        self.pack_point = indirectplan.packer(q, b.tile)
+        self.pack_point = pack.lanes_packer(q, b.tile)
         places, slot_bytes = _places(p, q, b)
         self._slots = min(target.cores, b.tasks)
         self._seconds = b.cycles / problem.cycles_per_second(target, p.dtype, isa)
@@ -322,7 +322,7 @@ class SeparableLayer:
         y = p.batch * q.kg * p.pixels
         traffic = problem.by_level(float((x + y) * p.bytes))
         packed = prod(depthwiseplan.packed_shape(p, b.depth.vl)) * p.bytes
-        packed += indirectplan.weight_bytes(q, b.tile)
+        packed += prod(pack.lanes_shape(q, b.tile)) * q.bytes
         return Work(
             (
                 Phase("depthwise", flops * b.depth_share, f"numba.depthwise.{p.dtype}", traffic),

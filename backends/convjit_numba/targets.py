@@ -13,6 +13,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+from convjit_numba import microarchitectures
+from convjit_numba.microarchitectures import Microarchitecture
+
+LINE = 64  # bytes of a cache line
 BITS = {"float32": 32, "float64": 64}
 SHORT = {"float32": "f32", "float64": "f64"}
 
@@ -189,13 +193,49 @@ def pixel_tiles(isa: str, dtype: str) -> tuple[Tile, ...]:
     return tuple(Tile(mr, nv, lanes) for mr, nv in PIXEL_SHAPES[isa])
 
 
-def tile_cycles(tile: Tile) -> float:
+def machine(isa: str) -> Microarchitecture:
+    """What a core of this machine does with the vectors of an instruction set."""
+    code = codegen()
+    return microarchitectures.row(microarchitectures.named(code.cpu, code.features), isa)
+
+
+def model_clock(isa: str) -> float:
+    """Cycles of the kernels' models a second: in each there are two multiply-adds of vectors.
+
+    A processor that takes them one by one, or by halves, has less than its clock of them.
+    """
+    row, lanes = machine(isa), MACHINES[isa].vector_bytes // 4
+    return row.flops_per_cycle * row.clock / (4 * lanes)
+
+
+def streams(isa: str) -> tuple[float, float]:
+    """Bytes a cycle of the models that a core reads from the shared cache and from memory."""
+    shared, memory = machine(isa).stream
+    clock = model_clock(isa)
+    return shared / clock, memory / clock
+
+
+def lag(isa: str) -> float:
+    """Cycles of the models that pass in one of a core's.
+
+    What is neither a multiply-add of vectors nor waits for one (shuffles, stores, addresses) takes
+    so many times longer by the models' clock, whose constants are of a core with one multiply-add a
+    cycle: Zen 4, vectors of 64 bytes.
+    """
+    return machine(isa).flops_per_cycle / (MACHINES[isa].vector_bytes // 2)
+
+
+def tile_cycles(tile: Tile, isa: str) -> float:
     """Relative cost of one step of a tile: FMAs or loads, two a cycle each.
 
     A vector of pixels at any address crosses a cache line every other time (32 of 64 bytes), a
-    broadcast never does.
+    broadcast never does.  One of a whole line nearly always does: two accesses, each on a port that
+    loads half a line (Zen 4) is waiting for anyway.  Where a line is one access (two of them a
+    cycle, Intel's servers) a crossing costs three times a load: tiles of 2x12 took 1.5 to 2 times
+    as long a product as those of 6x4.
     """
-    loads = tile.mr + 1.5 * tile.nv
+    crossing = 3.0 if MACHINES[isa].vector_bytes == LINE and lag(isa) > 1 else 1.5
+    loads = tile.mr + crossing * tile.nv
     return max(tile.mr * tile.nv, loads) / 2
 
 

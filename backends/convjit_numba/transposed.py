@@ -27,7 +27,7 @@ from math import prod
 from convjit.precision import Numerics
 from convjit.spec import ConvSpec, Direction
 from convjit.spi import Config, Executable, Feature, Phase, Refusal, Target, Work
-from convjit_numba import cache, problem, targets
+from convjit_numba import cache, pack, problem, targets
 from convjit_numba.problem import PanelExecutable, Problem
 from convjit_numba.transposedkernel import build
 from convjit_numba.transposedplan import (
@@ -35,12 +35,10 @@ from convjit_numba.transposedplan import (
     Slot,
     blocking,
     canonical,
-    packed_shape,
-    packer,
     periods,
     reach,
     slab_pitch,
-    table_words,
+    table_bytes,
 )
 
 
@@ -72,7 +70,7 @@ class Transposed:
         wakes = problem.wakes_helpers(target, p, isa, b.cycles, slots)
         # The model's cycles as flops of full tiles; threads without a task count as computing.
         flops = b.makespan * target.cores if wakes else b.cycles * target.cores
-        packed = prod(packed_shape(p, b.tile)) * p.bytes
+        packed = prod(pack.transposed_shape(p, b.tile)) * p.bytes
         moved = p.moved(float(b.streamed))
         return Work(
             (Phase(self.algorithm, flops * 4.0 * b.tile.vl, f"numba.transposed.{p.dtype}", moved),),
@@ -120,7 +118,6 @@ def _executable(spec: ConvSpec, b: Blocking, target: Target, isa: str) -> PanelE
             "grain": targets.grain(b.tasks, slots, seconds),
             "slot_bytes": slot.bytes,
             "cblock": b.kblock,
-            "cblocks": -(-p.kg // b.kblock),
             "panels": panels,
             "task_panels": b.task_panels,
             "task_splits": -(-panels // b.task_panels),
@@ -133,7 +130,7 @@ def _executable(spec: ConvSpec, b: Blocking, target: Target, isa: str) -> PanelE
             "last": int(b.last),
             "in_place": int(b.direct),
             "slab_pitch": slab_pitch(p),
-            "line_bytes": 8 * table_words(b),
+            "table_bytes": table_bytes(b),
             "phases_h": first_row,
             "phases_w": first_col,
             "extra_h": last_row,
@@ -141,6 +138,6 @@ def _executable(spec: ConvSpec, b: Blocking, target: Target, isa: str) -> PanelE
         }
     )
     return PanelExecutable(
-        kernel, packer(p, b.tile), geometry, (),
+        kernel, pack.transposed_packer(p, b.tile), geometry, (),
         slots=slots, slot_bytes=slot.bytes, seconds=seconds,
     )  # fmt: skip

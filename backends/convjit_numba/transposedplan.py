@@ -1,22 +1,14 @@
-"""Block sizes, workspace and packed weights of :mod:`convjit_numba.transposed`.
-
-``(G * Kg, Cg, taps)`` becomes ``(G, panels, taps, Kg, NR)``: per group and panel of ``NR`` channels
-of the result the numbers that one step of the row tile multiplies lie side by side.  Lanes beyond
-``Cg`` are zeros, whose results are dropped.
-"""
+"""Block sizes and workspace of :mod:`convjit_numba.transposed`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from math import gcd, prod
-from typing import Any
 
 from convjit.algorithms.workspace import aligned
-from convjit.precision import numpy_dtype
-from convjit.spi import Array, empty, num_threads
-from convjit_numba import cache, problem, targets, threads
+from convjit_numba import problem, targets
 from convjit_numba.indirectplan import (
     ADDRESS,
     CALL,
@@ -29,11 +21,11 @@ from convjit_numba.indirectplan import (
     WEIGHTS,
     tile_cycles,
 )
-from convjit_numba.problem import Axes, Problem, address
+from convjit_numba.problem import Axes, Problem
+from convjit_numba.rowtables import table_words
 from convjit_numba.targets import Tile
 
 COPY = 0.1  # cycles of the model that copying a number from the sums to the result takes
-HEAD = 3  # words before the entries of a tile's table: taps, rows, where its results go
 
 
 def canonical(p: Problem) -> Problem:
@@ -124,9 +116,10 @@ def _blocks(p: Problem, lanes: int, largest: int) -> Iterator[tuple[int, int, in
 
 def _task_cycles(
     p: Problem, last: bool, direct: bool, t: Tile, tail: int, images: int, lines: int, cols: int,
-    passes: int,
+    passes: int, isa: str,
 ) -> tuple[float, float, float]:  # fmt: skip
     """Of a task: what does not depend on its panels, each panel, and the last of all panels."""
+    lag, arriving = targets.lag(isa), problem.arriving(p, isa, PIXELS)
     pixels = images * lines * cols
     phases = min(p.stride[1], p.size[1]) * min(p.stride[2], p.size[2])  # of a task
     taps = p.taps / (phases * min(p.stride[0], p.size[0]))  # of a phase, on average
@@ -138,13 +131,14 @@ def _task_cycles(
         lanes = vectors * t.vl
         results = pixels * phases * lanes
         cycles = taps * p.kg * calls * tile_cycles(run / tiles, vectors)
-        cycles += calls * passes * (CALL + (TAP + ADDRESS * t.mr) * taps)
-        cycles += p.bytes * (lanes * phases * taps * p.kg / WEIGHTS + results / PIXELS)
-        return cycles + results * (0.0 if direct else COPY if last else TRANSPOSE_BACK)
+        others = calls * passes * (CALL + (TAP + ADDRESS * t.mr) * taps)
+        others += lanes * phases * taps * p.kg * p.bytes / WEIGHTS
+        others += results * (0.0 if direct else COPY if last else TRANSPOSE_BACK)
+        return cycles + lag * others + results * p.bytes / arriving
 
     met = images * prod(window(p, lines, cols)) * most_taps(p)[0] * p.kg
-    fixed = TASK + ENTRY * pixels * phases * (taps + 1) + met * p.bytes / PIXELS
-    fixed += 0.0 if last else TRANSPOSE * met
+    others = TASK + ENTRY * pixels * phases * (taps + 1) + (0.0 if last else TRANSPOSE * met)
+    fixed = lag * others + met * p.bytes / arriving
     return fixed, panel(t.nv), panel(tail)
 
 
@@ -171,7 +165,9 @@ def blocking(p: Problem, last: bool, isa: str, cores: int, tile: Tile | None = N
         each = (p.kg + columns * t.nr) * p.bytes
         for images, lines, cols in _blocks(p, t.vl, max(6 * t.vl, blocks.image // each)):
             direct = last and p.cg % t.vl == 0 and 2 * cols > t.mr
-            fixed, whole, end = _task_cycles(p, last, direct, t, tail, images, lines, cols, passes)
+            fixed, whole, end = _task_cycles(
+                p, last, direct, t, tail, images, lines, cols, passes, isa
+            )
             units = planes * -(-p.batch // images) * -(-high // lines) * -(-wide // cols)
             # The last blocks of an axis may be smaller.
             share = p.batch * high * wide / (units / planes * images * lines * cols)
@@ -225,7 +221,7 @@ class Slot:
             3 * 8 * b.tile.mr,
             p.kg * p.bytes,
             0 if b.direct else pixels * p.stride[2] * b.tile.nr * p.bytes,
-            tables(b) * table_words(b) * 8,
+            tables(b) * table_bytes(b),
             0 if b.last else met * slab_pitch(p) + b.tile.vl * p.bytes,
         )
 
@@ -254,85 +250,6 @@ def tables(b: Blocking) -> int:
     return tiles_of_phase(b) * min(b.problem.stride[2], b.problem.size[2])
 
 
-def table_words(b: Blocking) -> int:
-    """Of a row tile: its head, then an offset and the addresses of its rows for each tap."""
-    return HEAD + prod(most_taps(b.problem)) * (1 + b.tile.mr)
-
-
-# -------------------------------------------------------------------- the weights
-
-
-def packed_shape(p: Problem, tile: Tile) -> tuple[int, int, int, int, int]:
-    """(groups, panels, taps, channels of y, lanes)."""
-    return p.groups, -(-p.cg // tile.nr), p.taps, p.kg, tile.nr
-
-
-def _build(bits: int, nv: int, vl: int) -> Callable[..., None]:
-    from numba import njit
-
-    from convjit_numba.microkernel import OPTIONS, atomic_add, copy_bytes, zero_bytes
-    from convjit_numba.transpose import to_lanes
-
-    size = bits // 8
-    nr = nv * vl
-
-    @njit(**OPTIONS)
-    def pack_row(source, target, count, taps, step):
-        """``count`` channels of the result become lanes, for each tap."""
-        for v in range(0, nr, vl):
-            some = max(0, min(vl, count - v))
-            into = target + v * size
-            if some == 0:
-                for t in range(taps):
-                    zero_bytes(into + t * step, vl * size)
-            elif taps == 1:
-                copy_bytes(into, source + v * size, some * size)
-                zero_bytes(into + some * size, (vl - some) * size)
-            else:
-                to_lanes(
-                    bits, vl, source + v * taps * size, taps * size, some, into, step, taps
-                )  # fmt: skip
-
-    def kernel(source, target, groups, kg, cg, taps, control):
-        panels = (cg + nr - 1) // nr
-        tasks = groups * kg
-        task = 0
-        while True:
-            if control != 0:
-                task = atomic_add(control, 1)
-            if task >= tasks:
-                break
-            group = task // kg
-            k = task - group * kg
-            for panel in range(panels):
-                into = target + ((group * panels + panel) * taps * kg + k) * nr * size
-                begin = source + (task * cg + panel * nr) * taps * size
-                pack_row(begin, into, min(nr, cg - panel * nr), taps, kg * nr * size)
-            if control == 0:
-                task += 1
-
-    return kernel
-
-
-SECONDS_PER_NUMBER = 0.5e-9
-
-
-def packer(p: Problem, tile: Tile) -> Callable[[Array], Any]:
-    """The function that packs weights of one problem."""
-    dtype, bits = numpy_dtype(p.dtype), targets.BITS[p.dtype]
-    shape = packed_shape(p, tile)
-    name = f"pack.transposed.{targets.SHORT[p.dtype]}.{tile.nv}x{tile.vl}"
-    kernel = cache.function(name, 7, partial(_build, bits, tile.nv, tile.vl))
-    seconds = prod(shape) * SECONDS_PER_NUMBER
-
-    def pack(weights: Array) -> Any:
-        # Vectors of weights do not cross cache lines.
-        count = prod(shape)
-        memory = empty((count + 64 // p.bytes,), dtype)
-        first = -address(memory) % 64 // p.bytes
-        panels = memory[first : first + count].reshape(shape)
-        arguments = (address(weights), address(panels), p.groups, p.kg, p.cg, p.taps)
-        threads.run(kernel, arguments, num_threads(), seconds)
-        return panels
-
-    return pack
+def table_bytes(b: Blocking) -> int:
+    """Of the table of addresses of a row tile."""
+    return 8 * table_words(prod(most_taps(b.problem)), b.tile.mr)

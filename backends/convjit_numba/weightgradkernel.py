@@ -262,6 +262,9 @@ def build(bits: int, mr: int, nv: int, vl: int, tail: int) -> Callable[..., None
                                 elif panel == panel0:
                                     fill_padded(g, slab + i * image, source, low, row_stride,
                                                 slab_rows, left, slab_cols)  # fmt: skip
+                            # Lanes beyond the last pixel are not used, but old memory may hold
+                            # numbers so small that products with them take a hundred times as long.
+                            zero_bytes(slab + images * image, nr * size)
                             listed = -1
                             for tx in range(tap_cols):
                                 # The columns of outputs that the tap meets the image in.

@@ -49,8 +49,6 @@ from convjit_numba.targets import Tile
 # Kinds of transforms, as in convjit_numba.winogradcode (which imports numba).
 KINDS = {"data": 0, "output": 1, "taps": 2}
 
-# Bytes a cycle and core that a kernel streams from the shared cache and from memory.
-SHARED_BYTES, MEMORY_BYTES = 40.0, 9.5
 EXPOSED = 0.15  # part of the shorter of computing and streaming that the longer one does not hide
 
 MOST_OUTPUTS = 6  # of a tile along an axis
@@ -74,6 +72,8 @@ class Blocking:
     tasks : int
     cycles, makespan : float
         The model's, for all tasks together, and until the last thread is done.
+    products : float
+        Share of them that multiplies, the rest transforms.
     """
 
     tile: Tile
@@ -85,6 +85,7 @@ class Blocking:
     tasks: int
     cycles: float
     makespan: float
+    products: float
 
     @property
     def n(self) -> Axes:
@@ -102,8 +103,7 @@ def best_tile(p: Problem, channels_last: bool, isa: str) -> Axes:
 
     Results depend on the tile by rounding errors, and must not depend on those.
     """
-    lanes = targets.row_tiles(isa, p.dtype)[0].vl
-    found = [blocking(p, m, channels_last, isa, NOMINAL_CORES) for m in tiles_that_suit(p, lanes)]
+    found = [blocking(p, m, channels_last, isa, NOMINAL_CORES) for m in tiles_that_suit(p, isa)]
     return min(found, key=lambda b: b.makespan).m
 
 
@@ -130,7 +130,7 @@ def tile_of(kernel: Axes, m: int) -> Axes:
     return (2 if min(d, h, w) > 2 else d), h, w
 
 
-def tiles_that_suit(p: Problem, lanes: int) -> list[Axes]:
+def tiles_that_suit(p: Problem, isa: str) -> list[Axes]:
     """The few most promising numbers of outputs of a tile per axis for a problem.
 
     An image of 13 rows is covered by three tiles of 5 as well as by four of 4, one of 7 by two of 4
@@ -138,6 +138,7 @@ def tiles_that_suit(p: Problem, lanes: int) -> list[Axes]:
     its points.  Offered are sizes that no smaller one covers the image as often as, together within
     the amplification that ``precision="default"`` admits.
     """
+    lanes = targets.row_tiles(isa, p.dtype)[0].vl
     axes = []
     for r, out in zip(p.kernel, p.out, strict=True):
         least = {-(-out // m): m for m in range(MOST_OUTPUTS, 1, -1)}
@@ -154,7 +155,7 @@ def tiles_that_suit(p: Problem, lanes: int) -> list[Axes]:
         tiles = p.batch * prod(-(-o // size) for o, size in zip(p.out, m, strict=True))
         products = p.groups * tiles * points * p.cg * p.kg / (2 * lanes)
         weights = p.groups * points * p.cg * p.kg * p.bytes
-        streamed = weights / _stream(weights)
+        streamed = weights / _stream(weights, isa)
         # Some six vector operations and moves a point for each of the two transforms.
         transforms = p.groups * tiles * points * (-(-p.cg // lanes) + -(-p.kg // lanes)) * 3.5
         costs[m] = _overlapped(products, streamed) + transforms
@@ -166,10 +167,10 @@ def _overlapped(computing: float, streaming: float) -> float:
     return max(computing, streaming) + EXPOSED * min(computing, streaming)
 
 
-def _stream(weights: int) -> float:
+def _stream(weights: int, isa: str) -> float:
     """Bytes of so many of weights that a core gets a cycle, over and over."""
-    held = problem.held_share(weights)
-    return 1 / (held / SHARED_BYTES + (1 - held) / MEMORY_BYTES)
+    held, (shared, memory) = problem.held_share(weights), targets.streams(isa)
+    return 1 / (held / shared + (1 - held) / memory)
 
 
 @lru_cache(maxsize=1024)
@@ -197,7 +198,7 @@ def blocking(
         data += 5 * nd * nh * span / counts[2] * _whole(span, lanes)
         result += 6 * md * mh * mw * _whole(min(p.out[2], counts[2] * mw), lanes)
     weights = p.groups * points * p.cg * p.kg * p.bytes
-    stream = _stream(weights)
+    stream, shared = _stream(weights, isa), targets.streams(isa)[0]
     best: Blocking | None = None
     tile = targets.tile_of(isa, p.dtype, config)
     wanted = problem.wanted_tasks(config, partial(blocking, p, outputs, channels_last, isa, cores))
@@ -215,7 +216,7 @@ def blocking(
                 continue
             # Points that L2 cannot hold beside a panel come back from L3 for every panel.
             again = data_bytes if slot > 0.8 * caches["l2"] else 0
-            traffic = points * p.cg * t.nr * p.bytes / stream + again / SHARED_BYTES
+            traffic = points * p.cg * t.nr * p.bytes / stream + again / shared
             panel = _overlapped(panel, traffic)
             few = p.groups * blocks < 4 * cores
             for task_panels in targets.splits(panels, panels if few else 1):
@@ -223,14 +224,15 @@ def blocking(
                 tasks = p.groups * blocks * parts
                 if not targets.is_about(tasks, wanted):
                     continue
-                cycles = task_tiles * in_blocks * data + task_panels * panel + 500
-                cycles += again / SHARED_BYTES
+                products = task_panels * panel
+                cycles = task_tiles * in_blocks * data + products + 500
+                cycles += again / shared
                 cycles += task_tiles * result * out_blocks * task_panels / panels
                 makespan = cycles * (-(-tasks // cores) + (0.1 if cores > 1 else 0.0))
                 if best is None or makespan < best.makespan:
                     best = Blocking(
                         t, outputs, p.kernel, counts, task_tiles, task_panels, tasks,
-                        cycles * tasks, makespan,
+                        cycles * tasks, makespan, products / cycles,
                     )  # fmt: skip
     if best is None:
         return blocking(p, outputs, channels_last, isa, cores)
@@ -351,12 +353,19 @@ class Winograd:
         weights = prod(_packed_shape(p, b)) * p.bytes
         # The model's cycles as the multiply-adds that fit into them, threads without work included.
         cycles = b.makespan * target.cores if wakes else b.cycles
-        phase = Phase("winograd", cycles * 4 * b.tile.vl, f"numba.winograd.{p.dtype}", p.traffic)
+        phases = problem.phases(
+            {
+                ("transforms", f"numba.winograd.transform.{p.dtype}"): 1 - b.products,
+                ("products", f"numba.winograd.{p.dtype}"): b.products,
+            },
+            cycles * 4 * b.tile.vl,
+            p.traffic,
+        )
         # Results are written when a panel's products are done, with nothing to hide it: the lines
         # are read and written.
         results = 2.0 * prod(spec.result_shape) * p.bytes
         return Work(
-            (phase, Phase("results", bytes=problem.by_level(results))),
+            (*phases, Phase("results", bytes=problem.by_level(results))),
             Numerics("winograd", tile=b.m[3 - spec.ndim :], spreads_nonfinite=True),
             problem.pack_phase(p, weights),
             launches=int(wakes),

@@ -22,6 +22,8 @@ REAL = ("float32", "float64")
 COMPLEX = {real: pair for pair, real in REAL_OF.items()}
 # Whose sums over channels take nearly all of the time.
 SUMS = "conv_{short}_NCHW_n1c64k64g1_i14x14_w3x3"
+# Bytes at most that stand for the shared cache: a guest sees all of its host's.
+SHARED = 16 << 20
 # Numbers of an array that is in none of a core's own caches.
 BLOCK = 1 << 18
 
@@ -71,7 +73,7 @@ def gauges(target: Target) -> Iterator[Gauge]:
     L2 are twice as fast, and made im2col look three times as fast as it is).
     BLAS comes last: its idle threads go on spinning for a while, and take a core from others.
     """
-    yield Gauge("bandwidth", "l3", partial(_copy, target.caches["l3"] // 2))
+    yield Gauge("bandwidth", "l3", partial(_copy, min(target.caches["l3"] // 2, SHARED)))
     yield Gauge("bandwidth", "memory", partial(_copy, 128 << 20))
     yield Gauge("bandwidth", "copy", partial(strided_copies, np))
     for dtype in (*REAL, *COMPLEX.values(), "int64", "uint64"):

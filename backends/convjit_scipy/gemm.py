@@ -55,7 +55,7 @@ class GemmSolver:
 
     def estimate(self, spec: ConvSpec, target: Target) -> Work:
         itemsize = precision.numpy_dtype(spec.dtype).itemsize
-        budget = _budget(())
+        budget, isa = _budget(()), target.features.get("isa", "")
         blocks = im2col.blocking(spec, itemsize, budget).count(spec)
         _, p, depth = im2col.gemm_shape(spec)
         columns = float(spec.batch * spec.groups * depth * p * itemsize)
@@ -85,7 +85,7 @@ class GemmSolver:
         return Work(
             tuple(phases),
             # OpenBLAS splits the sums differently for other numbers of threads.
-            Numerics("gemm", deterministic=False, chain=_chain(spec, blocks)),
+            Numerics("gemm", deterministic=False, chain=_chain(spec, blocks, isa)),
             Phase("pack", bytes={"copy": 2.0 * rhs}) if copied else None,
             blocks * steps + spec.batch * spec.groups // PRODUCTS_PER_STEP,
             gemm_workspace(spec, budget),
@@ -99,15 +99,15 @@ class GemmSolver:
         return Im2colGemm(np, spec, _budget(config))
 
 
-def _chain(spec: ConvSpec, blocks: int) -> int:
+def _chain(spec: ConvSpec, blocks: int, isa: str) -> int:
     """Products that one accumulator sums: those of a block's matrix product, or of BLAS's own."""
     m, p, depth = im2col.gemm_shape(spec)
     if spec.direction is Direction.WEIGHT_GRAD:
         pixels = -(-spec.batch * p // blocks)
-        return min(pixels, blas_chain(m, depth, pixels) or pixels)
+        return min(pixels, blas_chain(m, depth, pixels, isa, rows=True) or pixels)
     if spec.computes_input:  # what the taps give is added where they meet
-        return min(m, blas_chain(depth, p, m) or m)
-    return blas_chain(m, p, depth)
+        return min(m, blas_chain(depth, p, m, isa) or m)
+    return blas_chain(m, p, depth, isa)
 
 
 def _budget(config: Config) -> int:

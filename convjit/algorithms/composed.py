@@ -190,15 +190,15 @@ class Im2colGemm:
     def _weight_grad(self, x: Array, y: Array, w: Array, workspace: Array | None) -> None:
         spec = self._spec
         gradient = self._matrices(w)
+        # A library multiplies two matrices as they lie; of a stack CuPy copies what is transposed.
+        pair: Any = 0 if spec.groups == 1 else slice(None)
         for i, part in enumerate(self._blocks):
             carver = Carver(workspace)
             columns = self._columns(x, part, carver)[0]
             source = self._matrix(_of_block(y, part[0], part[1]), spec.out_channels)[0]
-            if i == 0:
-                self._xp.matmul(source, columns.transpose(0, 2, 1), out=gradient)
-            else:
-                share = carver.take(gradient.shape, self._dtype)
-                self._xp.matmul(source, columns.transpose(0, 2, 1), out=share)
+            share = gradient if i == 0 else carver.take(gradient.shape, self._dtype)
+            self._xp.matmul(source[pair], columns.transpose(0, 2, 1)[pair], out=share[pair])
+            if i > 0:
                 gradient += share
         if spec.conjugates:  # conj(x) y = conj(x conj(y)), and pack conjugated y
             self._xp.conjugate(w, out=w)

@@ -32,7 +32,9 @@ def epilogue(xp: Any, spec: ConvSpec, out: Array, bias: Array | None) -> None:
     if name == "relu":
         xp.maximum(out, 0, out=out)
     elif name == "leaky_relu":
-        xp.multiply(out, out.dtype.type(numbers[0]), out=out, where=out < 0)
+        # Not multiply(where=): CuPy's functions have no such keyword.
+        kind = out.dtype.type
+        out *= xp.where(out < 0, kind(numbers[0]), kind(1))
     else:
         xp.clip(out, *(_bound(v, out.dtype) for v in numbers), out=out)
 

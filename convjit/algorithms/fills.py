@@ -6,13 +6,24 @@ The copy is the backend's where it has one (see :class:`convjit.spi.Backend`), e
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
+
+import numpy as np
 
 Array = Any  # of any library: only views, assignment and arithmetic in place are used
 Copy = Callable[[Array, Array], None]  # copy(destination, source): writes every element
 Fill = Callable[[Copy, Array, Array], None]  # fill(copy, destination, source)
 View = Callable[[Array], Array]
+
+
+def namespace(array: Array) -> ModuleType:
+    """The library of an array: NumPy, or the package that its type comes from."""
+    if isinstance(array, np.ndarray):
+        return np
+    return sys.modules[type(array).__module__.partition(".")[0]]
 
 
 def assign(destination: Array, source: Array) -> None:

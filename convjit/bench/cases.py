@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -29,7 +29,7 @@ class Case:
     Attributes
     ----------
     group : str
-        A network's name, ``"images"``, ``"signals"``, ``"specs"``, or a family's name.
+        A network's or a kind's name, ``"images"``, ``"signals"``, ``"specs"``, or a family's name.
     kind : {"layer", "image", "signal"}
         A layer's weights are prepared once; an image's or a signal's kernel is new in every call.
     spec : str
@@ -179,6 +179,64 @@ _SIGNALS = (
     (1_000, 9, "f64"), (100_000, 100, "f64"), (100_000, 5_000, "f64"), (1_000_000, 64, "f64"),
     (1_000_000, 64, "f32"), (1_000_000, 5_000, "f32"), (1_000_000, 5_000, "f64"),
 )  # fmt: skip
+
+
+# Layers of kinds that the networks above have few or none of.
+_KINDS: Mapping[str, tuple[str, ...]] = {
+    # DeepLab v3 (its pyramid, its last block), a context module, WaveNet.
+    "dilated": (
+        "conv_f32_NCHW_n1c2048k256g1_i33x33_w3x3_p6_d6",
+        "conv_f32_NCHW_n1c2048k256g1_i33x33_w3x3_p18_d18",
+        "conv_f32_NCHW_n1c512k512g1_i33x33_w3x3_p2_d2",
+        "conv_f32_NCHW_n1c64k64g1_i128x128_w3x3_p4_d4",
+        "conv_f32_NCL_n1c64k128g1_i16000_w2_p8.0_d8",
+    ),
+    # ResNeXt-50, ShuffleNet.
+    "grouped": (
+        "conv_f32_NCHW_n1c128k128g32_i56x56_w3x3_p1",
+        "conv_f32_NCHW_n1c256k256g32_i56x56_w3x3_s2_p1",
+        "conv_f32_NCHW_n1c512k512g32_i14x14_w3x3_p1",
+        "conv_f32_NCHW_n1c240k240g3_i28x28_w1x1",
+    ),
+    # U-Net, an encoder-decoder, DCGAN.
+    "transposed": (
+        "convt_f32_NCHW_n1c256k512g1_i56x56_w2x2_s2",
+        "convt_f32_NCHW_n1c64k128g1_i128x128_w3x3_s2_p1",
+        "convt_f32_NCHW_n1c256k256g1_i64x64_w4x4_s2_p1",
+        "convt_f32_NCHW_n1c3k64g1_i256x256_w4x4_s2_p1",
+    ),
+    # C3D, R(2+1)D.
+    "3-D": (
+        "conv_f32_NCDHW_n1c3k64g1_i16x112x112_w3x3x3_p1",
+        "conv_f32_NCDHW_n1c64k128g1_i8x56x56_w3x3x3_p1",
+        "conv_f32_NCDHW_n1c64k144g1_i8x56x56_w1x3x3_p0x1x1",
+        "conv_f32_NCDHW_n1c144k64g1_i8x56x56_w3x1x1_p1x0x0",
+    ),
+    # wav2vec 2.0, Whisper.
+    "1-D": (
+        "conv_f32_NCL_n1c512k512g1_i3199_w3_s2",
+        "conv_f32_NCL_n1c768k768g16_i499_w128_p64",
+        "conv_f32_NCL_n1c80k384g1_i3000_w3_p1",
+    ),
+    # ResNet-50, MobileNet v2.
+    "float64": (
+        "conv_f64_NCHW_n1c3k64g1_i224x224_w7x7_s2_p3",
+        "conv_f64_NCHW_n1c64k64g1_i56x56_w3x3_p1",
+        "conv_f64_NCHW_n1c256k64g1_i56x56_w1x1",
+        "conv_f64_NCHW_n1c512k512g1_i7x7_w3x3_p1",
+        "conv_f64_NCHW_n1c96k96g96_i56x56_w3x3_p1",
+    ),
+}
+
+
+def kind_cases() -> Iterator[Case]:
+    """Layers by kind, and both gradients of ResNet-50's; a kind is a group as a network is."""
+    for kind, specs in _KINDS.items():
+        for spec in specs:
+            yield Case(kind, "layer", str(ConvSpec.parse(spec)))
+    for direction, name in (("input_grad", "gradients, x"), ("weight_grad", "gradients, w")):
+        for case in network_cases(["resnet50"], direction=direction):
+            yield replace(case, group=name)
 
 
 def image_cases() -> Iterator[Case]:

@@ -51,9 +51,9 @@ def case_table(report: Report, rows: list[Row], *, as_markdown: bool = False) ->
 
 
 def total_table(report: Report, totals: list[Total], *, as_markdown: bool = False) -> str:
-    """One row a network: its layers' times, summed."""
+    """One row a network or kind: its layers' times, summed."""
     engines = [e for e in _engines(report) if any(e in t.seconds for t in totals)]
-    columns = _columns(engines, ["network", ">layers"])
+    columns = _columns(engines, ["layers of", ">count"])
     groups = {row.case.group: row.case.problem.dtype for row in report.rows}
     lines = []
     for total in totals:

@@ -32,6 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--networks-file", type=Path, metavar="FILE", help="a JSON file of layers, or an ONNX model"
     )
+    group.add_argument(
+        "--layers", action="store_true",
+        help="layers by kind: dilated, grouped, transposed, 3-D, 1-D, float64, gradients",
+    )  # fmt: skip
     group.add_argument("--images", action="store_true", help="plain images")
     group.add_argument("--signals", action="store_true", help="plain signals")
     group.add_argument("--dtype", default="float32", help="of network layers (default: float32)")
@@ -89,6 +93,7 @@ def run(options: argparse.Namespace) -> int:
     chosen += cases.network_cases(
         names, source, batch=options.batch, dtype=dtype, direction=options.direction
     )
+    chosen += cases.kind_cases() if options.layers else ()
     chosen += cases.image_cases() if options.images else ()
     chosen += cases.signal_cases() if options.signals else ()
     chosen = chosen or [case for one in families for case in one.cases()] or cases.small_cases()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from convjit.commands import machinecode
 from convjit.commands.common import FAILED, OK, UsageError, print_json, tell
 from convjit.commands.problem import add_choice, add_convolution, described
 from convjit.commands.values import activation, shape
@@ -16,7 +17,9 @@ EXAMPLES = (
     "  python -m convjit explain 512,512 9,9 --padding same --pad-mode reflect --json\n"
     "  python -m convjit explain 1,64,56,56 64,64,3,3 --padding 1 --plot choice.png\n"
     "  python -m convjit explain 1,56,56,64 64,1,3,3 128,64 --layout NHWC --padding 1\n"
-    "  python -m convjit explain 1,64,56,56 64,64,3,3 --padding 1 --repro > test_it.py"
+    "  python -m convjit explain 1,64,56,56 64,64,3,3 --padding 1 --repro > test_it.py\n"
+    "  python -m convjit explain 8,64,56,56 64,64,3,3 --padding 1 --ptx 8.0,9.0\n"
+    "  python -m convjit explain kernels.ptx --ptx 9.0 --threads 256"
 )
 
 
@@ -55,10 +58,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--repro", action="store_true",
         help="print a test of the choice for pytest instead of the table",
     )  # fmt: skip
+    machinecode.add_arguments(group)
 
 
 def run(options: argparse.Namespace) -> int:
     """Do it; returns the exit code."""
+    if options.ptx is not None:
+        return machinecode.show(options)
     if len(options.problem) == 3:
         return _separable(options)
     import convjit

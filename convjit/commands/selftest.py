@@ -1,4 +1,4 @@
-"""``python -m convjit selftest``: the named cases on this machine."""
+"""``python -m convjit selftest``: the named cases on this machine; of a GPU, a whole report."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ EXAMPLES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own arguments."""
     parser.add_argument("--backend", type=words, default=[], metavar="NAME[,NAME]")
-    parser.add_argument("--device", choices=("cpu", "cuda"))
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"),
+        help="backends on it alone; cuda runs all cases on every solver, times layers beside "
+        "PyTorch where that is installed, and prints a report in Markdown",
+    )  # fmt: skip
     parser.add_argument("--full", action="store_true", help="all cases instead of the quick ones")
 
 
@@ -35,13 +39,26 @@ def run(options: argparse.Namespace) -> int:
         return NO_DEVICE if options.device is not None else FAILED
     for line in told:
         sys.stderr.write(f"not tested: {line}\n")
-    results = selftest.run(
-        chosen, full=options.full, told=lambda line: print(line, file=sys.stderr)
-    )
+
+    def progress(line: str) -> None:
+        print(line, file=sys.stderr)
+
+    on_gpu = options.device == "cuda"
+    results = selftest.run(chosen, full=options.full or on_gpu, each_solver=on_gpu, told=progress)
     failed = any(result.failures for result in results)
-    if options.json:
-        print_json({"results": [result.as_dict() for result in results], "passed": not failed})
+    found = {"results": [result.as_dict() for result in results], "passed": not failed}
+    if on_gpu:
+        from convjit.bench import gpu
+
+        names = [name for name, _ in chosen]
+        facts, timed = gpu.facts(names), gpu.measure(names, told=progress)
+        found |= {"facts": facts, "layers": gpu.as_dicts(timed)}
+        shown = selftest.report(results, gpu.text(facts, timed))
     else:
-        tell(selftest.text(results))
+        shown = selftest.text(results)
+    if options.json:
+        print_json(found)
+    else:
+        tell(shown)
         tell("failed" if failed else "all is well")
     return FAILED if failed else OK

@@ -55,6 +55,17 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def capabilities(text: str) -> tuple[tuple[int, int], ...]:
+    """``8.0,9.0``: compute capabilities."""
+    try:
+        pairs = [part.split(".") for part in text.split(",")]
+        return tuple((int(major), int(minor)) for major, minor in pairs)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a compute capability; write 8.0, or 8.0,9.0"
+        ) from None
+
+
 def words(text: str) -> list[str]:
     """Names separated by commas."""
     return [part for part in text.split(",") if part]

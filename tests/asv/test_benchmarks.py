@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from emulated import EmulatedBackend, EmulatedDevice, missing
+
+from convjit import registry
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "asv_bench"
 MODULES = sorted(
@@ -73,7 +76,7 @@ def prepared(benchmark: type, method: str) -> Callable[[], Any]:
 
 @pytest.mark.slow
 @pytest.mark.subprocess
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", [name for name in MODULES if name != "gpu"])
 def test_every_benchmark_of_a_module_runs(name: str) -> None:
     module = importlib.import_module(f"benchmarks.{name}")
     found = list(benchmarks(module))
@@ -85,6 +88,28 @@ def test_every_benchmark_of_a_module_runs(name: str) -> None:
             assert math.isfinite(result), f"{title} gave {result}"
         if method.startswith("timeraw_"):
             subprocess.run([sys.executable, "-c", result], check=True, timeout=120)
+
+
+def test_without_a_gpu_its_benchmarks_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module("benchmarks.gpu")
+    monkeypatch.setattr(registry, "probe_answer", lambda name: "there is no GPU")
+    ((_, prepare),) = benchmarks(module)
+    with pytest.raises(AssertionError, match="skips all of its parameters"):
+        prepare()
+
+
+@pytest.mark.skipif(missing() is not None, reason=str(missing()))
+def test_with_a_gpu_its_benchmarks_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module("benchmarks.gpu")
+    gpu = EmulatedBackend(EmulatedDevice(), "numba_cuda")
+    monkeypatch.setattr(registry, "probe_answer", lambda name: None)
+    monkeypatch.setattr(registry, "get", lambda name: gpu)
+    monkeypatch.setattr(registry, "solvers", lambda backend: gpu.solvers())
+    layer = "conv_f32_NCHW_n1c8k8g1_i9x9_w3x3_p1x1"
+    monkeypatch.setattr(module.Resident, "params", (module.SOLVERS, [layer]))
+    ((_, prepare),) = benchmarks(module)
+    prepare()()
+    assert len(gpu.gpu.launches) == 3  # two to warm up
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -17,7 +17,7 @@ import pytest
 import scipy.fft
 
 import convjit
-from convjit import dispatch
+from convjit import dispatch, registry
 from convjit.algorithms.error import error_bound, relative_error
 from convjit.algorithms.oracle import magnitudes, oracle
 from convjit.arguments import Request
@@ -183,6 +183,32 @@ def check(spec: ConvSpec, solver: Solver) -> None:
 @pytest.mark.parametrize(("text", "name"), taken(SPECS))
 def test_errors_are_within_their_model(text: str, name: str) -> None:
     check(ConvSpec.parse(text), SOLVERS[name])
+
+
+@pytest.mark.parametrize("name", ["scipy.direct", "scipy.gemm"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "conv_f32_NCHW_n1c512k512g1_i1x1_w1x1",
+        "conv_f32_NCL_n1c256k1g1_i50_w1",
+        "conv_f32_NCHW_n1c20k12g1_i14x19_w3x3_p1",
+        "wgrad_f32_NCHW_n1c4k4g1_i120x120_w3x3_p1",
+        "wgrad_f32_NCHW_n2c9k18g9_i20x23_w3x3_p1",
+        "wgrad_f64_NCHW_n1c5k5g5_i17x19_w5x3_s2_p1",
+    ],
+)
+def test_the_reference_is_within_its_model_too(text: str, name: str) -> None:
+    spec, backend = ConvSpec.parse(text), registry.get("scipy")
+    target = backend.target()
+    (solver,) = [s for s in backend.solvers() if s.id == name]
+    x, w, bias, *exact = posed(spec, "random")
+    executable = solver.plan(spec, target, next(iter(solver.configs(spec, target)), ()))
+    out = np.empty(spec.result_shape, spec.dtype)
+    workspace = np.empty(executable.workspace, np.uint8) if executable.workspace else None
+    executable.run(x, executable.pack(w), bias, out, workspace)
+    error = relative_error(spec, out, *exact)
+    bound = error_bound(spec, solver.estimate(spec, target).numerics)
+    assert bound / SHARP <= error <= bound
 
 
 def test_every_solver_and_tile_is_tried() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import convjit
-from convjit import calls, dispatch, registry, revisions, tunedb, tuning
+from convjit import calls, dispatch, environment, registry, revisions, tunedb, tuning
 from convjit.arguments import Request
 from convjit.errors import ConfigError, ConvjitWarning, ConvSpecError, UnsupportedError
 from convjit.precision import Policy
@@ -101,6 +101,17 @@ def test_the_fastest_measured_is_chosen_with_its_block_sizes(clock):
     assert "null.gemm (tile=8)" in str(plan)
     assert "null.gemm" in str(found)
     assert json.dumps(found.as_dict())
+
+
+def test_info_tells_how_much_is_remembered(clock):
+    def told():
+        (row,) = [b for b in environment.facts(load=True)["backends"] if b["name"] == "null"]
+        return row["target"]
+
+    assert told()["tuned"] == 0
+    tune()
+    assert told()["tuned"] == 1
+    assert "; tuned problems: 1" in environment.describe(load=True)
 
 
 def test_packing_counts_where_it_is_paid_each_time(clock):

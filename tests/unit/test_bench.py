@@ -98,6 +98,21 @@ def test_a_file_of_layers_is_read_and_checked(tmp_path: Path) -> None:
         cases.read_networks(path)
 
 
+def test_kinds_of_layers_are_what_their_names_say() -> None:
+    kinds: dict[str, list[ConvSpec]] = {}
+    for case in cases.kind_cases():
+        verify.check_supported(case.problem)
+        kinds.setdefault(case.group, []).append(case.problem)
+    assert all(max(spec.dilation) > 1 for spec in kinds["dilated"])
+    assert all(spec.groups > 1 for spec in kinds["grouped"])
+    assert {spec.direction for spec in kinds["transposed"]} == {Direction.TRANSPOSED}
+    assert {spec.ndim for spec in kinds["3-D"]} == {3}
+    assert {spec.ndim for spec in kinds["1-D"]} == {1}
+    assert {spec.dtype for spec in kinds["float64"]} == {"float64"}
+    assert {spec.direction for spec in kinds["gradients, x"]} == {Direction.INPUT_GRAD}
+    assert {spec.direction for spec in kinds["gradients, w"]} == {Direction.WEIGHT_GRAD}
+
+
 def test_images_and_signals_are_what_their_names_say() -> None:
     for case in cases.image_cases():
         assert case.problem.out_size == case.problem.in_size
@@ -332,7 +347,7 @@ def test_the_text_names_what_was_left_out_and_what_failed() -> None:
 
 def test_the_markdown_is_made_of_tables_and_a_list() -> None:
     lines = report.text(sample(), as_markdown=True).splitlines()
-    assert "| network | layers | convjit | torch | GFLOP/s | % peak | ratio | best peer |" in lines
+    assert "| layers of | count | convjit | torch | GFLOP/s | % peak | ratio | best peer |" in lines
     assert any(line.startswith("- ratio = best peer") for line in lines)
 
 

@@ -224,7 +224,7 @@ def test_bench_passes_the_arguments_on(
     monkeypatch.setattr(runner, "run", fake)
     code, out, error = run(
         capsys, "bench", "--network", "vgg19", "--batch", "2", "--threads", "3", "--rounds", "1",
-        "--peers", "--images", "--signals", "--detail",
+        "--peers", "--layers", "--images", "--signals", "--detail",
     )  # fmt: skip
     assert code == common.OK
     assert "scipy.gemm" in out
@@ -233,7 +233,7 @@ def test_bench_passes_the_arguments_on(
     assert seen["rounds"] == 1
     assert seen["engines"][0] == "convjit"
     assert {"torch", "numpy", "ncnn"} <= set(seen["engines"])
-    assert {case.group for case in seen["cases"]} == {"vgg19", "images", "signals"}
+    assert {case.group for case in seen["cases"]} >= {"vgg19", "dilated", "images", "signals"}
     code, out, error = run(capsys, "bench", "--json")
     assert json.loads(out)["cases"][0]["timings"]["convjit"]["label"] == "scipy.gemm"
     assert error == ""
@@ -285,7 +285,7 @@ def test_selftest_checks_a_backend(
 def test_selftest_fails_on_a_wrong_answer_and_on_an_exception(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def wrong(case: Any, backend: str) -> Outcome:
+    def wrong(case: Any, backend: str, **forced: Any) -> Outcome:
         if str(case).startswith("conv_"):
             return Outcome(case, backend, "scipy.gemm", 1.0, 1e-7, complaint="a plan is wrong")
         if str(case).startswith("convt_"):

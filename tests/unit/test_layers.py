@@ -20,10 +20,10 @@ LAYERS = (
     ("config", "store", "algorithms", "algorithms.geometry"),
     ("layout", "precision", "spec"),
     ("algorithms.*",),
-    ("arena", "spi", "gauges", "arguments"),
+    ("arena", "spi", "gauges", "gpus", "planes", "arguments", "machinecode"),
     ("checks", "discovery"),
     ("records", "profiling", "profiled"),
-    ("registry", "steps", "lowering", "guard", "cost", "fallback"),
+    ("registry", "devices", "steps", "lowering", "guard", "cost", "fallback", "transfers"),
     ("calibration", "revisions", "tunedb", "ranking", "rank1"),
     ("plans", "dispatch", "calls", "settings"),
     ("environment", "separable", "sweeps", "pictures"),
@@ -35,7 +35,7 @@ LAYERS = (
 )
 BACKEND_MAY_IMPORT = (
     "errors", "_version", "locks", "store", "spec", "layout", "precision", "algorithms", "spi",
-    "gauges",    "profiling",
+    "gauges", "gpus", "planes", "profiling",
 )  # fmt: skip
 
 
@@ -142,7 +142,7 @@ def test_modules_do_not_import_in_a_circle() -> None:
 
 
 def backend_files() -> Iterator[tuple[str, Path]]:
-    for package in ("convjit_scipy", "convjit_numba", "convjit_numba_cuda"):
+    for package in ("convjit_scipy", "convjit_numba", "convjit_numba_cuda", "convjit_cupy"):
         for path in sorted(package_root(package).rglob("*.py")):
             yield package, path
     if EXAMPLE.is_dir():  # a checkout: the example is not in the wheel

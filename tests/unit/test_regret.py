@@ -37,7 +37,8 @@ def test_the_set_is_varied_and_none_of_it_is_a_layer_that_kernels_are_developed_
     trials = list(heldout.trials())
     specs = [trial.problem for trial in trials]
     known = {case.spec for case in cases.network_cases(list(cases.networks()))}
-    known |= {case.spec for case in (*cases.image_cases(), *cases.signal_cases())}
+    others = (*cases.kind_cases(), *cases.image_cases(), *cases.signal_cases())
+    known |= {case.spec for case in others}
     assert not known & {trial.spec for trial in trials}
     assert len({trial.spec for trial in trials}) == len(trials)
     assert {spec.ndim for spec in specs} == {1, 2, 3}

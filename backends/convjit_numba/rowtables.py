@@ -1,0 +1,138 @@
+"""Tables of the addresses that row tiles read, and the product of what they list by a panel.
+
+A table belongs to one row tile (:mod:`convjit_numba.rowtile`).  First comes its head: how many
+taps, how many rows, and the place of the first row's results; then for each tap the offset of its
+weights in bytes and the addresses of the rows.  Where channels are more than one pass sums, tables
+move on by the channels of a pass, and the offsets of weights with them, which ``b`` makes up for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+HEAD = 3  # words before the entries: taps, rows, place
+
+
+def table_words(taps: int, rows: int) -> int:
+    """Of the table of a tile of ``rows`` rows that meet at most ``taps`` taps."""
+    return HEAD + taps * (1 + rows)
+
+
+def build(
+    bits: int, mr: int, nv: int, vl: int, tail: int, whole: bool = False
+) -> tuple[Callable[..., Any], ...]:
+    """``(fill_slab, copy_run, addends, sum_panel)`` for one row tile (imports numba).
+
+    The last panel has ``tail`` vectors; ``whole`` says that the numbers are whole ones, of 64 bits.
+    """
+    from numba import njit
+
+    from convjit_numba.microkernel import (
+        OPTIONS,
+        copy_bytes,
+        load_int,
+        move_vectors,
+        store_int,
+    )
+    from convjit_numba.rowtile import row_tiles, whole_row_tiles
+    from convjit_numba.transpose import to_lanes
+
+    size = bits // 8
+    nr = nv * vl
+    walk = nr * size
+    head = 8 * HEAD
+
+    @njit(**OPTIONS)
+    def fill_slab(slab, pixel, source, channel, channels, count):
+        """``count`` pixels of channels that lie ``channel`` bytes apart, as rows of ``pixel``."""
+        # Vectors reach beyond the last channel into the next pixel: the last channels are written
+        # first.
+        c = (channels - 1) // vl * vl
+        while c >= 0:
+            to_lanes(
+                bits, vl, source + c * channel, channel, min(vl, channels - c),
+                slab + c * size, pixel, count,
+            )  # fmt: skip
+            c -= vl
+
+    @njit(**OPTIONS)
+    def copy_run(target, source, count):
+        """Copy ``count`` numbers by vectors, the last of which overlaps."""
+        if count < vl:
+            copy_bytes(target, source, count * size)
+        else:
+            for c in range(0, count - vl, vl):
+                move_vectors(bits, vl, 1, target + c * size, source + c * size)
+            c = (count - vl) * size
+            move_vectors(bits, vl, 1, target + c, source + c)
+
+    @njit(**OPTIONS)
+    def addends(bias, first, count, lanes, spare):
+        """The address of a panel's addends: in the bias, or a copy with room for all its lanes."""
+        place = 0
+        if bias != 0:
+            place = bias + first * size
+            if count < lanes:
+                copy_bytes(spare, place, count * size)
+                place = spare
+        return place
+
+    @njit(**OPTIONS)
+    def move_tables(table, count, step, move):
+        """Other channels of the rows: their addresses move, and the offsets of weights."""
+        for _ in range(count):
+            for e in range(load_int(table) * (1 + load_int(table + 8))):
+                entry = table + head + 8 * e
+                store_int(entry, load_int(entry) + move)
+            table += step
+
+    @njit(**OPTIONS)
+    def multiply(table, count, step, lanes, kc, b, c, unit, ldc, accumulate, add, kind, slopes):
+        """The product of ``count`` tables, ``step`` bytes apart, and ``kc`` rows of each tap."""
+        for _ in range(count):
+            taps, rows = load_int(table), load_int(table + 8)
+            to, entries = c + load_int(table + 16) * unit, table + head
+            if whole and lanes == nr:
+                whole_row_tiles(
+                    mr, nv, vl, rows, taps, entries, kc, b, walk, to, ldc, accumulate, add
+                )
+            elif whole:
+                whole_row_tiles(
+                    mr, tail, vl, rows, taps, entries, kc, b, walk, to, ldc, accumulate, add
+                )
+            elif lanes == nr:
+                row_tiles(
+                    bits, mr, nv, vl, rows, taps, entries, kc, b, walk, to, ldc, accumulate,
+                    add, kind, slopes,
+                )  # fmt: skip
+            else:
+                row_tiles(
+                    bits, mr, tail, vl, rows, taps, entries, kc, b, walk, to, ldc, accumulate,
+                    add, kind, slopes,
+                )  # fmt: skip
+            table += step
+
+    @njit(**OPTIONS)
+    def sum_panel(table, count, step, shift, lanes, channels, block, b, c, unit, ldc, add, kind,
+                  slopes):  # fmt: skip
+        """All channels of a panel's taps, ``block`` at a time, for ``count`` tables.
+
+        Row 0 of a table's results is ``place * unit`` bytes after ``c``.  ``shift`` says how many
+        bytes the tables have moved so far; returned is how many they have then.
+        """
+        for begin in range(0, channels, block):
+            move = begin * size - shift
+            if move != 0:
+                move_tables(table, count, step, move)
+                shift = begin * size
+            now, bias = 0, 0
+            if begin + block >= channels:
+                now, bias = kind, add
+            multiply(
+                table, count, step, lanes, min(block, channels - begin), b + begin * walk - shift,
+                c, unit, ldc, 1 if begin > 0 else 0, bias, now, slopes,
+            )  # fmt: skip
+        return shift
+
+    return fill_slab, copy_run, addends, sum_panel
