@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -24,9 +25,21 @@ os.environ.pop("COLUMNS", None)  # tables are as wide as a terminal that says so
 def pytest_report_header(config: pytest.Config) -> list[str]:
     """Each backend with its probe's answer, so that a ring that is skipped is seen."""
     ours = [name for name in registry.names() if registry.is_builtin(name)]
+    return [*plugin.header([*ours, *plugin.chosen(config)]), *rings(ours)]
+
+
+def rings(names: Sequence[str]) -> list[str]:
+    """Where kernels for GPUs run: PTX in the emulator, numba's simulator, a GPU."""
     kernels = missing()
-    ring = "run" if kernels is None else f"are skipped: {kernels}"
-    return [*plugin.header([*ours, *plugin.chosen(config)]), f"GPU kernels, on the CPU, {ring}"]
+    on_gpu = [name for name in names if registry.without_device(name).device == "cuda"]
+    works = [name for name in on_gpu if registry.probe_answer(name) is None]
+    simulator = "one launch of each path" if find_spec("numba_cuda") else "numba-cuda is missing"
+    return [
+        "GPU kernels",
+        f"  emulator   {'their PTX, on the CPU' if kernels is None else f'skipped: {kernels}'}",
+        f"  simulator  {simulator}",
+        f"  GPU        {', '.join(works) or 'skipped: no backend finds one (see above)'}",
+    ]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

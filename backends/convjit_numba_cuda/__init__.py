@@ -6,10 +6,13 @@ Importing this package imports neither numba nor CUDA.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from convjit.spi import SPI_VERSION, Solver, Target
+from convjit import gpus
+from convjit.gauges import Gauge
+from convjit.spec import ConvSpec
+from convjit.spi import SPI_VERSION, DeviceCode, Solver, Target
 from convjit_numba_cuda.device import CudaDevice, Device, unavailable
 
 
@@ -56,3 +59,22 @@ class NumbaCudaBackend:
             GemmSolver(name, gpu), DirectSolver(name, gpu), DepthwiseSolver(name, gpu),
             WinogradSolver(name, gpu, 4), WinogradSolver(name, gpu, 2), FftSolver(name),
         )  # fmt: skip
+
+    def gauges(self, target: Target) -> Iterable[Gauge]:
+        """Rates of the kernels, bandwidths and launches (see :mod:`.gauges`)."""
+        from convjit_numba_cuda.gauges import gauges
+
+        return gauges(self._gpu, self.solvers(), target)
+
+    def resident(self, solver: Solver, spec: ConvSpec) -> Callable[[], None]:
+        """A call of a solver on operands that lie on the device, which returns when it is done."""
+        from convjit_numba_cuda.gauges import resident
+
+        return resident(self._gpu, solver, spec, self.target())
+
+    def device_code(self, spec: ConvSpec, capability: tuple[int, int]) -> Iterator[DeviceCode]:
+        """PTX of the kernels that the solvers would launch; needs no GPU (see :mod:`.code`)."""
+        from convjit_numba_cuda import code
+
+        notebook = code.Notebook(gpus.model(capability))
+        return code.device_code(NumbaCudaBackend(notebook).solvers(), notebook, spec)

@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 from numba import cuda, uint32
 
-from convjit import precision
+from convjit import planes, precision
+from convjit.planes import LANES, tile_of, unsigned
 from convjit.spec import ConvSpec
 from convjit.spi import Config, Executable, Feature, Numerics, Phase, Refusal, Target, Work
-from convjit_numba_cuda import problem
+from convjit_numba_cuda import problem, tiles
 from convjit_numba_cuda.device import Array, Buffer, Device, Kernel
-from convjit_numba_cuda.problem import OnDevice, finish, unsigned
-from convjit_numba_cuda.tiles import LANES, load_patch, tile_of
+from convjit_numba_cuda.problem import OnDevice, finish
+from convjit_numba_cuda.tiles import load_patch
 
 WARPS = 8
 POSITIONS = 4  # strips of a thread
@@ -36,22 +37,18 @@ def kernel(dtype: str) -> Kernel:
     real = problem.real(dtype)
 
     def depthwise(
-        x, w, bias, y, planes, outputs, multiplier, height, width, out_height, out_width, rows,
-        columns, stride_y, stride_x, pad_y, pad_x, dilation_y, dilation_x, across, tile_rows,
-        patch_height, patch_width, tiles_y, tiles_x, planes_at_once, slope, lowest, highest,
+        x, w, bias, y, height, width, out_height, out_width, rows, columns, stride_y, stride_x,
+        pad_y, pad_x, dilation_y, dilation_x, across, tile_rows, patch_height, patch_width, tiles_y,
+        tiles_x, total, outputs, multiplier, planes_at_once, slope, lowest, highest,
     ):  # fmt: skip
         shared = cuda.shared.array(0, real)
         thread = uint32(cuda.threadIdx.x)
         lane = uint32(thread % uint32(32))
         warp = uint32(thread // uint32(32))
         block = uint32(cuda.blockIdx.x)
-        tile_x = uint32(block % tiles_x)
-        block = uint32(block // tiles_x)
-        tile_y = uint32(block % tiles_y)
-        first_plane = uint32((block // tiles_y) * planes_at_once)
-        count = uint32(min(planes_at_once, uint32(planes - first_plane)))
-        origin_y = uint32(tile_y * tile_rows)
-        origin_x = uint32(tile_x * across * uint32(32))
+        origin_y, origin_x = tiles.corner(block, across, tile_rows, tiles_y, tiles_x)
+        first_plane = uint32(block // (tiles_y * tiles_x) * planes_at_once)
+        count = uint32(min(planes_at_once, uint32(total - first_plane)))
         patch = uint32(patch_height * patch_width)
         taps = uint32(rows * columns)
         weights_at = uint32(planes_at_once * patch)
@@ -77,10 +74,8 @@ def kernel(dtype: str) -> Kernel:
             strip = uint32(warp * uint32(POSITIONS) + uint32(j))
             own = uint32(strip // strips)
             strip = uint32(strip - own * strips)
-            row = uint32(strip // across)
-            column = uint32((strip - row * across) * uint32(32) + lane)
-            out_y = uint32(origin_y + row)
-            out_x = uint32(origin_x + column)
+            row, column = tiles.place(strip, across, lane)
+            out_y, out_x = uint32(origin_y + row), uint32(origin_x + column)
             if own < count and out_y < out_height and out_x < out_width:
                 total = real(0)
                 at_weights = uint32(weights_at + own * taps)
@@ -103,10 +98,10 @@ def kernel(dtype: str) -> Kernel:
     return Kernel(f"depthwise.{dtype}", depthwise, WARPS * LANES)
 
 
-def planes_at_once(p: problem.Plane, strips: int, itemsize: int) -> int:
+def planes_at_once(p: planes.Plane, strips: int, itemsize: int) -> int:
     """Planes of a block, each with so many strips, that fit shared memory; 0 if none does."""
     one = (tile_of(p, strips).patch + p.taps) * itemsize
-    return min(STRIPS // strips, problem.SHARED_BYTES // one)
+    return min(STRIPS // strips, planes.SHARED_BYTES // one)
 
 
 class DepthwiseSolver:
@@ -126,27 +121,25 @@ class DepthwiseSolver:
             )
         if (refusal := problem.refuse(spec)) is not None:
             return refusal
-        if not self._fitting(spec):
-            return problem.refuse_patch(spec)
-        return None
+        return None if self._fitting(spec) else planes.refuse_patch(spec)
 
     def _fitting(self, spec: ConvSpec) -> list[int]:
         """Strips of a plane that fit, those first that keep most threads at work."""
-        p = problem.plane(spec)
+        p = planes.plane(spec)
         size = precision.numpy_dtype(spec.dtype).itemsize
         busy = {strips: strips * planes_at_once(p, strips, size) for strips in STRIPS_OF_A_PLANE}
         return sorted((s for s in STRIPS_OF_A_PLANE if busy[s]), key=lambda s: -busy[s])
 
     def estimate(self, spec: ConvSpec, target: Target) -> Work:
-        p = problem.plane(spec)
+        p = planes.plane(spec)
         tile = tile_of(p, self._fitting(spec)[0])
         size = precision.numpy_dtype(spec.dtype).itemsize
-        planes = spec.batch * spec.out_channels
+        total = spec.batch * spec.out_channels
         come, go = problem.transfers(spec)
-        loaded = planes * tile.count * tile.patch
+        loaded = total * tile.count * tile.patch
         sum_up = Phase(
             "depthwise",
-            2.0 * planes * tile.count * tile.across * tile.rows * LANES * p.taps,
+            2.0 * total * tile.count * tile.across * tile.rows * LANES * p.taps,
             f"numba_cuda.depthwise.{spec.dtype}",
             {"memory": float(size * (loaded + prod(spec.y_shape)))},
         )
@@ -176,18 +169,16 @@ class DepthwiseSum(OnDevice):
         self._planes_at_once = planes_at_once(p, strips, self._kind.itemsize)
         self._shared = self._planes_at_once * (tile.patch + p.taps) * self._kind.itemsize
         self._kernel = kernel(spec.dtype)
-        self._sizes = unsigned(
-            spec.out_channels, p.outputs, p.height, p.width, p.out_height, p.out_width, p.rows,
-            p.columns, *p.stride, *p.padding, *p.dilation, tile.across, tile.rows,
-            tile.patch_height, tile.patch_width, tile.tiles_y, tile.tiles_x, self._planes_at_once,
-        )  # fmt: skip
-        self._activation = problem.activation(spec)
+        self._sizes = planes.tile_sizes(p, tile)
+        self._activation = planes.activation(spec)
 
     def pack(self, rhs: Array) -> Buffer:
-        return self.device.upload(np.ascontiguousarray(problem.grouped_taps(self.spec, rhs)))
+        return self.device.upload(np.ascontiguousarray(planes.grouped_taps(self.spec, rhs)))
 
     def compute(self, images: int, x: Buffer, packed: Any, bias: Buffer, y: Buffer) -> None:
-        planes = images * self.spec.out_channels
-        blocks = -(-planes // self._planes_at_once) * self._tile.count
-        arguments = (x, packed, bias, y, np.uint32(planes), *self._sizes, *self._activation)
+        total = images * self.spec.out_channels
+        blocks = -(-total // self._planes_at_once) * self._tile.count
+        p = self.plane
+        counts = unsigned(total, self.spec.out_channels, p.outputs, self._planes_at_once)
+        arguments = (x, packed, bias, y, *self._sizes, *counts, *self._activation)
         self.device.launch(self._kernel, blocks, self._shared, arguments)

@@ -6,42 +6,18 @@ The solvers see a :class:`Device` and its buffers alone, so that tests can put a
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
 
+from convjit.gpus import Description
+
 Buffer = Any  # a flat array on the device
 Array = np.ndarray[Any, np.dtype[Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class Description:
-    """What a GPU says about itself.
-
-    Attributes
-    ----------
-    name : str
-        ``"NVIDIA A100-SXM4-80GB"``.
-    capability : (int, int)
-        Compute capability.
-    multiprocessors : int
-    clock, memory_clock : float
-        Hz.
-    bus_bits : int
-        Width of the memory's bus.
-    l2_bytes, memory_bytes : int
-    """
-
-    name: str
-    capability: tuple[int, int]
-    multiprocessors: int
-    clock: float
-    memory_clock: float
-    bus_bits: int
-    l2_bytes: int
-    memory_bytes: int
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -60,6 +36,10 @@ class Kernel:
     name: str
     function: Callable[..., None]
     threads: int
+
+
+# How numba's warning begins that a grid does not fill a GPU.
+SMALL_GRID = "Grid size"
 
 
 class Device(Protocol):
@@ -97,6 +77,10 @@ class Device(Protocol):
         """Start a kernel on a row of blocks, with so much dynamic shared memory."""
         ...
 
+    def wait(self) -> None:
+        """Return when all that was started is done."""
+        ...
+
 
 def unavailable() -> str | None:
     """Why numba.cuda cannot be used here, in a sentence; None if it can."""
@@ -120,6 +104,7 @@ class CudaDevice:
 
     def __init__(self) -> None:
         self._compiled: dict[Kernel, Any] = {}
+        self._configured = lru_cache(maxsize=1024)(self._configure)
         self._lock = threading.Lock()
 
     def describe(self) -> Description:
@@ -168,10 +153,21 @@ class CudaDevice:
     def launch(
         self, kernel: Kernel, blocks: int, shared_bytes: int, arguments: Sequence[Any]
     ) -> None:
+        self._configured(kernel, blocks, shared_bytes)(*arguments)
+
+    def _configure(self, kernel: Kernel, blocks: int, shared_bytes: int) -> Any:
+        """A kernel and its grid, ready to be launched."""
         from numba import cuda
 
         with self._lock:
             if kernel not in self._compiled:
                 self._compiled[kernel] = cuda.jit(kernel.function)
-            compiled = self._compiled[kernel]
-        compiled[blocks, kernel.threads, 0, shared_bytes](*arguments)
+            with warnings.catch_warnings():
+                # A small problem has a small grid, which nobody can help.
+                warnings.filterwarnings("ignore", message=SMALL_GRID)
+                return self._compiled[kernel][blocks, kernel.threads, 0, shared_bytes]
+
+    def wait(self) -> None:
+        from numba import cuda
+
+        cuda.synchronize()

@@ -1,9 +1,9 @@
 """Direct sums: a tile of outputs for 32 channels at once, tap by tap, out of shared memory.
 
 A block loads the patch of some input channels that its tile reads, and their weights; each thread
-then holds 4 positions by 8 output channels in registers, for which every tap costs 12 loads from
-shared memory and 32 multiply-adds.  Neighbouring lanes read neighbouring samples, and all lanes of
-a warp the same weights.
+then holds 8 positions by 8 output channels in registers, for which every tap costs 10 loads from
+shared memory and 64 multiply-adds.  Neighbouring lanes read neighbouring samples, and all lanes of
+a warp the same weights, 128 bits at once.
 """
 
 from __future__ import annotations
@@ -16,20 +16,21 @@ from typing import Any
 import numpy as np
 from numba import cuda, uint32, uint64
 
-from convjit import precision
+from convjit import planes, precision
+from convjit.planes import LANES, Tile, tile_of, unsigned
 from convjit.spec import ConvSpec
 from convjit.spi import Config, Executable, Numerics, Phase, Refusal, Target, Work
-from convjit_numba_cuda import problem
+from convjit_numba_cuda import problem, tiles
 from convjit_numba_cuda.device import Array, Buffer, Device, Kernel
-from convjit_numba_cuda.problem import OnDevice, finish, unsigned
-from convjit_numba_cuda.tiles import LANES, Tile, load_patch, tile_of
+from convjit_numba_cuda.problem import WIDE, OnDevice, finish
+from convjit_numba_cuda.tiles import load_patch
 
-WARPS = 8
-POSITIONS = 4  # strips of a thread
+WARPS = 4
+STRIPS = 8  # of a tile, each a position of every thread
 OUTPUTS = 8  # output channels of a thread
-SUMS = POSITIONS * OUTPUTS
-STRIPS = 8  # of a tile: two groups of warps with 4 each
-BLOCK_OUTPUTS = 32  # output channels of a block: four groups of warps with 8 each
+SUMS = STRIPS * OUTPUTS
+BLOCK_OUTPUTS = WARPS * OUTPUTS
+OUTSIDE = 2**32 - 1  # in the place of an output's index
 
 # KiB of shared memory for patch and weights: two blocks fit beside each other everywhere, or one
 # that reads longer runs of channels, or four.
@@ -42,70 +43,62 @@ def kernel(dtype: str) -> Kernel:
     real = problem.real(dtype)
 
     def direct(
-        x, w, bias, y, channels, outputs, outputs_padded, groups, height, width, out_height,
-        out_width, rows, columns, stride_y, stride_x, pad_y, pad_x, dilation_y, dilation_x, across,
-        tile_rows, patch_height, patch_width, tiles_y, tiles_x, blocks_k, chunk, slope, lowest,
-        highest,
+        x, w, bias, y, height, width, out_height, out_width, rows, columns, stride_y, stride_x,
+        pad_y, pad_x, dilation_y, dilation_x, across, tile_rows, patch_height, patch_width, tiles_y,
+        tiles_x, channels, outputs, groups, blocks_k, chunk, slope, lowest, highest,
     ):  # fmt: skip
-        shared = cuda.shared.array(0, real)
-        places = cuda.local.array(POSITIONS, uint32)
+        shared = cuda.shared.array(0, real, alignment=WIDE)  # weights, then the patch
+        places = cuda.local.array(STRIPS, uint32)
         sums = cuda.local.array(SUMS, real)
         own_weights = cuda.local.array(OUTPUTS, real)
         thread = uint32(cuda.threadIdx.x)
         lane = uint32(thread % uint32(32))
         warp = uint32(thread // uint32(32))
-        first_strip = uint32((warp % uint32(2)) * uint32(POSITIONS))
-        first_output = uint32((warp // uint32(2)) * uint32(OUTPUTS))
+        first_output = uint32(warp * uint32(OUTPUTS))
         block = uint32(cuda.blockIdx.x)
-        tile_x = uint32(block % tiles_x)
-        block = uint32(block // tiles_x)
-        tile_y = uint32(block % tiles_y)
-        block = uint32(block // tiles_y)
+        origin_y, origin_x = tiles.corner(block, across, tile_rows, tiles_y, tiles_x)
+        block = uint32(block // (tiles_y * tiles_x))
         block_k = uint32(block % blocks_k)
         block = uint32(block // blocks_k)
         group = uint32(block % groups)
         n = uint32(block // groups)
-        origin_y = uint32(tile_y * tile_rows)
-        origin_x = uint32(tile_x * across * uint32(32))
-        for j in range(POSITIONS):
-            strip = uint32(first_strip + uint32(j))
-            row = uint32(strip // across)
-            column = uint32((strip - row * across) * uint32(32) + lane)
+        for j in range(STRIPS):
+            row, column = tiles.place(uint32(j), across, lane)
             places[j] = uint32(row * stride_y * patch_width + column * stride_x)
         for i in range(SUMS):
             sums[i] = real(0)
         patch = uint32(patch_height * patch_width)
         taps = uint32(rows * columns)
-        weights_at = uint32(chunk * patch)
+        patch_at = uint32(chunk * taps * uint32(BLOCK_OUTPUTS))
         done = uint32(0)
         while done < channels:
             count = uint32(min(chunk, uint32(channels - done)))
             first = uint32((n * groups + group) * channels + done)
             cuda.syncthreads()
             load_patch(
-                shared, uint32(0), real(0), x, uint32(first * height * width), warp, uint32(WARPS),
+                shared, patch_at, real(0), x, uint32(first * height * width), warp, uint32(WARPS),
                 lane, count, height, width, patch_height, patch_width,
                 uint32(origin_y * stride_y - pad_y), uint32(origin_x * stride_x - pad_x),
             )  # fmt: skip
             tap = uint32(warp)
             while tap < uint32(count * taps):
-                at = uint32(((group * channels + done) * taps + tap) * outputs_padded)
-                shared[uint32(weights_at + tap * uint32(32) + lane)] = w[
-                    uint32(at + block_k * uint32(BLOCK_OUTPUTS) + lane)
+                at = uint32(((group * channels + done) * taps + tap) * blocks_k + block_k)
+                shared[uint32(tap * uint32(32) + lane)] = w[
+                    uint32(at * uint32(BLOCK_OUTPUTS) + lane)
                 ]
                 tap = uint32(tap + uint32(WARPS))
             cuda.syncthreads()
-            at_weights = uint32(weights_at + first_output)
+            at_weights = first_output
             channel = uint32(0)
             while channel < count:
                 r = uint32(0)
                 while r < rows:
-                    at = uint32(channel * patch + r * dilation_y * patch_width)
+                    at = uint32(patch_at + channel * patch + r * dilation_y * patch_width)
                     s = uint32(0)
                     while s < columns:
                         for i in range(OUTPUTS):
                             own_weights[i] = shared[uint64(at_weights) + uint64(i)]
-                        for j in range(POSITIONS):
+                        for j in range(STRIPS):
                             sample = shared[uint32(at + places[j])]
                             for i in range(OUTPUTS):
                                 sums[j * OUTPUTS + i] += own_weights[i] * sample
@@ -115,25 +108,31 @@ def kernel(dtype: str) -> Kernel:
                     r = uint32(r + uint32(1))
                 channel = uint32(channel + uint32(1))
             done = uint32(done + count)
-        for j in range(POSITIONS):
-            strip = uint32(first_strip + uint32(j))
-            row = uint32(strip // across)
-            out_x = uint32(origin_x + (strip - row * across) * uint32(32) + lane)
-            out_y = uint32(origin_y + row)
-            if out_y < out_height and out_x < out_width:
-                for i in range(OUTPUTS):
-                    k = uint32(block_k * uint32(BLOCK_OUTPUTS) + first_output + uint32(i))
-                    if k < outputs:
-                        k = uint32(group * outputs + k)
-                        to = uint32((n * groups * outputs + k) * out_height + out_y)
-                        y[uint32(to * out_width + out_x)] = finish(
-                            sums[j * OUTPUTS + i] + bias[k], slope, lowest, highest
-                        )
+        for j in range(STRIPS):
+            row, column = tiles.place(uint32(j), across, lane)
+            out_y, out_x = uint32(origin_y + row), uint32(origin_x + column)
+            places[j] = uint32(out_y * out_width + out_x)
+            if out_y >= out_height or out_x >= out_width:
+                places[j] = uint32(OUTSIDE)
+        first_k = uint32(block_k * uint32(BLOCK_OUTPUTS) + first_output)
+        for i in range(OUTPUTS):
+            k = uint32(min(uint32(first_k + uint32(i)), uint32(outputs - uint32(1))))
+            added = bias[uint32(group * outputs + k)]
+            for j in range(STRIPS):
+                total = sums[j * OUTPUTS + i] + added
+                sums[j * OUTPUTS + i] = finish(total, slope, lowest, highest)
+        for i in range(OUTPUTS):
+            k = uint32(first_k + uint32(i))
+            to = uint32(((n * groups + group) * outputs + k) * out_height * out_width)
+            if k < outputs:
+                for j in range(STRIPS):
+                    if places[j] != uint32(OUTSIDE):
+                        y[uint32(to + places[j])] = sums[j * OUTPUTS + i]
 
     return Kernel(f"direct.{dtype}", direct, WARPS * LANES)
 
 
-def chunk_of(p: problem.Plane, tile: Tile, budget: int) -> int:
+def chunk_of(p: planes.Plane, tile: Tile, budget: int) -> int:
     """Input channels whose patch and weights fit ``budget`` elements; 0 if none does."""
     return min(p.channels, budget // (tile.patch + p.taps * BLOCK_OUTPUTS))
 
@@ -155,18 +154,20 @@ class DirectSolver:
     def refuse(self, spec: ConvSpec, target: Target) -> Refusal | None:
         if (refusal := problem.refuse(spec)) is not None:
             return refusal
-        if not self._fitting(spec):
-            return problem.refuse_patch(spec)
-        return None
+        p = planes.plane(spec)
+        packed = p.groups * p.channels * p.taps * -(-p.outputs // BLOCK_OUTPUTS) * BLOCK_OUTPUTS
+        if (refusal := planes.refuse_size(packed)) is not None:
+            return refusal
+        return None if self._fitting(spec) else planes.refuse_patch(spec)
 
     def _fitting(self, spec: ConvSpec) -> list[int]:
-        p = problem.plane(spec)
+        p = planes.plane(spec)
         tile = tile_of(p, STRIPS)
         kind = precision.numpy_dtype(spec.dtype).itemsize
         return [kib for kib in BUDGETS if chunk_of(p, tile, kib * 2**10 // kind)]
 
     def estimate(self, spec: ConvSpec, target: Target) -> Work:
-        p = problem.plane(spec)
+        p = planes.plane(spec)
         tile = tile_of(p, STRIPS)
         size = precision.numpy_dtype(spec.dtype).itemsize
         blocks_k = -(-p.outputs // BLOCK_OUTPUTS)
@@ -209,18 +210,14 @@ class DirectSum(OnDevice):
         self._shared = chunk * (tile.patch + p.taps * BLOCK_OUTPUTS) * self._kind.itemsize
         self._kernel = kernel(spec.dtype)
         self._arguments = (
-            *unsigned(
-                p.channels, p.outputs, self._blocks_k * BLOCK_OUTPUTS, p.groups, p.height, p.width,
-                p.out_height, p.out_width, p.rows, p.columns, *p.stride, *p.padding, *p.dilation,
-                tile.across, tile.rows, tile.patch_height, tile.patch_width, tile.tiles_y,
-                tile.tiles_x, self._blocks_k, chunk,
-            ),
-            *problem.activation(spec),
-        )  # fmt: skip
+            *planes.tile_sizes(p, tile),
+            *unsigned(p.channels, p.outputs, p.groups, self._blocks_k, chunk),
+            *planes.activation(spec),
+        )
 
     def pack(self, rhs: Array) -> Buffer:
         p = self.plane
-        taps = problem.grouped_taps(self.spec, rhs)
+        taps = planes.grouped_taps(self.spec, rhs)
         into = np.zeros(
             (p.groups, p.channels, p.rows, p.columns, self._blocks_k * BLOCK_OUTPUTS), self._kind
         )

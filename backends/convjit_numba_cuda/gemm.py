@@ -2,7 +2,7 @@
 
 The columns are never built.  Each thread gathers one position's samples for several depths, by a
 table with the offset, row and column of every depth (channel and tap), so that no division stands
-in the loop.  A block multiplies tiles in shared memory, each thread a square of sums in registers
+in the loop.  A block multiplies tiles in shared memory, each thread has 8 x 8 or 8 x 4 of the sums
 (S. Chetlur et al., "cuDNN: Efficient Primitives for Deep Learning", 2014, sec. 3; the tiling is
 that of V. Volkov and J. Demmel, "Benchmarking GPUs to Tune Dense Linear Algebra", SC 2008).
 """
@@ -17,46 +17,47 @@ from typing import Any
 import numpy as np
 from numba import cuda, uint32, uint64
 
-from convjit import precision
+from convjit import planes, precision
+from convjit.planes import NOWHERE, unsigned
 from convjit.spec import ConvSpec
-from convjit.spi import Config, Executable, Numerics, Phase, Refusal, Target, Work
+from convjit.spi import Config, Executable, Feature, Numerics, Phase, Refusal, Target, Work
 from convjit_numba_cuda import problem
 from convjit_numba_cuda.device import Array, Buffer, Device, Kernel
-from convjit_numba_cuda.problem import OnDevice, finish, unsigned
+from convjit_numba_cuda.problem import WIDE, OnDevice, finish
 
-THREADS = 256
-SIDE = 16  # threads along either edge of a tile
+COLUMNS = 16  # threads along a row of a tile: neighbours, whose results are written together
+EACH = 8  # outputs of a thread, which it loads 128 bits at once
 DEPTH = 8  # channels and taps of a step
+PANEL = 64  # outputs whose weights stand together, depth after depth
 
-# Edges of a tile.  8 x 8 sums a thread need 16 loads from shared memory for 64 multiply-adds; with
-# 4 x 4 it is 8 for 16, but a small problem gives four times as many blocks.
+# Edges of a tile.  8 x 8 sums a thread need 10 loads from shared memory for 64 multiply-adds; with
+# 8 x 4 it is 6 for 32, but a small problem gives four times as many blocks.
 TILES = {"float32": (64, 128), "float64": (64,)}
-
-# A row that lies outside every image: of the depths that fill up the last step.
-NOWHERE = 2**30
 
 
 @lru_cache(maxsize=16)
 def kernel(dtype: str, tile: int) -> Kernel:
     """The kernel for tiles of ``tile`` outputs by ``tile`` positions."""
     real = problem.real(dtype)
-    each = tile // SIDE
-    loads = tile * DEPTH // THREADS
-    rows_at_once = THREADS // tile
+    across = tile // COLUMNS  # positions of a thread
+    threads = COLUMNS * tile // EACH
+    loads = tile * DEPTH // threads
+    rows_at_once = threads // tile
     words = tile * DEPTH
-    square = each * each
+    held = EACH * across
 
     def implicit_gemm(
-        x, w, table, bias, y, positions, depth, outputs, outputs_padded, groups, image, height,
-        width, pixels, out_width, stride_y, stride_x, pad_y, pad_x, tiles_p, tiles_k, slope, lowest,
+        x, w, table, bias, y, positions, depth, outputs, panels, groups, image, height, width,
+        pixels, out_width, stride_y, stride_x, pad_y, pad_x, tiles_p, tiles_k, slope, lowest,
         highest,
     ):  # fmt: skip
-        weights = cuda.shared.array(words, real)
-        samples = cuda.shared.array(words, real)
-        sums = cuda.local.array(square, real)
+        weights = cuda.shared.array(words, real, alignment=WIDE)
+        samples = cuda.shared.array(words, real, alignment=WIDE)
+        sums = cuda.local.array(held, real)
         next_weights = cuda.local.array(loads, real)
         next_samples = cuda.local.array(loads, real)
-        own_weights = cuda.local.array(each, real)
+        own_weights = cuda.local.array(EACH, real)
+        places = cuda.local.array(across, uint32)
         thread = uint32(cuda.threadIdx.x)
         block = uint32(cuda.blockIdx.x)
         tile_p = uint32(block % tiles_p)
@@ -67,35 +68,38 @@ def kernel(dtype: str, tile: int) -> Kernel:
         column = uint32(thread % uint32(tile))
         first = uint32(thread // uint32(tile))
         position = uint32(tile_p * uint32(tile) + column)
-        is_inside = position < positions
         n = uint32(position // pixels)
         pixel = uint32(position - n * pixels)
         row = uint32(pixel // out_width)
         top = uint32(row * stride_y - pad_y)
         left = uint32((pixel - row * out_width) * stride_x - pad_x)
+        if position >= positions:
+            top = uint32(NOWHERE)
         corner = uint32((n * groups + group) * image + top * width + left)
-        from_weights = uint32((group * depth + first) * outputs_padded
-                              + tile_k * uint32(tile) + column)  # fmt: skip
-        for i in range(square):
+        k = uint32(tile_k * uint32(tile) + column)
+        panel = uint32(group * panels + k // uint32(PANEL))
+        at_weights = uint64(uint32((panel * depth + first) * uint32(PANEL) + k % uint32(PANEL)))
+        at_entry = uint64(uint32(first * uint32(3)))
+        for i in range(held):
             sums[i] = real(0)
-        own_row = uint32(thread // uint32(SIDE))
-        own_column = uint32(thread % uint32(SIDE))
+        own_row = uint32(thread // uint32(COLUMNS) * uint32(EACH))
+        own_column = uint32(thread % uint32(COLUMNS))
         done = uint32(0)
         while True:
             # The next step is fetched while the one in shared memory is multiplied.
             if done < depth:
                 for i in range(loads):
-                    d = uint32(done + first + uint32(i * rows_at_once))
-                    at = uint32(from_weights + (done + uint32(i * rows_at_once)) * outputs_padded)
-                    next_weights[i] = w[at]
-                    value = real(0)
-                    if (
-                        is_inside
-                        and uint32(top + table[uint32(depth + d)]) < height
-                        and uint32(left + table[uint32(depth + depth + d)]) < width
-                    ):
-                        value = x[uint32(corner + table[d])]
-                    next_samples[i] = value
+                    next_weights[i] = w[at_weights + uint64(rows_at_once * PANEL * i)]
+                    entry = at_entry + uint64(rows_at_once * 3 * i)
+                    sample = uint32(corner + table[entry])
+                    y_at = uint32(top + table[entry + uint64(1)])
+                    x_at = uint32(left + table[entry + uint64(2)])
+                    # Loaded in any case, that no load waits for a branch.
+                    is_there = (y_at < height) & (x_at < width)
+                    value = x[sample if is_there else uint32(0)]
+                    next_samples[i] = value if is_there else real(0)
+                at_weights += uint64(DEPTH * PANEL)
+                at_entry += uint64(DEPTH * 3)
             if done > 0:
                 # A counter of its own: numba's range costs as much as two loads, where the
                 # compiler does not unroll it.
@@ -103,34 +107,40 @@ def kernel(dtype: str, tile: int) -> Kernel:
                 while at < uint32(words):
                     at_row = uint64(uint32(at + own_row))
                     at_column = uint64(uint32(at + own_column))
-                    for i in range(each):
-                        own_weights[i] = weights[at_row + uint64(SIDE * i)]
-                    for j in range(each):
-                        sample = samples[at_column + uint64(SIDE * j)]
-                        for i in range(each):
-                            sums[i * each + j] += own_weights[i] * sample
+                    for i in range(EACH):
+                        own_weights[i] = weights[at_row + uint64(i)]
+                    for j in range(across):
+                        sample = samples[at_column + uint64(COLUMNS * j)]
+                        for i in range(EACH):
+                            sums[i * across + j] += own_weights[i] * sample
                     at = uint32(at + uint32(tile))
             if done >= depth:
                 break
             cuda.syncthreads()
             for i in range(loads):
-                weights[uint64(thread) + uint64(i * THREADS)] = next_weights[i]
-                samples[uint64(thread) + uint64(i * THREADS)] = next_samples[i]
+                weights[uint64(thread) + uint64(i * threads)] = next_weights[i]
+                samples[uint64(thread) + uint64(i * threads)] = next_samples[i]
             cuda.syncthreads()
             done = uint32(done + uint32(DEPTH))
-        for j in range(each):
-            position = uint32(tile_p * uint32(tile) + own_column + uint32(SIDE * j))
-            if position < positions:
-                n = uint32(position // pixels)
-                pixel = uint32(position - n * pixels)
-                for i in range(each):
-                    k = uint32(tile_k * uint32(tile) + own_row + uint32(SIDE * i))
-                    if k < outputs:
-                        value = sums[i * each + j] + bias[uint32(group * outputs + k)]
-                        to = uint32(((n * groups + group) * outputs + k) * pixels + pixel)
-                        y[to] = finish(value, slope, lowest, highest)
+        for j in range(across):
+            position = uint32(tile_p * uint32(tile) + own_column + uint32(COLUMNS * j))
+            n = uint32(position // pixels)
+            first_plane = uint32((n * groups + group) * outputs)
+            places[j] = uint32(first_plane * pixels + position - n * pixels)
+        for i in range(EACH):
+            k = uint32(tile_k * uint32(tile) + own_row + uint32(i))
+            added = bias[uint32(group * outputs + min(k, uint32(outputs - uint32(1))))]
+            for j in range(across):
+                sums[i * across + j] = finish(sums[i * across + j] + added, slope, lowest, highest)
+        for i in range(EACH):
+            k = uint32(tile_k * uint32(tile) + own_row + uint32(i))
+            if k < outputs:
+                for j in range(across):
+                    position = uint32(tile_p * uint32(tile) + own_column + uint32(COLUMNS * j))
+                    if position < positions:
+                        y[uint32(places[j] + k * pixels)] = sums[i * across + j]
 
-    return Kernel(f"gemm.{dtype}.{tile}", implicit_gemm, THREADS)
+    return Kernel(f"gemm.{dtype}.{tile}", implicit_gemm, threads)
 
 
 def padded(count: int, multiple: int) -> int:
@@ -138,27 +148,23 @@ def padded(count: int, multiple: int) -> int:
     return -(-count // multiple) * multiple
 
 
+def packed_shape(groups: int, outputs: int, depth: int) -> tuple[int, int, int, int]:
+    """(groups, panels, depth, outputs of a panel), for every kind of tile."""
+    widest = max(tile for tiles in TILES.values() for tile in tiles)
+    return groups, padded(outputs, widest) // PANEL, padded(depth, DEPTH), PANEL
+
+
 def arranged(taps: Array) -> Array:
-    """(groups, depth, outputs) weights from (groups, outputs, depth), filled up with zeros."""
+    """Packed weights from (groups, outputs, depth), filled up with zeros."""
     groups, outputs, depth = taps.shape
-    most = max(tile for tiles in TILES.values() for tile in tiles)
-    into = np.zeros((groups, padded(depth, DEPTH), padded(outputs, most)), taps.dtype)
-    into[:, :depth, :outputs] = taps.swapaxes(1, 2)
-    return into
+    shape = packed_shape(groups, outputs, depth)
+    into = np.zeros((groups, shape[1] * PANEL, shape[2]), taps.dtype)
+    into[:, :outputs, :depth] = taps
+    return into.reshape(groups, shape[1], PANEL, shape[2]).swapaxes(2, 3)
 
 
-def depth_table(
-    channels: int, rows: int, columns: int, image: tuple[int, int], dilation: tuple[int, int]
-) -> Array:
-    """Offset, row and column of each depth relative to a position's first sample."""
-    depth = channels * rows * columns
-    c, r, s = (index.reshape(-1) for index in np.indices((channels, rows, columns)))
-    height, width = image
-    table = np.full((3, padded(depth, DEPTH)), NOWHERE, np.uint32)
-    table[0, :depth] = c * height * width + r * dilation[0] * width + s * dilation[1]
-    table[1, :depth] = r * dilation[0]
-    table[2, :depth] = s * dilation[1]
-    return table
+def _packed_elements(p: planes.Plane) -> int:
+    return prod(packed_shape(p.groups, p.outputs, p.channels * p.taps))
 
 
 class Product:
@@ -169,7 +175,7 @@ class Product:
         device: Device,
         dtype: str,
         tile: int,
-        p: problem.Plane,
+        p: planes.Plane,
         images: int,
     ) -> None:
         self._device = device
@@ -177,10 +183,9 @@ class Product:
         positions = images * p.pixels
         depth = padded(p.channels * p.taps, DEPTH)
         tiles_p, tiles_k = -(-positions // tile), -(-p.outputs // tile)
-        most = max(t for tiles in TILES.values() for t in tiles)
         self.blocks = tiles_p * tiles_k * p.groups
         self._sizes = unsigned(
-            positions, depth, p.outputs, padded(p.outputs, most), p.groups,
+            positions, depth, p.outputs, packed_shape(p.groups, p.outputs, depth)[1], p.groups,
             p.channels * p.height * p.width, p.height, p.width, p.pixels, p.out_width, *p.stride,
             *p.padding, tiles_p, tiles_k,
         )  # fmt: skip
@@ -203,16 +208,21 @@ class GemmSolver:
         self._device = device
 
     def refuse(self, spec: ConvSpec, target: Target) -> Refusal | None:
-        return problem.refuse(spec)
+        if (refusal := problem.refuse(spec)) is not None:
+            return refusal
+        p = planes.plane(spec)
+        if p.height > NOWHERE // 2:
+            return Refusal(Feature.SIZE, f"an image of {p.height} rows is too high for the table")
+        return planes.refuse_size(_packed_elements(p))
 
     def estimate(self, spec: ConvSpec, target: Target) -> Work:
         tile = dict(next(iter(self.configs(spec, target))))["tile"]
-        p = problem.plane(spec)
+        p = planes.plane(spec)
         product = Product(self._device, spec.dtype, tile, p, spec.batch)
         size = precision.numpy_dtype(spec.dtype).itemsize
         # Each block reads its weights and samples once for every tile beside it.
         columns = product.flops / tile / 2.0
-        packed = size * p.groups * padded(p.channels * p.taps, DEPTH) * padded(p.outputs, 128)
+        packed = size * _packed_elements(p)
         come, go = problem.transfers(spec)
         multiply = Phase(
             "gemm",
@@ -229,7 +239,7 @@ class GemmSolver:
         )
 
     def configs(self, spec: ConvSpec, target: Target) -> Iterable[Config]:
-        p = problem.plane(spec)
+        p = planes.plane(spec)
         tiles = TILES[spec.dtype]
         # The largest tile of which every multiprocessor gets two blocks, else the smallest.
         positions = spec.batch * p.pixels
@@ -250,12 +260,12 @@ class ImplicitGemm(OnDevice):
     def __init__(self, spec: ConvSpec, device: Device, tile: int) -> None:
         super().__init__(spec, device)
         self._tile = tile
-        self._activation = problem.activation(spec)
+        self._activation = planes.activation(spec)
 
     def pack(self, rhs: Array) -> tuple[Buffer, Buffer]:
         p = self.plane
-        taps = problem.grouped_taps(self.spec, rhs).reshape(p.groups, p.outputs, -1)
-        table = depth_table(p.channels, p.rows, p.columns, (p.height, p.width), p.dilation)
+        taps = planes.grouped_taps(self.spec, rhs).reshape(p.groups, p.outputs, -1)
+        table = planes.depth_table(p, DEPTH)
         return self.device.upload(arranged(taps)), self.device.upload(table)
 
     def compute(self, images: int, x: Buffer, packed: Any, bias: Buffer, y: Buffer) -> None:

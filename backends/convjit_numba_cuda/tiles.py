@@ -1,67 +1,24 @@
-"""Tiles of outputs and the patches of the image beneath them, for kernels that sum tap by tap.
-
-A strip is 32 neighbouring outputs of a row, one for each lane of a warp.  A tile is a number of
-strips side by side and below each other: eight rows of one strip suit a picture, one row of eight
-a signal.
-"""
+"""Where tiles of outputs lie (:class:`convjit.planes.Tile`), and the patches beneath them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from numba import cuda, uint32
 
-from convjit_numba_cuda.problem import Plane
 
-LANES = 32
-
-
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """A tile of a plane.
-
-    Attributes
-    ----------
-    across, rows : int
-        Strips side by side, and rows of strips.
-    patch_height, patch_width : int
-        Samples that its outputs read.
-    tiles_y, tiles_x : int
-        Tiles of the plane.
-    """
-
-    across: int
-    rows: int
-    patch_height: int
-    patch_width: int
-    tiles_y: int
-    tiles_x: int
-
-    @property
-    def patch(self) -> int:
-        return self.patch_height * self.patch_width
-
-    @property
-    def count(self) -> int:
-        return self.tiles_y * self.tiles_x
+@cuda.jit(device=True, inline="always")
+def corner(block, across, tile_rows, tiles_y, tiles_x):
+    """(first row, first column) of the tile of a block; tiles of a row are neighbours."""
+    tile = uint32(block % (tiles_y * tiles_x))
+    tile_y = uint32(tile // tiles_x)
+    tile_x = uint32(tile - tile_y * tiles_x)
+    return uint32(tile_y * tile_rows), uint32(tile_x * across * uint32(32))
 
 
-def tile_of(p: Plane, strips: int) -> Tile:
-    """``strips`` (a power of two) arranged for the fewest tiles, then for the least patch."""
-
-    def arranged(across: int) -> Tile:
-        rows = strips // across
-        return Tile(
-            across,
-            rows,
-            (rows - 1) * p.stride[0] + (p.rows - 1) * p.dilation[0] + 1,
-            (across * LANES - 1) * p.stride[1] + (p.columns - 1) * p.dilation[1] + 1,
-            -(-p.out_height // rows),
-            -(-p.out_width // (across * LANES)),
-        )
-
-    choices = [arranged(1 << k) for k in range(strips.bit_length())]
-    return min(choices, key=lambda tile: (tile.count, tile.patch))
+@cuda.jit(device=True, inline="always")
+def place(strip, across, lane):
+    """(row, column) in a tile of a lane's output of a strip."""
+    row = uint32(strip // across)
+    return row, uint32((strip - row * across) * uint32(32) + lane)
 
 
 @cuda.jit(device=True, inline="always")

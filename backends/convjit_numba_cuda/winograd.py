@@ -16,14 +16,15 @@ from typing import Any
 import numpy as np
 from numba import cuda, uint32
 
-from convjit import precision
+from convjit import planes, precision
 from convjit.algorithms import winograd
 from convjit.algorithms.composed_winograd import tile_of, winograd_counts
+from convjit.planes import Plane, unsigned
 from convjit.spec import ConvSpec
 from convjit.spi import Config, Executable, Feature, Numerics, Phase, Refusal, Target, Work
 from convjit_numba_cuda import gemm, problem
 from convjit_numba_cuda.device import Array, Buffer, Device, Kernel
-from convjit_numba_cuda.problem import OnDevice, Plane, finish, unsigned
+from convjit_numba_cuda.problem import OnDevice, finish
 from convjit_numba_cuda.winogradcode import along_axis
 
 TAPS = 3
@@ -139,7 +140,9 @@ class WinogradSolver:
             return Refusal(Feature.STRIDE, f"winograd needs stride 1, got {spec.stride}")
         if set(spec.dilation) != {1}:
             return Refusal(Feature.DILATION, f"winograd needs dilation 1, got {spec.dilation}")
-        return problem.refuse_size(max(_buffers(spec, self._m, spec.batch)))
+        inner = _product(spec, self._m, spec.batch)
+        packed = prod(gemm.packed_shape(inner.groups, inner.outputs, inner.channels))
+        return planes.refuse_size(max(packed, *_buffers(spec, self._m, spec.batch)))
 
     def estimate(self, spec: ConvSpec, target: Target) -> Work:
         counts = winograd_counts(spec, self._m)
@@ -176,7 +179,7 @@ class WinogradSolver:
 
 def _axes(spec: ConvSpec, m: int) -> tuple[winograd.Transforms, winograd.Transforms]:
     """The transforms of rows and columns; F(1, 1), which changes nothing, for one tap."""
-    p = problem.plane(spec)
+    p = planes.plane(spec)
     vertical, horizontal = (
         winograd.transforms(m if r == TAPS else 1, r) for r in (p.rows, p.columns)
     )
@@ -184,7 +187,7 @@ def _axes(spec: ConvSpec, m: int) -> tuple[winograd.Transforms, winograd.Transfo
 
 
 def _tiles(spec: ConvSpec, m: int) -> tuple[int, int]:
-    p = problem.plane(spec)
+    p = planes.plane(spec)
     vertical, horizontal = _axes(spec, m)
     return -(-p.out_height // vertical.m), -(-p.out_width // horizontal.m)
 
@@ -198,7 +201,7 @@ def _buffers(spec: ConvSpec, m: int, images: int) -> tuple[int, int]:
 
 def _product(spec: ConvSpec, m: int, images: int) -> Plane:
     """The products of all points as a convolution with one tap of an image of one row."""
-    p = problem.plane(spec)
+    p = planes.plane(spec)
     tiles = images * prod(_tiles(spec, m))
     points = prod(axis.n for axis in _axes(spec, m))
     return Plane(
@@ -216,7 +219,7 @@ class Winograd(OnDevice):
         vertical, horizontal = self._axes
         sizes = (spec.dtype, vertical.m, horizontal.m, vertical.r, horizontal.r)
         self._data, self._output = data_kernel(*sizes), output_kernel(*sizes)
-        self._activation = problem.activation(spec)
+        self._activation = planes.activation(spec)
         one = self._kind.type(1)
         self._passes = (one, self._kind.type(-np.inf), self._kind.type(np.inf))
 
@@ -227,7 +230,7 @@ class Winograd(OnDevice):
         """Transformed weights, computed in float64, and zeros in the place of a bias."""
         p = self.plane
         gy, gx = (np.array(axis.G, np.float64) for axis in self._axes)
-        taps = problem.grouped_taps(self.spec, rhs).astype(np.float64)
+        taps = planes.grouped_taps(self.spec, rhs).astype(np.float64)
         points = np.einsum("ir,js,gkcrs->ijgkc", gy, gx, taps, optimize=True)
         flat = points.reshape(-1, p.outputs, p.channels).astype(self._kind)
         zeros = np.zeros(len(flat) * p.outputs, self._kind)
@@ -245,7 +248,7 @@ class Winograd(OnDevice):
         device.launch(self._data, -(-total // THREADS), 0, (x, v, *sizes))
         weights, zeros = packed
         inner = _product(spec, self._m, images)
-        table = gemm.depth_table(p.channels, 1, 1, (1, tiles), (1, 1))
+        table = planes.depth_table(inner, gemm.DEPTH)
         product = gemm.Product(device, spec.dtype, self._tile, inner, 1)
         product.launch(v, weights, device.upload(table), zeros, m, self._passes)
         total = spec.out_channels * tiles

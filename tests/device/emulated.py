@@ -20,8 +20,10 @@ import numpy as np
 import ptxcpu
 
 from convjit import registry, spi
+from convjit.gpus import Description
 from convjit_numba_cuda import NumbaCudaBackend
-from convjit_numba_cuda.device import Description, Kernel
+from convjit_numba_cuda.code import ptx_of
+from convjit_numba_cuda.device import Kernel
 
 CAPABILITY = (8, 0)
 GPU = Description("NVIDIA A100-SXM4-80GB", CAPABILITY, 108, 1.41e9, 1.6e9, 5120, 40 << 20, 80 << 30)
@@ -39,24 +41,6 @@ def missing() -> str | None:
         if find_spec(module.partition(".")[0]) is None:
             return "the compilers of the extra gpu-test are not installed"
     return ptxcpu.missing()
-
-
-@cache
-def ptx_of(kernel: Kernel, kinds: tuple[str, ...], capability: tuple[int, int]) -> str:
-    """A kernel as PTX for arguments of kinds: ``"float32[]"`` is a flat array."""
-    import numba
-    from numba import cuda
-
-    signature = tuple(
-        getattr(numba, kind.removesuffix("[]"))[::1]
-        if kind.endswith("[]")
-        else getattr(numba, kind)
-        for kind in kinds
-    )
-    text, _ = cuda.compile(
-        kernel.function, signature, output="ptx", cc=capability, device=False, abi="numba"
-    )
-    return str(text)
 
 
 @dataclass(eq=False)
@@ -146,6 +130,9 @@ class EmulatedDevice:
         values = [part for argument in arguments for part in flattened(argument)]
         module.launch(name, (blocks,), (kernel.threads,), values, dynamic_bytes=shared_bytes)
         self.launches.append((kernel, blocks))
+
+    def wait(self) -> None:
+        """At once: a launch returns when it is done."""
 
 
 class EmulatedBackend(NumbaCudaBackend):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import os
 import subprocess
 import sys
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,9 +17,10 @@ import pytest
 import convjit
 from convjit import registry
 from convjit.errors import BackendError
+from convjit.gpus import LANES, MODELS, ROWS, Description, Row, model, row_of
 from convjit_numba_cuda import NumbaCudaBackend, device
-from convjit_numba_cuda.device import Description, unavailable
-from convjit_numba_cuda.targets import ROWS, Row, row_of, target
+from convjit_numba_cuda.device import unavailable
+from convjit_numba_cuda.targets import target
 
 X, W = np.ones((1, 3, 8, 8), np.float32), np.ones((4, 3, 3, 3), np.float32)
 
@@ -55,9 +58,30 @@ def test_a_gpu_is_known_by_its_name_or_by_its_clocks() -> None:
     assert known.fingerprint != unknown.fingerprint
 
 
+@pytest.mark.parametrize("capability", MODELS)
+def test_a_model_of_each_generation_is_in_the_table(capability: tuple[int, int]) -> None:
+    described = model(capability)
+    assert described.capability == capability
+    assert row_of(described.name) is not None
+    assert capability in LANES
+
+
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_every_row_is_reached(row: Row) -> None:
     assert row_of(f"NVIDIA {row.name}") is row
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [("Tesla V100-SXM2-16GB", "V100"), ("Tesla V100-PCIE-32GB", "V100-PCIE"), ("Tesla T4", "T4"),
+     ("NVIDIA A100-PCIE-40GB", "A100"), ("NVIDIA A100 80GB PCIe", "A100 80GB PCIe"),
+     ("NVIDIA H100 NVL", "H100 NVL"), ("NVIDIA RTX 6000 Ada Generation", "RTX 6000 Ada"),
+     ("NVIDIA GeForce RTX 3090 Ti", "RTX 3090 Ti"), ("NVIDIA H100 80GB HBM3", "H100")],
+)  # fmt: skip
+def test_the_names_that_drivers_give(name: str, row: str) -> None:
+    found = row_of(name)
+    assert found is not None
+    assert found.name == row
 
 
 @pytest.mark.parametrize("name", ["NVIDIA T400", "NVIDIA GeForce RTX 4070 Ti", "NVIDIA A1000"])
@@ -79,16 +103,49 @@ def test_the_driver_has_the_attributes_that_are_asked_for() -> None:
         assert hasattr(driver.CUdevice_attribute, f"CU_DEVICE_ATTRIBUTE_{name}"), name
 
 
+@pytest.mark.skipif(find_spec("numba_cuda") is None, reason="numba-cuda is not installed")
+def test_a_small_grid_is_no_reason_to_warn(monkeypatch: pytest.MonkeyPatch) -> None:
+    from numba import cuda
+    from numba.cuda import dispatcher
+
+    assert f'"{device.SMALL_GRID} {{grid_size}}' in inspect.getsource(dispatcher)
+    configured, launched = [], []
+
+    class Compiled:
+        def __getitem__(self, grid: object) -> object:
+            warning = dispatcher.errors.NumbaPerformanceWarning("Grid size 1 will ...")
+            warnings.warn(warning, stacklevel=2)
+            configured.append(grid)
+            return lambda *arguments: launched.append(arguments)
+
+    monkeypatch.setattr(cuda, "jit", lambda function: Compiled())
+    gpu, kernel = device.CudaDevice(), device.Kernel("none", lambda: None, 32)
+    gpu.launch(kernel, 1, 64, (1, 2))
+    gpu.launch(kernel, 1, 64, (3,))
+    gpu.launch(kernel, 2, 64, ())
+    assert configured == [(1, 32, 0, 64), (2, 32, 0, 64)]
+    assert launched == [(1, 2), (3,), ()]
+
+
 # The host's side, which the emulated device stands in for: copies, launches, the arguments' types.
 SIMULATED = """
 import warnings
 import numpy as np
 import convjit
 from convjit import registry
+from convjit.spec import ConvSpec
 from convjit_numba_cuda import NumbaCudaBackend
-from convjit_numba_cuda.device import CudaDevice, Description, unavailable
+from convjit.gpus import Description
+from convjit_numba_cuda.device import CudaDevice, unavailable
 
 assert "the simulator is no GPU" in unavailable()
+assert not registry.default_pool("cuda")  # what backend="cuda" would mean
+try:
+    convjit.conv(np.ones((4, 4)), np.ones((3, 3)), backend="cuda")
+except convjit.BackendError as error:
+    assert "the simulator is no GPU" in str(error)
+else:
+    raise AssertionError("the simulator was taken for a GPU")
 
 class Simulated(CudaDevice):
     def describe(self):
@@ -101,7 +158,8 @@ class Backend(NumbaCudaBackend):
     def probe(self):
         return None
 
-registry.register(Backend(Simulated()))
+backend = Backend(Simulated())
+registry.register(backend)
 warnings.simplefilter("ignore", RuntimeWarning)  # offsets wrap
 rng = np.random.default_rng(0)
 x = rng.standard_normal((1, 2, 3, 4), np.float32)
@@ -110,6 +168,9 @@ for algorithm, groups in (("direct", 1), ("gemm", 1), ("depthwise", 2), ("winogr
     choice = {"groups": groups, "padding": 1}
     y = convjit.conv(x, w, backend="simulated", algorithm=f"simulated.{algorithm}", **choice)
     np.testing.assert_allclose(y, convjit.conv(x, w, backend="scipy", **choice), atol=1e-5)
+    solver = next(s for s in backend.solvers() if s.id == f"simulated.{algorithm}")
+    spec = ConvSpec.parse(f"conv_f32_NCHW_n1c2k2g{groups}_i3x4_w3x3_p1x1")
+    backend.resident(solver, spec)()
 print("computed")
 """
 

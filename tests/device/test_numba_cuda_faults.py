@@ -84,16 +84,16 @@ FAULTS = {
         depthwise, "        cuda.syncthreads()\n", "", "race: read|uninitialised",
     ),
     "gemm, wrong index of a sample": Planted(
-        gemm, "samples[at_column + uint64(SIDE * j)]",
-        "samples[at_column + uint64(SIDE * j + 1)]", "out of bounds|wrong",
+        gemm, "samples[at_column + uint64(COLUMNS * j)]",
+        "samples[at_column + uint64(COLUMNS * j + 1)]", "out of bounds|wrong",
     ),
     "gemm, wrong index of x": Planted(
-        gemm, "x[uint32(corner + table[d])]", "x[uint32(corner + table[d] + uint32(1))]",
+        gemm, "corner + table[entry])", "corner + table[entry] + uint32(1))",
         "load out of bounds|wrong",
     ),
     "direct, wrong index of a sample": Planted(
         direct, "shared[uint32(at + places[j])]", "shared[uint32(at + places[j] + uint32(1))]",
-        "uninitialised|race|wrong",
+        "uninitialised|race|wrong|out of bounds",
     ),
     "winograd, wrong index of a point": Planted(
         winograd, "v[uint32((uint32(i) * channels + channel) * tiles + place)]",
@@ -120,24 +120,27 @@ FAULTS = {
         direct, "taps.transpose(0, 2, 3, 4, 1)", "taps.transpose(0, 2, 4, 3, 1)", "wrong",
     ),
     "gemm, taps reversed": Planted(
-        gemm, "problem.grouped_taps(self.spec, rhs)",
-        "problem.grouped_taps(self.spec, rhs)[..., ::-1]",
+        gemm, "planes.grouped_taps(self.spec, rhs)",
+        "planes.grouped_taps(self.spec, rhs)[..., ::-1]",
         "wrong",
     ),
     "winograd, taps swapped": Planted(
         winograd, "ir,js,gkcrs->ijgkc", "ir,js,gkcsr->ijgkc", "wrong",
     ),
     "direct, outputs beyond the edge": Planted(
-        direct, "if out_y < out_height and out_x < out_width:", "if out_x < out_width:",
+        direct, "if out_y >= out_height or out_x >= out_width:", "if out_x >= out_width:",
         "store out of bounds|wrong",
     ),
     "gemm, positions beyond the edge": Planted(
-        gemm, "            if position < positions:", "            if position >= uint32(0):",
+        gemm, "if position < positions:", "if position >= uint32(0):",
         "store out of bounds|wrong",
     ),
     "gemm, no right edge of the image": Planted(
-        gemm, "and uint32(left + table[uint32(depth + depth + d)]) < width",
-        "and uint32(left + table[uint32(depth + depth + d)]) <= width", "wrong|load out of bounds",
+        gemm, "(y_at < height) & (x_at < width)", "(y_at < height) & (x_at <= width)",
+        "wrong|load out of bounds",
+    ),
+    "gemm, weights of the panel beside": Planted(
+        gemm, "panels + k // uint32(PANEL)", "panels + uint32(0)", "wrong",
     ),
     "depthwise, planes beyond the last": Planted(
         depthwise, "if own < count and", "if", "out of bounds|uninitialised|wrong",

@@ -1,0 +1,108 @@
+"""Overlap-save with cuFFT (:mod:`convjit.algorithms.fft`); spectra of w are packed once.
+
+``cupy.fft`` keeps cuFFT's plans by shape, dtype and device, so that a repeated problem makes none;
+all full blocks of tiles have one shape.  cuFFT plans 2^31 points at most, which the blocks stay
+far below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import prod
+from typing import Any
+
+from convjit import precision
+from convjit.algorithms import fft as tiles
+from convjit.algorithms.composed import OverlapSave, fft_counts, spectra_as_matrices
+from convjit.spec import ConvSpec, Direction
+from convjit.spi import Config, Executable, Feature, Numerics, Phase, Refusal, Target, Work
+
+DTYPES = ("float32", "float64", "complex64", "complex128")
+
+# MiB of all arrays of one block of tiles: the default gives every multiprocessor many transforms,
+# the smaller one stays near a large GPU's L2.
+BLOCKS = (128, 32, 512)
+
+MOST_POINTS = 2**31
+
+# Times that a transform along several axes reads and writes its data: cuFFT does an axis or two at
+# a time.
+PASSES = 2.0
+
+
+class FftSolver:
+    """``cupy.fft``."""
+
+    algorithm = "fft"
+
+    def __init__(self, backend: str, cupy: Any) -> None:
+        self.id = f"{backend}.fft"
+        self._cupy = cupy
+
+    def refuse(self, spec: ConvSpec, target: Target) -> Refusal | None:
+        if spec.is_empty:
+            return Refusal(Feature.SIZE, "an operand is empty, there is nothing to transform")
+        if spec.dtype not in DTYPES:
+            return Refusal(
+                Feature.DTYPE, f"cuFFT transforms {', '.join(DTYPES)}; this is {spec.dtype}"
+            )
+        if spec.direction is not Direction.FORWARD:
+            return Refusal(Feature.DIRECTION, f"overlap-save is forward, not {spec.direction}")
+        if prod(spec.kernel_size) == 1:
+            return Refusal(Feature.SIZE, "a kernel of one tap gains nothing from a transform")
+        if spec.pad_mode != "zeros":
+            return Refusal(Feature.PAD_MODE, f"tiles are padded with zeros, not {spec.pad_mode}")
+        if spec.channels_last:
+            return Refusal(
+                Feature.LAYOUT, f"the spatial axes are transformed innermost, not {spec.layout}"
+            )
+        # Of one tile, of which a block has at least one.
+        points = prod(tiles.tiling(spec).lengths) * max(spec.in_channels, spec.out_channels)
+        if points >= MOST_POINTS:
+            return Refusal(Feature.SIZE, f"a tile of {points} points is more than cuFFT plans")
+        return None
+
+    def estimate(self, spec: ConvSpec, target: Target) -> Work:
+        counts = fft_counts(spec, _budget(()))
+        itemsize = precision.numpy_dtype(spec.dtype).itemsize
+        matrices = spectra_as_matrices(spec)
+        real = precision.REAL_OF.get(spec.dtype, spec.dtype)
+        blocks = -(-spec.batch // counts.images) * -(-counts.tiling.tiles // counts.tiles)
+        points = spec.batch * counts.tiling.tiles * prod(counts.tiling.lengths)
+        channels = spec.in_channels + spec.out_channels
+        data = float(points * channels * itemsize)
+        phases = [
+            Phase("tiles", bytes={"copy": counts.moved}),
+            Phase(
+                "transform", counts.transform, f"{self.id}.{real}",
+                {"memory": 2.0 * PASSES * data},
+            ),
+            Phase(
+                "multiply", counts.multiply, f"{self.id.rpartition('.')[0]}.gemm.{real}",
+                {"memory": data + float(blocks * counts.packed_bytes)},
+            ),
+        ]  # fmt: skip
+        if spec.bias or spec.activation:
+            result = itemsize * prod(spec.result_shape)
+            phases.append(Phase("bias, activation", bytes={"memory": 4.0 * result}))
+        return Work(
+            tuple(phases),
+            Numerics(
+                "fft", counts.tiling.lengths, spreads_nonfinite=True, deterministic=not matrices
+            ),
+            Phase("pack", counts.pack, f"{self.id}.{real}", {"copy": 3.0 * counts.packed_bytes}),
+            # A tile is a copy in and one out; a block its transforms and products.
+            blocks * 8 + 2 * counts.tiling.tiles * -(-spec.batch // counts.images),
+            counts.workspace,
+            counts.packed_bytes,
+        )
+
+    def configs(self, spec: ConvSpec, target: Target) -> Iterable[Config]:
+        return [(("block_mib", size),) for size in BLOCKS]
+
+    def plan(self, spec: ConvSpec, target: Target, config: Config) -> Executable:
+        return OverlapSave(self._cupy, self._cupy.fft, spec, budget=_budget(config))
+
+
+def _budget(config: Config) -> int:
+    return dict(config).get("block_mib", BLOCKS[0]) * 2**20

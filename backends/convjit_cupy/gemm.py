@@ -1,0 +1,120 @@
+"""im2col and cuBLAS: every direction as a matrix product (:mod:`convjit.algorithms.im2col`).
+
+``cupy.matmul`` multiplies stacks of matrices: of float32, float64 and complex numbers by cuBLAS, of
+64-bit integers, modulo 2^64, by a kernel of CuPy's.  Columns are made in blocks, as many as the
+workspace has room for.  float16 is what ``cupy.matmul`` would
+multiply in float32, after a cast of each stack: that cast is the core's, which casts x itself, a
+kernel's size smaller than its columns.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from math import prod
+from typing import Any
+
+from convjit import precision
+from convjit.algorithms import im2col
+from convjit.algorithms.composed import Im2colGemm, gemm_workspace
+from convjit.spec import ConvSpec, Direction
+from convjit.spi import Config, Executable, Feature, Numerics, Phase, Refusal, Target, Work
+
+DTYPES = ("float32", "float64", "complex64", "complex128", "int64", "uint64")
+
+# MiB of columns in one block: the default fills any GPU with work; the smaller one stays in the L2
+# of a large GPU, the larger one saves launches.
+BLOCKS = (64, 16, 256)
+
+MOST_ROWS = 2**31  # of a matrix; its elements are addressed by 64 bits
+
+
+class GemmSolver:
+    """``cupy.gemm``."""
+
+    algorithm = "gemm"
+
+    def __init__(self, backend: str, cupy: Any) -> None:
+        self.id = f"{backend}.gemm"
+        self._cupy = cupy
+
+    def refuse(self, spec: ConvSpec, target: Target) -> Refusal | None:
+        if spec.is_empty:
+            return Refusal(Feature.SIZE, "an operand is empty, there is nothing to multiply")
+        if spec.dtype not in DTYPES:
+            return Refusal(
+                Feature.DTYPE, f"matmul multiplies {', '.join(DTYPES)}; this is {spec.dtype}"
+            )
+        if spec.pad_mode != "zeros":
+            return Refusal(Feature.PAD_MODE, f"im2col pads with zeros, not {spec.pad_mode}")
+        if max(im2col.gemm_shape(spec)) >= MOST_ROWS:
+            return Refusal(Feature.SIZE, "cuBLAS counts rows and columns by 32 bits (2**31)")
+        forward = spec.direction is Direction.FORWARD
+        if spec.channels_last and not forward:
+            return Refusal(
+                Feature.LAYOUT, f"only forward problems are taken channels-last, not {spec.layout}"
+            )
+        if spec.strided and (spec.computes_input or not im2col.needs_columns(spec)):
+            return Refusal(
+                Feature.STRIDED, "the first operand goes to cuBLAS as it is, so it is contiguous"
+            )
+        return None
+
+    def estimate(self, spec: ConvSpec, target: Target) -> Work:
+        itemsize = precision.numpy_dtype(spec.dtype).itemsize
+        budget = _budget(())
+        blocks = im2col.blocking(spec, itemsize, budget).count(spec)
+        _, p, depth = im2col.gemm_shape(spec)
+        columns = float(spec.batch * spec.groups * depth * p * itemsize)
+        operands = itemsize * (prod(spec.x_shape) + prod(spec.w_shape) + prod(spec.y_shape))
+        phases = []
+        steps = 1
+        if im2col.needs_columns(spec):
+            # Columns that are added into x are read and written once more; for the gradient of
+            # several groups' weights cupy.matmul transposes them by a copy.
+            again = spec.computes_input or (
+                spec.direction is Direction.WEIGHT_GRAD and spec.groups > 1
+            )
+            passes = 3.0 if again else 2.0
+            phases.append(Phase("im2col", bytes={"memory": passes * columns}))
+            steps += prod(spec.kernel_size)
+        phases.append(
+            Phase(
+                "gemm",
+                float(spec.flops),
+                f"{self.id}.{spec.dtype}",
+                {"memory": columns + float(operands)},
+            )
+        )
+        if spec.bias or spec.activation:
+            result = itemsize * prod(spec.result_shape)
+            phases.append(Phase("bias, activation", bytes={"memory": 4.0 * result}))
+        rhs = itemsize * prod(spec.rhs_shape)
+        copied = spec.channels_last or spec.conjugates
+        return Work(
+            tuple(phases),
+            # cuBLAS promises the same result for the same call on the same GPU, and no more.
+            Numerics("exact")
+            if spec.dtype in precision.INTEGER
+            else Numerics("gemm", operands=_operands(spec), deterministic=False),
+            Phase("pack", bytes={"copy": 2.0 * rhs}) if copied else None,
+            blocks * steps,
+            gemm_workspace(spec, budget),
+            rhs if copied else 0,
+        )
+
+    def configs(self, spec: ConvSpec, target: Target) -> Iterable[Config]:
+        return [(("block_mib", size),) for size in BLOCKS]
+
+    def plan(self, spec: ConvSpec, target: Target, config: Config) -> Executable:
+        return Im2colGemm(self._cupy, spec, _budget(config))
+
+
+def _operands(spec: ConvSpec) -> str:
+    """What cuBLAS rounds operands to: CUPY_TF32=1 has CuPy ask it for TF32."""
+    single = spec.dtype in ("float32", "complex64")
+    return "tf32" if single and os.environ.get("CUPY_TF32", "0") == "1" else ""
+
+
+def _budget(config: Config) -> int:
+    return dict(config).get("block_mib", BLOCKS[0]) * 2**20

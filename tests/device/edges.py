@@ -1,0 +1,64 @@
+"""Problems at the edges of the kernels' tiles, for the emulator and for a GPU."""
+
+from __future__ import annotations
+
+# Sizes at the edges of what a kernel divides: one less, exactly, and one more.
+GEMM = (
+    "NCHW_n1c7k63g1_i9x7_w1x1",  # 63 outputs, 63 positions, 7 depths
+    "NCHW_n1c8k64g1_i8x8_w1x1_bias",
+    "NCHW_n1c9k65g1_i13x5_w1x1_bias_act=leaky_relu,0.1",
+    "NCHW_n1c3k127g1_i127x1_w1x1",
+    "NCHW_n1c16k128g1_i16x8_w1x1",
+    "NCHW_n1c17k129g1_i3x43_w1x1",
+    "NCHW_n3c3k5g1_i11x13_w3x3_s2x1_p1.2x2.0_d1x2_flip",
+    "NCHW_n2c6k10g2_i6x5_w3x2_p1",
+    "NCL_n2c3k4g1_i67_w5_s2_p2",
+)
+# The same for tiles of 128, which are chosen where they make two blocks at least.
+LARGE_GEMM = (
+    "NCHW_n1c7k127g1_i43x3_w1x1",  # 127 outputs, 129 positions
+    "NCHW_n1c16k256g1_i16x8_w1x1_bias",
+    "NCHW_n1c9k65g1_i17x15_w1x1_bias_act=leaky_relu,0.1",
+    "NCHW_n1c17k129g1_i3x43_w1x1",
+    "NCHW_n3c3k5g1_i11x13_w3x3_s2x1_p1.2x2.0_d1x2_flip",
+    "NCHW_n2c6k10g2_i6x5_w3x2_p1",
+    "NCL_n3c3k4g1_i120_w5_s2_p2",
+)
+DIRECT = (
+    "NCHW_n1c3k31g1_i7x31_w3x3_p1",
+    "NCHW_n1c2k32g1_i8x32_w3x3_p1_bias",
+    "NCHW_n2c2k33g1_i9x33_w3x3_p1_bias_act=relu",
+    "NCHW_n1c9k2g1_i8x32_w3x3_p1",  # channels of a step
+    "NCHW_n1c10k2g1_i8x32_w3x3_p1",
+    "NCHW_n1c19k2g1_i5x5_w3x3_p1",
+    "NCHW_n1c2k3g1_i17x70_w3x2_s2x3_p1.2x2.0_d1x2_flip",
+    "NCHW_n2c6k70g2_i3x3_w3x3_p2",
+    "NCL_n1c2k3g1_i255_w3_p1",
+    "NCL_n1c2k3g1_i256_w3_p1",
+    "NCL_n2c2k3g1_i257_w3_p1_act=clip,-1.0,1.0",
+)
+DEPTHWISE = (
+    "NCHW_n1c3k3g3_i8x31_w3x3_p1",  # a plane less than a block takes
+    "NCHW_n1c4k4g4_i8x32_w3x3_p1_bias",
+    "NCHW_n1c5k5g5_i9x33_w3x3_p1_bias_act=relu",
+    "NCHW_n3c3k6g3_i17x70_w3x2_s2x3_p1.2x2.0_d1x2_flip",
+    "NCHW_n2c2k2g2_i7x7_w5x5_p2",
+    "NCL_n1c3k3g3_i257_w7_p3",
+)
+WINOGRAD = (
+    "NCHW_n1c3k4g1_i8x8_w3x3_p1",
+    "NCHW_n2c9k65g1_i9x7_w3x3_p1_bias_act=relu",
+    "NCHW_n1c6k4g2_i13x6_w3x3_p1.2x0.1_flip",
+    "NCHW_n1c2k3g1_i3x3_w3x3",
+    "NCL_n2c3k5g1_i63_w3_p1",
+    "NCL_n1c3k5g1_i64_w3_p1_bias",
+    "NCL_n1c3k5g1_i65_w3_p1",
+)
+
+# Solvers of numba_cuda and their problems; a GPU chooses the kind of tile itself.
+EDGES = [
+    *(("gemm", text) for text in GEMM),
+    *(("direct", text) for text in DIRECT),
+    *(("depthwise", text) for text in DEPTHWISE),
+    *((f"winograd.f{m}x3", text) for m in (2, 4) for text in WINOGRAD),
+]
