@@ -208,7 +208,8 @@ def test_the_reference_is_within_its_model_too(text: str, name: str) -> None:
     executable.run(x, executable.pack(w), bias, out, workspace)
     error = relative_error(spec, out, *exact)
     bound = error_bound(spec, solver.estimate(spec, target).numerics)
-    assert bound / SHARP <= error <= bound
+    # The order in which a BLAS sums is its own: blocks of a product err less than a chain of it.
+    assert bound / (4 * SHARP) <= error <= bound
 
 
 def test_every_solver_and_tile_is_tried() -> None:

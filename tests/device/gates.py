@@ -119,6 +119,7 @@ def ratios(module: ptxcpu.Module) -> dict[str, float]:
 def compute(backend: str, solver: str, text: str) -> None:
     """A problem by one solver of a backend, which has to be right."""
     case = Case("counted", ConvSpec.parse(text))
+    ptxcpu.forget_counts()
     outcome = check(case, backend, algorithm=f"{backend}.{solver}", choice={"precision": "fast"})
     assert outcome.passed, str(outcome)
 

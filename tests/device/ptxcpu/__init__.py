@@ -18,4 +18,5 @@ from ptxcpu.launch import Counts as Counts
 from ptxcpu.launch import Fault as Fault
 from ptxcpu.launch import Module as Module
 from ptxcpu.launch import empty as empty
+from ptxcpu.launch import forget_counts as forget_counts
 from ptxcpu.parser import Unsupported as Unsupported

@@ -54,6 +54,36 @@ def empty(shape: int | tuple[int, ...], dtype: Any) -> np.ndarray[Any, Any]:
     return block[start : start + size].view(kind).reshape(shape)
 
 
+class _Library:
+    """A compiled module in this process: its state, which counts are part of, is there once."""
+
+    def __init__(self, path: Path, sites: int, checked: bool) -> None:
+        self.functions = ctypes.CDLL(str(path))
+        self.functions.last_error.restype = ctypes.c_char_p
+        self.lock = threading.Lock()
+        self._sites, self._checked = sites, checked
+
+    def take_counts(self) -> np.ndarray[Any, Any]:
+        """(sites, 4): what was counted since this was asked last."""
+        raw = np.zeros((self._sites, 4), np.uint64)
+        if self._checked:
+            with self.lock:
+                self.functions.take_counts(raw.ctypes.data_as(ctypes.c_void_p))
+        return raw
+
+
+_libraries: dict[Path, _Library] = {}
+_libraries_lock = threading.Lock()
+
+
+def forget_counts() -> None:
+    """Count anew, whatever modules have run in this process."""
+    with _libraries_lock:
+        known = list(_libraries.values())
+    for library in known:
+        library.take_counts()
+
+
 class Module:
     """The kernels of a PTX module, translated and compiled.
 
@@ -71,10 +101,11 @@ class Module:
         self.entries = translation.entries
         self.sites = translation.sites
         self.checked = checked
-        self._library = ctypes.CDLL(str(library(translation.source, folder, checked=checked)))
-        self._library.last_error.restype = ctypes.c_char_p
-        # The runtime's state is the library's.
-        self._lock = threading.Lock()
+        path = library(translation.source, folder, checked=checked)
+        with _libraries_lock:
+            if path not in _libraries:
+                _libraries[path] = _Library(path, len(self.sites), checked)
+            self._library = _libraries[path]
 
     def launch(
         self,
@@ -115,27 +146,26 @@ class Module:
                 raise TypeError(f"{parameter.name} has {parameter.nbytes} bytes, got {len(data)}")
             block_of_bytes[parameter.offset : parameter.offset + parameter.nbytes] = data
         arrays = [v for v in (*values, *memory) if isinstance(v, np.ndarray)]
-        with self._lock:
+        functions = self._library.functions
+        with self._library.lock:
             if self.checked:
                 bounds = [(a.ctypes.data, a.ctypes.data + a.nbytes) for a in arrays]
                 flat = np.array(bounds, np.uint64).reshape(-1)
-                self._library.set_ranges(flat.ctypes.data_as(ctypes.c_void_p), len(bounds))
-            failed = getattr(self._library, entry.symbol)(
+                functions.set_ranges(flat.ctypes.data_as(ctypes.c_void_p), len(bounds))
+            failed = getattr(functions, entry.symbol)(
                 (ctypes.c_uint * 3)(*_three(grid)),
                 (ctypes.c_uint * 3)(*_three(block)),
                 bytes(block_of_bytes),
                 dynamic_bytes,
             )
             if failed:
-                raise Fault(self._library.last_error().decode())
+                raise Fault(functions.last_error().decode())
 
     def take_counts(self) -> list[Counts]:
-        """What each instruction did since this was asked last."""
+        """What each instruction did since this was asked last, of any module of the same PTX."""
         if not self.checked:
             raise RuntimeError("only checked mode counts")
-        raw = np.zeros((len(self.sites), 4), np.uint64)
-        with self._lock:
-            self._library.take_counts(raw.ctypes.data_as(ctypes.c_void_p))
+        raw = self._library.take_counts()
         return [Counts(site, *map(int, row)) for site, row in zip(self.sites, raw, strict=True)]
 
 
