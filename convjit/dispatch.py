@@ -105,12 +105,14 @@ def _consider(
             workspace=work.workspace,
             error_bound=error_bound(spec, lowered.spec, work),
         )
+        row = Ranked(candidate, backend, target, lowered, guarded, is_moved=is_moved)
+        limit = request.policy.workspace_limit
+        if limit is not None and candidate.workspace > limit:
+            row = row.fitting(limit) or row
     except Exception as error:
         return refused(_broken(backend, solver.id, doing, spec, error, request))
-    refusal = _policy_refusal(spec, candidate, work, request.policy)
-    return Ranked(
-        replace(candidate, refusal=refusal), backend, target, lowered, guarded, is_moved=is_moved
-    )
+    refusal = _policy_refusal(spec, row.candidate, work, request.policy)
+    return replace(row, candidate=replace(row.candidate, refusal=refusal))
 
 
 def _broken(

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from convjit import revisions, tunedb
 from convjit.arguments import Request
@@ -41,6 +42,9 @@ class Candidate:
         Predicted time of packing, paid by plain calls.
     workspace : int
         Bytes.
+    config : tuple, optional
+        The block sizes that stand for the solver's default, which needs more than
+        ``workspace_limit``.
     error_bound : float or None
         Modelled bound relative to the largest sum of magnitudes.
     refusal : Refusal or None
@@ -59,6 +63,7 @@ class Candidate:
     seconds: float | None = None
     pack_seconds: float = 0.0
     workspace: int = 0
+    config: Config | None = None
     error_bound: float | None = None
     refusal: Refusal | None = None
     remembered: Remembered | None = None
@@ -96,9 +101,10 @@ class Ranked:
         To work out the others may take longer than the rest of planning.
         """
         if self.lowered is not None:
+            fitting = self.candidate.config
             offered = iter(self.lowered.solver.configs(self.lowered.spec, self.target))
-            yield next(offered, DEFAULT_CONFIG)
-            yield from offered
+            yield next(offered, DEFAULT_CONFIG) if fitting is None else fitting
+            yield from offered if fitting is None else (c for c in offered if c != fitting)
 
     def executable(
         self, limit: int | None = None, config: Config | None = None
@@ -126,6 +132,27 @@ class Ranked:
         if local is not None:
             executable = Guarded(self.spec, executable, lambda: local.executable()[0])
         return executable, config
+
+    def fitting(self, limit: int) -> Ranked | None:
+        """The same with the first block sizes that need at most ``limit`` bytes, if any do.
+
+        The default is known to need more.  Solvers that say so have other sizes that need less; a
+        problem that is split has a solver for each part, which are not asked.
+        """
+        lowered = self.lowered
+        if lowered is None or lowered.split is not None:
+            return None
+        workspace_of = getattr(lowered.solver, "workspace_of", None)
+        if workspace_of is None:
+            return None
+        problem = (lowered.spec, self.target)
+        steps = self.candidate.workspace - lowered.solver.estimate(*problem).workspace
+        for config in islice(self.configs(), 1, None):
+            needed = steps + workspace_of(*problem, config)
+            if needed <= limit:
+                candidate = replace(self.candidate, config=config, workspace=needed)
+                return replace(self, candidate=candidate)
+        return None
 
     def _planned(self, lowered: Lowered, config: Config) -> Executable:
         return lowered.plan(self.target, config, copy_of(self.backend))

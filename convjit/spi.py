@@ -254,6 +254,10 @@ class Solver(Protocol):
         similar sizes too; one that is no longer offered is passed over.  No more than a dozen, and
         none that comes to the same as another: each costs a measurement, and maybe a compilation.
         They must not change what the error model is told (:attr:`Work.numerics`).
+
+        A solver whose block sizes decide how much workspace it needs may have a further method,
+        ``workspace_of(spec, target, config)``: the bytes that ``plan`` would say.  Where the
+        default needs more than ``workspace_limit``, the first that fit take its place.
         """
         ...
 

@@ -14,14 +14,15 @@ from typing import Any
 from convjit import precision
 from convjit.algorithms import fft as tiles
 from convjit.algorithms.composed import OverlapSave, fft_counts, spectra_as_matrices
-from convjit.spec import ConvSpec, Direction
+from convjit.blockwise import BlockSizes, refuse_fft
+from convjit.spec import ConvSpec
 from convjit.spi import Config, Executable, Feature, Numerics, Phase, Refusal, Target, Work
 
 DTYPES = ("float32", "float64", "complex64", "complex128")
 
 # MiB of all arrays of one block of tiles: the default gives every multiprocessor many transforms,
-# the smaller one stays near a large GPU's L2.
-BLOCKS = (128, 32, 512)
+# the second stays near a large GPU's L2, the smallest are for a workspace_limit.
+BLOCKS = BlockSizes("block_mib", 2**20, (128, 32, 512, 8, 2))
 
 MOST_POINTS = 2**31
 
@@ -40,22 +41,8 @@ class FftSolver:
         self._cupy = cupy
 
     def refuse(self, spec: ConvSpec, target: Target) -> Refusal | None:
-        if spec.is_empty:
-            return Refusal(Feature.SIZE, "an operand is empty, there is nothing to transform")
-        if spec.dtype not in DTYPES:
-            return Refusal(
-                Feature.DTYPE, f"cuFFT transforms {', '.join(DTYPES)}; this is {spec.dtype}"
-            )
-        if spec.direction is not Direction.FORWARD:
-            return Refusal(Feature.DIRECTION, f"overlap-save is forward, not {spec.direction}")
-        if prod(spec.kernel_size) == 1:
-            return Refusal(Feature.SIZE, "a kernel of one tap gains nothing from a transform")
-        if spec.pad_mode != "zeros":
-            return Refusal(Feature.PAD_MODE, f"tiles are padded with zeros, not {spec.pad_mode}")
-        if spec.channels_last:
-            return Refusal(
-                Feature.LAYOUT, f"the spatial axes are transformed innermost, not {spec.layout}"
-            )
+        if (refusal := refuse_fft(spec, DTYPES, "cuFFT")) is not None:
+            return refusal
         # Of one tile, of which a block has at least one.
         points = prod(tiles.tiling(spec).lengths) * max(spec.in_channels, spec.out_channels)
         if points >= MOST_POINTS:
@@ -63,7 +50,7 @@ class FftSolver:
         return None
 
     def estimate(self, spec: ConvSpec, target: Target) -> Work:
-        counts = fft_counts(spec, _budget(()))
+        counts = fft_counts(spec, BLOCKS.budget(()))
         itemsize = precision.numpy_dtype(spec.dtype).itemsize
         matrices = spectra_as_matrices(spec)
         real = precision.REAL_OF.get(spec.dtype, spec.dtype)
@@ -98,11 +85,10 @@ class FftSolver:
         )
 
     def configs(self, spec: ConvSpec, target: Target) -> Iterable[Config]:
-        return [(("block_mib", size),) for size in BLOCKS]
+        return BLOCKS.configs(lambda budget: fft_counts(spec, budget))
+
+    def workspace_of(self, spec: ConvSpec, target: Target, config: Config) -> int:
+        return fft_counts(spec, BLOCKS.budget(config)).workspace
 
     def plan(self, spec: ConvSpec, target: Target, config: Config) -> Executable:
-        return OverlapSave(self._cupy, self._cupy.fft, spec, budget=_budget(config))
-
-
-def _budget(config: Config) -> int:
-    return dict(config).get("block_mib", BLOCKS[0]) * 2**20
+        return OverlapSave(self._cupy, self._cupy.fft, spec, budget=BLOCKS.budget(config))

@@ -17,14 +17,15 @@ from typing import Any
 from convjit import precision
 from convjit.algorithms import im2col
 from convjit.algorithms.composed import Im2colGemm, gemm_workspace
+from convjit.blockwise import BlockSizes, refuse_gemm
 from convjit.spec import ConvSpec, Direction
 from convjit.spi import Config, Executable, Feature, Numerics, Phase, Refusal, Target, Work
 
 DTYPES = ("float32", "float64", "complex64", "complex128", "int64", "uint64")
 
 # MiB of columns in one block: the default fills any GPU with work; the smaller one stays in the L2
-# of a large GPU, the larger one saves launches.
-BLOCKS = (64, 16, 256)
+# of a large GPU, the larger one saves launches.  The smallest are for a workspace_limit.
+BLOCKS = BlockSizes("block_mib", 2**20, (64, 16, 256, 4, 1))
 
 MOST_ROWS = 2**31  # of a matrix; its elements are addressed by 64 bits
 
@@ -39,30 +40,15 @@ class GemmSolver:
         self._cupy = cupy
 
     def refuse(self, spec: ConvSpec, target: Target) -> Refusal | None:
-        if spec.is_empty:
-            return Refusal(Feature.SIZE, "an operand is empty, there is nothing to multiply")
-        if spec.dtype not in DTYPES:
-            return Refusal(
-                Feature.DTYPE, f"matmul multiplies {', '.join(DTYPES)}; this is {spec.dtype}"
-            )
-        if spec.pad_mode != "zeros":
-            return Refusal(Feature.PAD_MODE, f"im2col pads with zeros, not {spec.pad_mode}")
+        if (refusal := refuse_gemm(spec, DTYPES, "cuBLAS")) is not None:
+            return refusal
         if max(im2col.gemm_shape(spec)) >= MOST_ROWS:
             return Refusal(Feature.SIZE, "cuBLAS counts rows and columns by 32 bits (2**31)")
-        forward = spec.direction is Direction.FORWARD
-        if spec.channels_last and not forward:
-            return Refusal(
-                Feature.LAYOUT, f"only forward problems are taken channels-last, not {spec.layout}"
-            )
-        if spec.strided and (spec.computes_input or not im2col.needs_columns(spec)):
-            return Refusal(
-                Feature.STRIDED, "the first operand goes to cuBLAS as it is, so it is contiguous"
-            )
         return None
 
     def estimate(self, spec: ConvSpec, target: Target) -> Work:
         itemsize = precision.numpy_dtype(spec.dtype).itemsize
-        budget = _budget(())
+        budget = BLOCKS.budget(())
         blocks = im2col.blocking(spec, itemsize, budget).count(spec)
         _, p, depth = im2col.gemm_shape(spec)
         columns = float(spec.batch * spec.groups * depth * p * itemsize)
@@ -104,17 +90,17 @@ class GemmSolver:
         )
 
     def configs(self, spec: ConvSpec, target: Target) -> Iterable[Config]:
-        return [(("block_mib", size),) for size in BLOCKS]
+        itemsize = precision.numpy_dtype(spec.dtype).itemsize
+        return BLOCKS.configs(lambda budget: im2col.blocking(spec, itemsize, budget))
+
+    def workspace_of(self, spec: ConvSpec, target: Target, config: Config) -> int:
+        return gemm_workspace(spec, BLOCKS.budget(config))
 
     def plan(self, spec: ConvSpec, target: Target, config: Config) -> Executable:
-        return Im2colGemm(self._cupy, spec, _budget(config))
+        return Im2colGemm(self._cupy, spec, BLOCKS.budget(config))
 
 
 def _operands(spec: ConvSpec) -> str:
     """What cuBLAS rounds operands to: CUPY_TF32=1 has CuPy ask it for TF32."""
     single = spec.dtype in ("float32", "complex64")
     return "tf32" if single and os.environ.get("CUPY_TF32", "0") == "1" else ""
-
-
-def _budget(config: Config) -> int:
-    return dict(config).get("block_mib", BLOCKS[0]) * 2**20

@@ -15,14 +15,15 @@ from typing import Any
 
 from convjit import precision
 from convjit.algorithms.composed_winograd import ComposedWinograd, tile_of, winograd_counts
-from convjit.spec import ConvSpec, Direction
-from convjit.spi import Config, Executable, Feature, Numerics, Phase, Refusal, Target, Work
+from convjit.blockwise import BlockSizes, refuse_winograd
+from convjit.spec import ConvSpec
+from convjit.spi import Config, Executable, Numerics, Phase, Refusal, Target, Work
 
 DTYPES = ("float32", "float64")
 TAPS = 3
 
-# MiB of transformed tiles and products in one block.
-BLOCKS = (64, 16, 256)
+# MiB of transformed tiles and products in one block; the smallest are for a workspace_limit.
+BLOCKS = BlockSizes("block_mib", 2**20, (64, 16, 256, 4, 1))
 
 # An addition of two arrays reads both and writes a third, for each operation that it counts.
 BYTES_PER_FLOP = 3.0
@@ -40,36 +41,10 @@ class BatchedWinogradSolver:
         self._m = m
 
     def refuse(self, spec: ConvSpec, target: Target) -> Refusal | None:
-        if spec.is_empty:
-            return Refusal(Feature.SIZE, "an operand is empty, there is nothing to multiply")
-        if spec.dtype not in DTYPES:
-            return Refusal(
-                Feature.DTYPE, f"the transforms are for {', '.join(DTYPES)}; this is {spec.dtype}"
-            )
-        if not set(spec.kernel_size) <= {1, TAPS} or set(spec.kernel_size) == {1}:
-            taps = "x".join(map(str, spec.kernel_size))
-            return Refusal(
-                Feature.SIZE,
-                f"F({self._m}, {TAPS}) takes {TAPS} taps per axis (or 1 on some), not {taps}",
-            )
-        if spec.direction is Direction.WEIGHT_GRAD:
-            return Refusal(Feature.SIZE, "the weights' gradient has as many taps as outputs")
-        if spec.direction is not Direction.FORWARD:
-            return Refusal(
-                Feature.DIRECTION, f"only the forward direction is taken, not {spec.direction}"
-            )
-        if set(spec.stride) != {1}:
-            return Refusal(Feature.STRIDE, f"winograd needs stride 1, got {_sizes(spec.stride)}")
-        if set(spec.dilation) != {1}:
-            return Refusal(
-                Feature.DILATION, f"winograd needs dilation 1, got {_sizes(spec.dilation)}"
-            )
-        if spec.pad_mode != "zeros":
-            return Refusal(Feature.PAD_MODE, f"tiles are padded with zeros, not {spec.pad_mode}")
-        return None
+        return refuse_winograd(spec, DTYPES, self._m, TAPS)
 
     def estimate(self, spec: ConvSpec, target: Target) -> Work:
-        counts = winograd_counts(spec, self._m, _budget(()))
+        counts = winograd_counts(spec, self._m, BLOCKS.budget(()))
         itemsize = precision.numpy_dtype(spec.dtype).itemsize
         y = itemsize * prod(spec.y_shape)
         additions = BYTES_PER_FLOP * itemsize
@@ -107,15 +82,10 @@ class BatchedWinogradSolver:
         )  # fmt: skip
 
     def configs(self, spec: ConvSpec, target: Target) -> Iterable[Config]:
-        return [(("block_mib", size),) for size in BLOCKS]
+        return BLOCKS.configs(lambda budget: winograd_counts(spec, self._m, budget))
+
+    def workspace_of(self, spec: ConvSpec, target: Target, config: Config) -> int:
+        return winograd_counts(spec, self._m, BLOCKS.budget(config)).workspace
 
     def plan(self, spec: ConvSpec, target: Target, config: Config) -> Executable:
-        return ComposedWinograd(self._cupy, spec, self._m, _budget(config))
-
-
-def _sizes(values: tuple[int, ...]) -> str:
-    return "x".join(map(str, values))
-
-
-def _budget(config: Config) -> int:
-    return dict(config).get("block_mib", BLOCKS[0]) * 2**20
+        return ComposedWinograd(self._cupy, spec, self._m, BLOCKS.budget(config))

@@ -14,13 +14,14 @@ from convjit.algorithms.composed import (
     fft_counts,
     spectra_as_matrices,
 )
-from convjit.spec import ConvSpec, Direction
-from convjit.spi import Config, Executable, Feature, Numerics, Phase, Refusal, Target, Work
+from convjit.blockwise import BlockSizes, refuse_fft
+from convjit.spec import ConvSpec
+from convjit.spi import Config, Executable, Numerics, Phase, Refusal, Target, Work
 
 DTYPES = ("float32", "float64", "complex64", "complex128")
 
-# KiB of all arrays of one block of tiles.
-BLOCKS = (FFT_BLOCK_BYTES // 2**10, 4096, 65536)
+# KiB of all arrays of one block of tiles; the smallest is for a workspace_limit.
+BLOCKS = BlockSizes("block_kib", 2**10, (FFT_BLOCK_BYTES // 2**10, 4096, 65536, 512))
 
 
 class FftSolver:
@@ -30,23 +31,7 @@ class FftSolver:
     algorithm = "fft"
 
     def refuse(self, spec: ConvSpec, target: Target) -> Refusal | None:
-        if spec.dtype not in DTYPES:
-            return Refusal(
-                Feature.DTYPE, f"scipy.fft transforms {', '.join(DTYPES)}; this is {spec.dtype}"
-            )
-        if spec.is_empty:
-            return Refusal(Feature.SIZE, "an operand is empty, there is nothing to transform")
-        if spec.direction is not Direction.FORWARD:
-            return Refusal(Feature.DIRECTION, f"overlap-save is forward, not {spec.direction}")
-        if prod(spec.kernel_size) == 1:
-            return Refusal(Feature.SIZE, "a kernel of one tap gains nothing from a transform")
-        if spec.pad_mode != "zeros":
-            return Refusal(Feature.PAD_MODE, f"tiles are padded with zeros, not {spec.pad_mode}")
-        if spec.channels_last:
-            return Refusal(
-                Feature.LAYOUT, f"the spatial axes are transformed innermost, not {spec.layout}"
-            )
-        return None
+        return refuse_fft(spec, DTYPES, "scipy.fft")
 
     def estimate(self, spec: ConvSpec, target: Target) -> Work:
         counts = fft_counts(spec)
@@ -77,10 +62,13 @@ class FftSolver:
         )
 
     def configs(self, spec: ConvSpec, target: Target) -> Iterable[Config]:
-        return [(("block_kib", size),) for size in BLOCKS]
+        return BLOCKS.configs(lambda budget: fft_counts(spec, budget))
+
+    def workspace_of(self, spec: ConvSpec, target: Target, config: Config) -> int:
+        return fft_counts(spec, BLOCKS.budget(config)).workspace
 
     def plan(self, spec: ConvSpec, target: Target, config: Config) -> Executable:
         import scipy.fft  # as long as all else that a first call imports
 
-        budget = dict(config).get("block_kib", BLOCKS[0]) * 2**10
+        budget = BLOCKS.budget(config)
         return OverlapSave(np, scipy.fft, spec, {"workers": target.cores}, budget)

@@ -10,15 +10,16 @@ import numpy as np
 from convjit import precision
 from convjit.algorithms import im2col
 from convjit.algorithms.composed import Im2colGemm, gemm_workspace
+from convjit.blockwise import BlockSizes, refuse_gemm
 from convjit.spec import ConvSpec, Direction
-from convjit.spi import Config, Executable, Feature, Numerics, Phase, Refusal, Target, Work
+from convjit.spi import Config, Executable, Numerics, Phase, Refusal, Target, Work
 from convjit_scipy.targets import blas_chain
 
 DTYPES = ("float32", "float64", "complex64", "complex128")
 
 # KiB of columns in one block: the default fits a share of a last-level cache, the smaller one an
-# L2, the larger one pays where rows of the image are long.
-BLOCKS = (4096, 1024, 16384)
+# L2, the larger one pays where rows of the image are long.  The smallest is for a workspace_limit.
+BLOCKS = BlockSizes("block_kib", 2**10, (4096, 1024, 16384, 128))
 
 # What NumPy's iterator costs for each innermost row, as bytes that L2 would move meanwhile (20 ns).
 ROW_BYTES = 1000.0
@@ -34,28 +35,11 @@ class GemmSolver:
     algorithm = "gemm"
 
     def refuse(self, spec: ConvSpec, target: Target) -> Refusal | None:
-        if spec.dtype not in DTYPES:
-            return Refusal(
-                Feature.DTYPE, f"BLAS multiplies {', '.join(DTYPES)}; this is {spec.dtype}"
-            )
-        if spec.is_empty:
-            return Refusal(Feature.SIZE, "an operand is empty, there is nothing to multiply")
-        if spec.pad_mode != "zeros":
-            return Refusal(Feature.PAD_MODE, f"im2col pads with zeros, not {spec.pad_mode}")
-        forward = spec.direction is Direction.FORWARD
-        if spec.channels_last and not forward:
-            return Refusal(
-                Feature.LAYOUT, f"only forward problems are taken channels-last, not {spec.layout}"
-            )
-        if spec.strided and (spec.computes_input or not im2col.needs_columns(spec)):
-            return Refusal(
-                Feature.STRIDED, "the first operand goes to BLAS as it is, and must be contiguous"
-            )
-        return None
+        return refuse_gemm(spec, DTYPES, "BLAS")
 
     def estimate(self, spec: ConvSpec, target: Target) -> Work:
         itemsize = precision.numpy_dtype(spec.dtype).itemsize
-        budget, isa = _budget(()), target.features.get("isa", "")
+        budget, isa = BLOCKS.budget(()), target.features.get("isa", "")
         blocks = im2col.blocking(spec, itemsize, budget).count(spec)
         _, p, depth = im2col.gemm_shape(spec)
         columns = float(spec.batch * spec.groups * depth * p * itemsize)
@@ -93,10 +77,14 @@ class GemmSolver:
         )
 
     def configs(self, spec: ConvSpec, target: Target) -> Iterable[Config]:
-        return [(("block_kib", size),) for size in BLOCKS]
+        itemsize = precision.numpy_dtype(spec.dtype).itemsize
+        return BLOCKS.configs(lambda budget: im2col.blocking(spec, itemsize, budget))
+
+    def workspace_of(self, spec: ConvSpec, target: Target, config: Config) -> int:
+        return gemm_workspace(spec, BLOCKS.budget(config))
 
     def plan(self, spec: ConvSpec, target: Target, config: Config) -> Executable:
-        return Im2colGemm(np, spec, _budget(config))
+        return Im2colGemm(np, spec, BLOCKS.budget(config))
 
 
 def _chain(spec: ConvSpec, blocks: int, isa: str) -> int:
@@ -108,10 +96,6 @@ def _chain(spec: ConvSpec, blocks: int, isa: str) -> int:
     if spec.computes_input:  # what the taps give is added where they meet
         return min(m, blas_chain(depth, p, m, isa) or m)
     return blas_chain(m, p, depth, isa)
-
-
-def _budget(config: Config) -> int:
-    return dict(config).get("block_kib", BLOCKS[0]) * 2**10
 
 
 def _is_one_copy(spec: ConvSpec) -> bool:

@@ -13,8 +13,10 @@ from convjit import calibration, calls, dispatch, registry
 from convjit.arguments import Request
 from convjit.bench import heldout
 from convjit.explanation import Explanation, explain_problem, plan_of, random_operands
+from convjit.lowering import lower
 from convjit.precision import Policy
 from convjit.spec import ConvSpec
+from convjit.spi import Refusal
 from convjit.store import Store
 
 TRIALS = list(heldout.trials(0, 3))
@@ -149,3 +151,46 @@ def test_a_workspace_limit_holds_for_what_runs() -> None:
             x, w = np.ones((200, 200), np.float32), np.ones((31, 31), np.float32)
             plan = convjit.plan(x, w, workspace_limit=limit)
             assert plan.workspace <= limit
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "text"),
+    [
+        ("scipy.gemm", "conv_f32_NCHW_n2c8k8g1_i64x60_w3x3_p1"),
+        ("scipy.gemm", "wgrad_f64_NCHW_n2c8k8g1_i64x60_w3x3_p1"),
+        ("scipy.fft", "conv_f32_NCHW_n2c8k8g1_i64x60_w5x5_p2"),
+        ("scipy.winograd.f4x3", "conv_f32_NCHW_n2c8k8g1_i64x60_w3x3_p1"),
+        ("scipy.gemm", "conv_f32_NCHW_n2c8k8g1_i64x60_w3x3_p1x1_reflect"),
+    ],
+)
+def test_blocks_shrink_to_the_workspace_that_is_allowed(algorithm: str, text: str) -> None:
+    """A plan says what it needs, and computes the same with less."""
+    spec = ConvSpec.parse(text)
+    rng = np.random.default_rng(0)
+    lhs, rhs = (rng.standard_normal(s).astype(spec.dtype) for s in (spec.lhs_shape, spec.rhs_shape))
+
+    def of(limit: int | None) -> dispatch.Candidate:
+        policy = Policy(workspace_limit=limit, precision="fast", nonfinite="spread")
+        asked = replace(Request(), backend="scipy", algorithm=algorithm, policy=policy)
+        return dispatch.candidates(spec, asked)[0]
+
+    free = of(None)
+    assert free.refusal is None
+    allowed = of(free.workspace - 1)
+    assert allowed.refusal is None, allowed.refusal
+    assert allowed.workspace < free.workspace
+    assert of(0).refusal is not None
+    results = []
+    for candidate in (free, allowed):
+        backend = registry.get("scipy")
+        (solver,) = (s for s in backend.solvers() if s.id == algorithm)
+        lowered = lower(solver, spec, backend.target())
+        assert not isinstance(lowered, Refusal)
+        config = candidate.config or next(iter(solver.configs(lowered.spec, backend.target())))
+        executable = lowered.plan(backend.target(), config)
+        assert executable.workspace == candidate.workspace
+        out = np.empty(spec.result_shape, spec.dtype)
+        workspace = np.empty(executable.workspace, np.uint8)
+        executable.run(lhs, executable.pack(rhs), None, out, workspace)
+        results.append(out)
+    np.testing.assert_allclose(results[0], results[1], rtol=1e-3, atol=1e-3)

@@ -79,6 +79,34 @@ def test_workspace_limit_says_both_numbers(solvers):
     assert said == "needs a workspace of 1048576 bytes, workspace_limit is 1000"
 
 
+def test_block_sizes_that_fit_take_the_defaults_place(solvers, monkeypatch):
+    gemm = type(solvers["gemm"])
+    small, smallest = (("tile", 8),), (("tile", 2),)
+
+    def workspace_of(solver, spec, target, config):
+        return 500 * dict(config)["tile"]
+
+    def plan(solver, spec, target, config):
+        executable = planned(solver, spec, target, config)
+        executable.workspace = workspace_of(solver, spec, target, config)
+        return executable
+
+    planned = gemm.plan
+    monkeypatch.setattr(gemm, "configs", lambda *args: [(("tile", 4),), small, smallest])
+    monkeypatch.setattr(gemm, "workspace_of", workspace_of, raising=False)
+    monkeypatch.setattr(gemm, "plan", plan)
+    for limit, sizes, needed in ((4000, small, 4000), (3999, smallest, 1000)):
+        first = dispatch.candidates(SPEC, request(algorithm="gemm", workspace_limit=limit))[0]
+        assert (first.config, first.workspace, first.refusal) == (sizes, needed, None)
+        plan_of = convjit.plan(
+            X, W, padding=1, backend="null", algorithm="gemm", workspace_limit=limit
+        )
+        assert (plan_of.config, plan_of.workspace) == (sizes, needed)
+    assert "1048576 bytes" in refusals(workspace_limit=999)["gemm"]
+    without = convjit.plan(X, W, padding=1, backend="null", algorithm="gemm")
+    assert without.config == (("tile", 4),)
+
+
 def test_a_family_and_an_id_force(solvers):
     assert ranking(algorithm="gemm") == ["gemm"]
     assert ranking(algorithm="null.direct") == ["direct"]

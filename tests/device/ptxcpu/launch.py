@@ -80,8 +80,8 @@ def forget_counts() -> None:
     """Count anew, whatever modules have run in this process."""
     with _libraries_lock:
         known = list(_libraries.values())
-    for library in known:
-        library.take_counts()
+    for loaded in known:
+        loaded.take_counts()
 
 
 class Module:
