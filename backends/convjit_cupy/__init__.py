@@ -11,43 +11,23 @@ kernel from :func:`convjit_cupy.kernels.load` and calls it with CuPy arrays and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
 
 from convjit import gpus
-from convjit.gauges import Gauge, resident_call
+from convjit.cupyarrays import CupyBackendBase, describe, unavailable
+from convjit.gauges import Gauge
 from convjit.spec import ConvSpec
-from convjit.spi import SPI_VERSION, Array, DeviceCode, Solver, Target
-from convjit_cupy.device import adopt, describe, free_bytes, identity, unavailable
+from convjit.spi import DeviceCode, Solver, Target
 
 
-class CupyBackend:
-    """CuPy arrays on a GPU.
-
-    Parameters
-    ----------
-    cupy : module, optional
-        What stands for ``cupy``, for tests.
-    """
+class CupyBackend(CupyBackendBase):
+    """CuPy arrays on a GPU, by CUDA C++ kernels and NVIDIA's libraries."""
 
     name = "cupy"
-    device = "cuda"
-    spi_version = SPI_VERSION
-    array_types = ("cupy:ndarray", "numpy:ndarray")
-
-    def __init__(self, cupy: Any = None) -> None:
-        self._cupy = cupy
 
     def probe(self) -> str | None:
         """Whether CuPy is installed and finds a GPU and its driver."""
         return unavailable()
-
-    def array_namespace(self) -> Any:
-        if self._cupy is None:
-            import cupy
-
-            self._cupy = cupy
-        return self._cupy
 
     def target(self, device_id: int | None = None) -> Target:
         from convjit_cupy.targets import target
@@ -65,32 +45,6 @@ class CupyBackend:
             *(BatchedWinogradSolver(name, cupy, m) for m in (4, 2, 6)),
         )  # fmt: skip
 
-    # What the core asks of a backend whose arrays lie on a device.
-
-    def adopt(self, value: Any) -> Array | None:
-        """A device array of another library as CuPy's, over the same memory; None if it is none."""
-        return adopt(self.array_namespace(), value)
-
-    def device_of(self, array: Array) -> str | None:
-        """The device on which an array lies, if it is not the current one."""
-        return identity(self.array_namespace(), array)
-
-    def upload(self, array: Array) -> Array:
-        """A NumPy array's copy on the device."""
-        return self.array_namespace().asarray(array)
-
-    def download(self, array: Array, out: Array) -> None:
-        """Copy into a C-contiguous NumPy array, once the kernels before are done."""
-        self.array_namespace().asnumpy(array, out=out)
-
-    def free_bytes(self) -> int:
-        """Memory of the device that could be allocated now."""
-        return free_bytes(self.array_namespace())
-
-    def release_memory(self) -> None:
-        """Return the blocks that CuPy's pool keeps to the device."""
-        self.array_namespace().get_default_memory_pool().free_all_blocks()
-
     # What measures a device, and what shows its kernels where there is none.
 
     def gauges(self, target: Target) -> Iterable[Gauge]:
@@ -98,13 +52,6 @@ class CupyBackend:
         from convjit_cupy.gauges import gauges
 
         return gauges(self.array_namespace(), self.name, self.solvers(), target)
-
-    def resident(self, solver: Solver, spec: ConvSpec) -> Callable[[], None]:
-        """A call of a solver on operands that lie on the device, which returns when it is done."""
-        from convjit_cupy.gauges import waiting
-
-        cupy = self.array_namespace()
-        return resident_call(solver, spec, self.target(), cupy, waiting(cupy))
 
     def device_code(self, spec: ConvSpec, capability: tuple[int, int]) -> Iterator[DeviceCode]:
         """PTX of the kernels that the solvers would launch; needs no GPU (see :mod:`.code`)."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
-
+from convjit.cupyarrays import bandwidth_gauges, waiting
 from convjit.gauges import Gauge, Run, flops_of, lasting, of_solver, resident_call
 from convjit.precision import SHORT
 from convjit.spec import ConvSpec
@@ -18,36 +17,6 @@ PRODUCT = "conv_{}_NCHW_n1c256k256g1_i28x28_w1x1"
 TINY = "conv_f32_NCHW_n1c8k8g1_i8x8_w1x1"
 
 LAUNCHES = 32
-BUS_BYTES = 1 << 25
-COPIED_BYTES = 1 << 28  # beyond any L2; less where that would take longer than milliseconds
-
-
-def waiting(cupy: Any) -> Callable[[], None]:
-    """What waits for the current stream."""
-    return lambda: cupy.cuda.get_current_stream().synchronize()
-
-
-def _copy(cupy: Any, target: Target) -> Run:
-    count = int(min(COPIED_BYTES, 2e-3 * target.bandwidth["memory"])) // 8
-    source, out = cupy.full((count,), 1, "float32"), cupy.empty((count,), "float32")
-    wait = waiting(cupy)
-
-    def call() -> None:
-        out[...] = source
-        wait()
-
-    return Run(call, 2.0 * source.nbytes)
-
-
-def _bus(cupy: Any) -> Run:
-    host = np.ones(BUS_BYTES // 4, np.float32)
-    wait = waiting(cupy)
-
-    def call() -> None:
-        cupy.asarray(host)
-        wait()
-
-    return Run(call, float(BUS_BYTES))
 
 
 def _launch(cupy: Any) -> Run:
@@ -74,7 +43,6 @@ def gauges(cupy: Any, name: str, solvers: Sequence[Solver], target: Target) -> I
         key, one = f"{name}.gemm.{dtype}", ConvSpec.parse(PRODUCT.format(SHORT[dtype]))
         spec = lasting(one, flops_of(gemm, one, target, key), target.rates[key])
         yield of_solver(gemm, spec, target, key, cupy, waiting(cupy))
-    yield Gauge("bandwidth", "memory", partial(_copy, cupy, target))
-    yield Gauge("bandwidth", "bus", partial(_bus, cupy))
+    yield from bandwidth_gauges(cupy, target)
     yield Gauge("launch", "", partial(_launch, cupy))
     yield Gauge("call", "", partial(_call, cupy, gemm, target))

@@ -1,51 +1,49 @@
 """convjit's kernels for NVIDIA GPUs by numba.cuda: direct, implicit GEMM, Winograd, depthwise.
 
-NumPy arrays go to the device and come back, visibly in the profile; packed weights stay there.
-Importing this package imports neither numba nor CUDA.
+It takes what :mod:`convjit_cupy` takes, on CuPy's current device and stream: CuPy's arrays, those
+of other libraries that lie on the device, and NumPy's, which convjit copies there and back.
+Importing this package imports neither numba nor CuPy nor CUDA.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from convjit import gpus
+from convjit.cupyarrays import CupyBackendBase, describe
 from convjit.gauges import Gauge
 from convjit.spec import ConvSpec
-from convjit.spi import SPI_VERSION, DeviceCode, Solver, Target
+from convjit.spi import DeviceCode, Solver, Target
 from convjit_numba_cuda.device import CudaDevice, Device, unavailable
 
 
-class NumbaCudaBackend:
-    """NumPy arrays on a GPU, by kernels that numba.cuda compiles.
+class NumbaCudaBackend(CupyBackendBase):
+    """CuPy arrays on a GPU, by kernels that numba.cuda compiles.
 
     Parameters
     ----------
     gpu : Device, optional
-        What runs the kernels, for tests; numba.cuda's current device by default.
+        Whose arrays there are and what runs the kernels, for tests.
     """
 
     name = "numba_cuda"
-    device = "cuda"
-    spi_version = SPI_VERSION
-    array_types = ("numpy:ndarray",)
 
     def __init__(self, gpu: Device | None = None) -> None:
+        super().__init__()
         self._gpu: Device = CudaDevice() if gpu is None else gpu
 
     def probe(self) -> str | None:
-        """Whether numba.cuda finds a GPU and its driver."""
+        """Whether numba.cuda and CuPy find a GPU and its driver."""
         return unavailable()
 
     def array_namespace(self) -> Any:
-        import numpy
+        return self._gpu.cupy
 
-        return numpy
-
-    def target(self, device_id: int = 0) -> Target:
+    def target(self, device_id: int | None = None) -> Target:
         from convjit_numba_cuda.targets import target
 
-        return target(self._gpu.describe())
+        return target(describe(self.array_namespace()))
 
     def solvers(self) -> Sequence[Solver]:
         from convjit_numba_cuda.depthwise import DepthwiseSolver
@@ -64,13 +62,7 @@ class NumbaCudaBackend:
         """Rates of the kernels, bandwidths and launches (see :mod:`.gauges`)."""
         from convjit_numba_cuda.gauges import gauges
 
-        return gauges(self._gpu, self.solvers(), target)
-
-    def resident(self, solver: Solver, spec: ConvSpec) -> Callable[[], None]:
-        """A call of a solver on operands that lie on the device, which returns when it is done."""
-        from convjit_numba_cuda.gauges import resident
-
-        return resident(self._gpu, solver, spec, self.target())
+        return gauges(self.array_namespace(), self.solvers(), target)
 
     def device_code(self, spec: ConvSpec, capability: tuple[int, int]) -> Iterator[DeviceCode]:
         """PTX of the kernels that the solvers would launch; needs no GPU (see :mod:`.code`)."""

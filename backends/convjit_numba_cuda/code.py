@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from convjit import precision
+from convjit.gauges import resident_call
 from convjit.gpus import Description
 from convjit.spec import ConvSpec
-from convjit.spi import DEFAULT_CONFIG, DeviceCode, Solver
-from convjit_numba_cuda.device import Array, Buffer, Kernel
+from convjit.spi import DeviceCode, Solver
+from convjit_numba_cuda.device import Kernel
 from convjit_numba_cuda.targets import target
 
 
@@ -39,46 +39,25 @@ def ptx_of(kernel: Kernel, kinds: tuple[str, ...], capability: tuple[int, int]) 
     return str(text)
 
 
-@dataclass(frozen=True, slots=True)
-class _Kind:
-    """A buffer that holds nothing."""
-
-    dtype: np.dtype[Any]
-
-
 @dataclass(eq=False)
 class Notebook:
-    """A :class:`~convjit_numba_cuda.device.Device` that notes launches and computes nothing."""
+    """A :class:`~convjit_numba_cuda.device.Device` that notes launches and computes nothing.
+
+    NumPy stands in for the array library.
+    """
 
     description: Description
     launches: list[tuple[Kernel, tuple[str, ...], int]] = field(default_factory=list)
-
-    def describe(self) -> Description:
-        return self.description
-
-    def free_bytes(self) -> int:
-        return self.description.memory_bytes
-
-    def allocate(self, count: int, dtype: Any) -> Buffer:
-        return _Kind(np.dtype(dtype))
-
-    def upload(self, array: Array) -> Buffer:
-        return _Kind(array.dtype)
-
-    def download(self, buffer: Buffer, array: Array) -> None:
-        """Nothing: there is no data."""
+    cupy: Any = np
 
     def launch(
         self, kernel: Kernel, blocks: int, shared_bytes: int, arguments: Sequence[Any]
     ) -> None:
         kinds = tuple(
-            f"{argument.dtype.name}[]" if isinstance(argument, _Kind) else argument.dtype.name
+            f"{argument.dtype.name}[]" if isinstance(argument, np.ndarray) else argument.dtype.name
             for argument in arguments
         )
         self.launches.append((kernel, kinds, shared_bytes))
-
-    def wait(self) -> None:
-        """At once: nothing was started."""
 
 
 def device_code(
@@ -86,17 +65,12 @@ def device_code(
 ) -> Iterator[DeviceCode]:
     """The kernels of the solvers that take a problem as it is, in the order of their launches."""
     machine = target(notebook.description)
-    dtype = precision.numpy_dtype(spec.dtype)
     for solver in solvers:
         if solver.refuse(spec, machine) is not None:
             continue
-        config = next(iter(solver.configs(spec, machine)), DEFAULT_CONFIG)
-        executable = solver.plan(spec, machine, config)
-        packed = executable.pack(np.zeros(spec.rhs_shape, dtype))
-        bias = np.zeros(spec.result_channels, dtype) if spec.bias else None
-        lhs, out = np.zeros(spec.lhs_shape, dtype), np.empty(spec.result_shape, dtype)
+        call = resident_call(solver, spec, machine, notebook.cupy)
         notebook.launches.clear()
-        executable.run(lhs, packed, bias, out, None)
+        call()
         for kernel, kinds, shared_bytes in dict.fromkeys(notebook.launches):
             text = ptx_of(kernel, kinds, notebook.description.capability)
             yield DeviceCode(kernel.name, text, kernel.threads, shared_bytes, solver=solver.id)

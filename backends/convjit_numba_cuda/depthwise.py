@@ -11,7 +11,6 @@ from functools import lru_cache
 from math import prod
 from typing import Any
 
-import numpy as np
 from numba import cuda, uint32
 
 from convjit import planes, precision
@@ -19,8 +18,8 @@ from convjit.planes import LANES, tile_of, unsigned
 from convjit.spec import ConvSpec
 from convjit.spi import Config, Executable, Feature, Numerics, Phase, Refusal, Target, Work
 from convjit_numba_cuda import problem, tiles
-from convjit_numba_cuda.device import Array, Buffer, Device, Kernel
-from convjit_numba_cuda.problem import OnDevice, finish
+from convjit_numba_cuda.device import Array, Device, Kernel
+from convjit_numba_cuda.problem import OnPlanes, finish
 from convjit_numba_cuda.tiles import load_patch
 
 WARPS = 8
@@ -135,7 +134,6 @@ class DepthwiseSolver:
         tile = tile_of(p, self._fitting(spec)[0])
         size = precision.numpy_dtype(spec.dtype).itemsize
         total = spec.batch * spec.out_channels
-        come, go = problem.transfers(spec)
         loaded = total * tile.count * tile.patch
         sum_up = Phase(
             "depthwise",
@@ -145,9 +143,9 @@ class DepthwiseSolver:
         )
         packed = size * prod(spec.w_shape)
         return Work(
-            (come, sum_up, go),
+            (sum_up,),
             Numerics("direct"),
-            Phase("pack", bytes={"bus": float(packed)}),
+            Phase("pack", bytes={"memory": 2.0 * packed}),
             launches=1,
             packed_bytes=packed,
         )
@@ -159,7 +157,7 @@ class DepthwiseSolver:
         return DepthwiseSum(spec, self._device, dict(config)["strips"])
 
 
-class DepthwiseSum(OnDevice):
+class DepthwiseSum(OnPlanes):
     """The executable; packed weights are w itself, the taps reversed under ``flip``."""
 
     def __init__(self, spec: ConvSpec, device: Device, strips: int) -> None:
@@ -172,11 +170,16 @@ class DepthwiseSum(OnDevice):
         self._sizes = planes.tile_sizes(p, tile)
         self._activation = planes.activation(spec)
 
-    def pack(self, rhs: Array) -> Buffer:
-        return self.device.upload(np.ascontiguousarray(planes.grouped_taps(self.spec, rhs)))
+    def pack(self, rhs: Array) -> Array:
+        taps = planes.grouped_taps(self.spec, rhs)
+        into = self.device.cupy.empty(taps.shape, self._kind)
+        into[...] = taps
+        return into.reshape(-1)
 
-    def compute(self, images: int, x: Buffer, packed: Any, bias: Buffer, y: Buffer) -> None:
-        total = images * self.spec.out_channels
+    def compute(
+        self, x: Array, packed: Any, bias: Array, y: Array, workspace: Array | None
+    ) -> None:
+        total = self.spec.batch * self.spec.out_channels
         blocks = -(-total // self._planes_at_once) * self._tile.count
         p = self.plane
         counts = unsigned(total, self.spec.out_channels, p.outputs, self._planes_at_once)

@@ -1,6 +1,7 @@
-"""The GPU behind a seam: memory, copies and launches, and nothing else of CUDA.
+"""Launches behind a seam: the kernels, and how they are started on a GPU's arrays.
 
-The solvers see a :class:`Device` and its buffers alone, so that tests can put another in its place.
+Arrays are CuPy's.  The solvers see a :class:`Device` alone, so that tests can put another in its
+place.
 """
 
 from __future__ import annotations
@@ -12,12 +13,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
 
-import numpy as np
+from convjit import cupyarrays
 
-from convjit.gpus import Description
-
-Buffer = Any  # a flat array on the device
-Array = np.ndarray[Any, np.dtype[Any]]
+Array = Any  # CuPy's
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -28,7 +26,7 @@ class Kernel:
     ----------
     name : str
     function : callable
-        Takes flat buffers and NumPy scalars, whose types are its signature.
+        Takes flat arrays and NumPy scalars, whose types are its signature.
     threads : int
         Of a block.
     """
@@ -43,42 +41,20 @@ SMALL_GRID = "Grid size"
 
 
 class Device(Protocol):
-    """Where kernels run."""
+    """Where arrays lie and kernels run."""
 
-    def describe(self) -> Description:
-        """The device's own figures."""
-        ...
-
-    def free_bytes(self) -> int:
-        """Memory that could be allocated now."""
-        ...
-
-    def allocate(self, count: int, dtype: Any) -> Buffer:
-        """A flat uninitialised buffer.
-
-        Raises
-        ------
-        MemoryError
-            Saying how many bytes were wanted.
-        """
-        ...
-
-    def upload(self, array: Array) -> Buffer:
-        """A copy of a host's array, flat."""
-        ...
-
-    def download(self, buffer: Buffer, array: Array) -> None:
-        """Copy a buffer into a C-contiguous host array, after the kernels before it."""
+    @property
+    def cupy(self) -> Any:
+        """The array library."""
         ...
 
     def launch(
         self, kernel: Kernel, blocks: int, shared_bytes: int, arguments: Sequence[Any]
     ) -> None:
-        """Start a kernel on a row of blocks, with so much dynamic shared memory."""
-        ...
+        """Start a kernel on a row of blocks, with so much dynamic shared memory; returns at once.
 
-    def wait(self) -> None:
-        """Return when all that was started is done."""
+        Arguments are contiguous arrays of one axis, and NumPy scalars.
+        """
         ...
 
 
@@ -92,6 +68,8 @@ def unavailable() -> str | None:
 
     if config.ENABLE_CUDASIM:
         return "NUMBA_ENABLE_CUDASIM is set, and the simulator is no GPU"
+    if (reason := cupyarrays.unavailable()) is not None:
+        return reason
     if cuda.is_available():
         return None
     error = cuda.cuda_error()
@@ -100,74 +78,47 @@ def unavailable() -> str | None:
 
 
 class CudaDevice:
-    """The current device of numba.cuda, on its default stream."""
+    """numba.cuda on CuPy's current device and stream."""
 
     def __init__(self) -> None:
         self._compiled: dict[Kernel, Any] = {}
         self._configured = lru_cache(maxsize=1024)(self._configure)
         self._lock = threading.Lock()
 
-    def describe(self) -> Description:
-        from numba import cuda
+    @property
+    def cupy(self) -> Any:
+        import cupy
 
-        gpu = cuda.get_current_device()
-        name = gpu.name.decode() if isinstance(gpu.name, bytes) else str(gpu.name)
-        return Description(
-            name,
-            tuple(gpu.compute_capability),
-            gpu.MULTIPROCESSOR_COUNT,
-            gpu.CLOCK_RATE * 1e3,
-            gpu.MEMORY_CLOCK_RATE * 1e3,
-            gpu.GLOBAL_MEMORY_BUS_WIDTH,
-            gpu.L2_CACHE_SIZE,
-            cuda.current_context().get_memory_info().total,
-        )
+        return cupy
 
-    def free_bytes(self) -> int:
-        from numba import cuda
-
-        return int(cuda.current_context().get_memory_info().free)
-
-    def allocate(self, count: int, dtype: Any) -> Buffer:
-        from numba import cuda
-
-        try:
-            return cuda.device_array(count, dtype)
-        except Exception as error:
-            if "MEMORY" not in str(error).upper():
-                raise
-            wanted = count * np.dtype(dtype).itemsize
-            raise MemoryError(
-                f"{wanted} bytes were wanted on the GPU and could not be had; use a smaller batch."
-            ) from error
-
-    def upload(self, array: Array) -> Buffer:
-        flat = np.ascontiguousarray(array).reshape(-1)
-        buffer = self.allocate(flat.size, flat.dtype)
-        buffer.copy_to_device(flat)
-        return buffer
-
-    def download(self, buffer: Buffer, array: Array) -> None:
-        buffer.copy_to_host(array.reshape(-1))
+    def stream(self) -> int:
+        """The handle of the current stream, 0 for the default one."""
+        return int(self.cupy.cuda.get_current_stream().ptr)
 
     def launch(
         self, kernel: Kernel, blocks: int, shared_bytes: int, arguments: Sequence[Any]
     ) -> None:
-        self._configured(kernel, blocks, shared_bytes)(*arguments)
+        configured = self._configured(kernel, blocks, shared_bytes, self.stream())
+        configured(*map(_on_device, arguments))
 
-    def _configure(self, kernel: Kernel, blocks: int, shared_bytes: int) -> Any:
+    def _configure(self, kernel: Kernel, blocks: int, shared_bytes: int, stream: int) -> Any:
         """A kernel and its grid, ready to be launched."""
         from numba import cuda
 
         with self._lock:
             if kernel not in self._compiled:
                 self._compiled[kernel] = cuda.jit(kernel.function)
+            on = cuda.external_stream(stream) if stream else 0
             with warnings.catch_warnings():
                 # A small problem has a small grid, which nobody can help.
                 warnings.filterwarnings("ignore", message=SMALL_GRID)
-                return self._compiled[kernel][blocks, kernel.threads, 0, shared_bytes]
+                return self._compiled[kernel][blocks, kernel.threads, on, shared_bytes]
 
-    def wait(self) -> None:
-        from numba import cuda
 
-        cuda.synchronize()
+def _on_device(argument: Any) -> Any:
+    """An array as numba's own, which would wait on the host for the stream that the array names."""
+    if not hasattr(argument, "__cuda_array_interface__"):
+        return argument
+    from numba import cuda
+
+    return cuda.as_cuda_array(argument, sync=False)

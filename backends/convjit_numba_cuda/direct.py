@@ -13,7 +13,6 @@ from functools import lru_cache
 from math import prod
 from typing import Any
 
-import numpy as np
 from numba import cuda, uint32, uint64
 
 from convjit import planes, precision
@@ -21,8 +20,8 @@ from convjit.planes import LANES, Tile, tile_of, unsigned
 from convjit.spec import ConvSpec
 from convjit.spi import Config, Executable, Numerics, Phase, Refusal, Target, Work
 from convjit_numba_cuda import problem, tiles
-from convjit_numba_cuda.device import Array, Buffer, Device, Kernel
-from convjit_numba_cuda.problem import WIDE, OnDevice, finish
+from convjit_numba_cuda.device import Array, Device, Kernel
+from convjit_numba_cuda.problem import WIDE, OnPlanes, finish
 from convjit_numba_cuda.tiles import load_patch
 
 WARPS = 4
@@ -175,7 +174,6 @@ class DirectSolver:
         products = blocks * STRIPS * LANES * BLOCK_OUTPUTS * p.channels * p.taps
         packed = size * p.groups * p.channels * p.taps * blocks_k * BLOCK_OUTPUTS
         read = blocks * p.channels * (tile.patch + p.taps * BLOCK_OUTPUTS)
-        come, go = problem.transfers(spec)
         multiply = Phase(
             "direct",
             2.0 * products,
@@ -183,9 +181,9 @@ class DirectSolver:
             {"l2": float(size * read), "memory": float(size * prod(spec.y_shape))},
         )
         return Work(
-            (come, multiply, go),
+            (multiply,),
             Numerics("direct"),
-            Phase("pack", bytes={"bus": float(packed)}),
+            Phase("pack", bytes={"memory": 2.0 * packed}),
             launches=1,
             packed_bytes=packed,
         )
@@ -197,7 +195,7 @@ class DirectSolver:
         return DirectSum(spec, self._device, _elements(config, spec.dtype))
 
 
-class DirectSum(OnDevice):
+class DirectSum(OnPlanes):
     """The executable; packed weights are (groups, channels, taps, outputs), outputs filled up."""
 
     def __init__(self, spec: ConvSpec, device: Device, budget: int) -> None:
@@ -215,15 +213,17 @@ class DirectSum(OnDevice):
             *planes.activation(spec),
         )
 
-    def pack(self, rhs: Array) -> Buffer:
+    def pack(self, rhs: Array) -> Array:
         p = self.plane
         taps = planes.grouped_taps(self.spec, rhs)
-        into = np.zeros(
+        into = self.device.cupy.zeros(
             (p.groups, p.channels, p.rows, p.columns, self._blocks_k * BLOCK_OUTPUTS), self._kind
         )
         into[..., : p.outputs] = taps.transpose(0, 2, 3, 4, 1)
-        return self.device.upload(into)
+        return into.reshape(-1)
 
-    def compute(self, images: int, x: Buffer, packed: Any, bias: Buffer, y: Buffer) -> None:
+    def compute(
+        self, x: Array, packed: Any, bias: Array, y: Array, workspace: Array | None
+    ) -> None:
         arguments = (x, packed, bias, y, *self._arguments)
-        self.device.launch(self._kernel, images * self._blocks, self._shared, arguments)
+        self.device.launch(self._kernel, self.spec.batch * self._blocks, self._shared, arguments)

@@ -1,108 +1,51 @@
-"""What there is to measure of a GPU: rates of the kernels, bandwidths, launches.
-
-Operands lie on the device, but for the bus.
-"""
+"""What there is to measure of a GPU: rates of the kernels, bandwidths, launches, calls."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from math import prod
+from typing import Any
 
-import numpy as np
-
-from convjit.gauges import Gauge, Run, flops_of, lasting
+from convjit.cupyarrays import bandwidth_gauges, waiting
+from convjit.gauges import Gauge, Run, flops_of, lasting, of_solver, resident_call
 from convjit.precision import SHORT
 from convjit.spec import ConvSpec
-from convjit.spi import DEFAULT_CONFIG, Solver, Target
-from convjit_numba_cuda.device import Device
-from convjit_numba_cuda.problem import OnDevice
+from convjit.spi import Solver, Target
 
 # One image of a problem in which the phases of a rate take nearly all of the time.
 SUMS = "conv_{}_NCHW_n1c32k128g1_i14x14_w3x3_p1x1"
 PLANES = "conv_{}_NCHW_n1c32k32g32_i28x28_w3x3_p1x1"
-# One that copies, bound by memory: a channel's sum has one product.
-COPIES = "conv_f32_NCHW_n1c32k32g32_i64x64_w1x1"
-TINY = "conv_f32_NCHW_n1c8k8g1_i8x8_w1x1"
+TINY = "conv_f32_NCHW_n1c8k8g1_i8x8_w1x1_bias"  # of which nearly nothing is work
 
 LAUNCHES = 32
-BUS_BYTES = 1 << 25
 
 
-def _launcher(solver: Solver, spec: ConvSpec, target: Target) -> Callable[[], None]:
-    config = next(iter(solver.configs(spec, target)), DEFAULT_CONFIG)
-    executable = solver.plan(spec, target, config)
-    assert isinstance(executable, OnDevice)
-    return executable.launcher()
-
-
-def resident(device: Device, solver: Solver, spec: ConvSpec, target: Target) -> Callable[[], None]:
-    """A call of a solver on operands that lie on the device, which returns when it is done."""
-    launch = _launcher(solver, spec, target)
-
-    def call() -> None:
-        launch()
-        device.wait()
-
-    return call
-
-
-def _rate(device: Device, solver: Solver, text: str, key: str, target: Target) -> Run:
-    one = ConvSpec.parse(text)
-    spec = lasting(one, flops_of(solver, one, target, key), target.rates[key])
-    call = resident(device, solver, spec, target)
-    return Run(call, flops_of(solver, spec, target, key))
-
-
-def _memory(device: Device, solver: Solver, target: Target) -> Run:
-    one = ConvSpec.parse(COPIES)
-    moved = 4.0 * (prod(one.x_shape) + prod(one.y_shape))
-    spec = lasting(one, moved, target.bandwidth["memory"])
-    return Run(resident(device, solver, spec, target), moved * spec.batch)
-
-
-def _bus(device: Device) -> Run:
-    host = np.ones(BUS_BYTES // 4, np.float32)
-
-    def call() -> None:
-        device.upload(host)
-        device.wait()
-
-    return Run(call, float(BUS_BYTES))
-
-
-def _launch(device: Device, solver: Solver, target: Target) -> Run:
+def _launch(cupy: Any, solver: Solver, target: Target) -> Run:
     """Launches one after the other, less the wait at their end."""
-    launch = _launcher(solver, ConvSpec.parse(TINY), target)
+    launch = resident_call(solver, ConvSpec.parse(TINY), target, cupy)
+    wait = waiting(cupy)
 
     def call() -> None:
         for _ in range(LAUNCHES):
             launch()
-        device.wait()
+        wait()
 
-    return Run(call, float(LAUNCHES), without=device.wait)
-
-
-def _call(solver: Solver, target: Target) -> Run:
-    """A whole call on arrays of the host, of which nearly nothing is work."""
-    spec = ConvSpec.parse(TINY)
-    executable = solver.plan(spec, target, next(iter(solver.configs(spec, target))))
-    x, w = np.ones(spec.x_shape, np.float32), np.ones(spec.w_shape, np.float32)
-    out, packed = np.empty(spec.y_shape, np.float32), executable.pack(w)
-    return Run(lambda: executable.run(x, packed, None, out, None), 1.0)
+    return Run(call, float(LAUNCHES), without=wait)
 
 
-def gauges(device: Device, solvers: Sequence[Solver], target: Target) -> Iterator[Gauge]:
+def _call(cupy: Any, solver: Solver, target: Target) -> Run:
+    return Run(resident_call(solver, ConvSpec.parse(TINY), target, cupy, waiting(cupy)), 1.0)
+
+
+def gauges(cupy: Any, solvers: Sequence[Solver], target: Target) -> Iterator[Gauge]:
     """One gauge for each figure that kernels of this backend show."""
     by_family = {solver.algorithm: solver for solver in solvers}
-    gemm, depthwise = by_family["gemm"], by_family["depthwise"]
     for dtype in ("float32", "float64"):
         for family, text in (("gemm", SUMS), ("direct", SUMS), ("depthwise", PLANES)):
-            key = f"numba_cuda.{family}.{dtype}"
-            problem = text.format(SHORT[dtype])
-            solver = by_family[family]
-            yield Gauge("rates", key, partial(_rate, device, solver, problem, key, target))
-    yield Gauge("bandwidth", "memory", partial(_memory, device, depthwise, target))
-    yield Gauge("bandwidth", "bus", partial(_bus, device))
-    yield Gauge("launch", "", partial(_launch, device, gemm, target))
-    yield Gauge("call", "", partial(_call, gemm, target))
+            key, solver = f"numba_cuda.{family}.{dtype}", by_family[family]
+            one = ConvSpec.parse(text.format(SHORT[dtype]))
+            spec = lasting(one, flops_of(solver, one, target, key), target.rates[key])
+            yield of_solver(solver, spec, target, key, cupy, waiting(cupy))
+    yield from bandwidth_gauges(cupy, target)
+    yield Gauge("launch", "", partial(_launch, cupy, by_family["gemm"], target))
+    yield Gauge("call", "", partial(_call, cupy, by_family["gemm"], target))

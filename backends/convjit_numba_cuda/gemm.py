@@ -14,7 +14,6 @@ from functools import lru_cache
 from math import prod
 from typing import Any
 
-import numpy as np
 from numba import cuda, uint32, uint64
 
 from convjit import planes, precision
@@ -22,8 +21,8 @@ from convjit.planes import NOWHERE, unsigned
 from convjit.spec import ConvSpec
 from convjit.spi import Config, Executable, Feature, Numerics, Phase, Refusal, Target, Work
 from convjit_numba_cuda import problem
-from convjit_numba_cuda.device import Array, Buffer, Device, Kernel
-from convjit_numba_cuda.problem import WIDE, OnDevice, finish
+from convjit_numba_cuda.device import Array, Device, Kernel
+from convjit_numba_cuda.problem import WIDE, OnPlanes, finish
 
 COLUMNS = 16  # threads along a row of a tile: neighbours, whose results are written together
 EACH = 8  # outputs of a thread, which it loads 128 bits at once
@@ -154,13 +153,14 @@ def packed_shape(groups: int, outputs: int, depth: int) -> tuple[int, int, int, 
     return groups, padded(outputs, widest) // PANEL, padded(depth, DEPTH), PANEL
 
 
-def arranged(taps: Array) -> Array:
-    """Packed weights from (groups, outputs, depth), filled up with zeros."""
+def arranged(cupy: Any, taps: Array) -> Array:
+    """Packed weights, flat, from (groups, outputs, depth), filled up with zeros."""
     groups, outputs, depth = taps.shape
-    shape = packed_shape(groups, outputs, depth)
-    into = np.zeros((groups, shape[1] * PANEL, shape[2]), taps.dtype)
+    _, panels, depths, _ = packed_shape(groups, outputs, depth)
+    into = cupy.zeros((groups, panels * PANEL, depths), taps.dtype)
     into[:, :outputs, :depth] = taps
-    return into.reshape(groups, shape[1], PANEL, shape[2]).swapaxes(2, 3)
+    panelled = into.reshape(groups, panels, PANEL, depths).transpose(0, 1, 3, 2)
+    return cupy.ascontiguousarray(panelled).reshape(-1)
 
 
 def _packed_elements(p: planes.Plane) -> int:
@@ -192,7 +192,7 @@ class Product:
         self.flops = 2.0 * self.blocks * tile * tile * depth
 
     def launch(
-        self, x: Buffer, w: Buffer, table: Buffer, bias: Buffer, y: Buffer, act: Sequence[Any]
+        self, x: Array, w: Array, table: Array, bias: Array, y: Array, act: Sequence[Any]
     ) -> None:
         arguments = (x, w, table, bias, y, *self._sizes, *act)
         self._device.launch(self._kernel, self.blocks, 0, arguments)
@@ -223,7 +223,6 @@ class GemmSolver:
         # Each block reads its weights and samples once for every tile beside it.
         columns = product.flops / tile / 2.0
         packed = size * _packed_elements(p)
-        come, go = problem.transfers(spec)
         multiply = Phase(
             "gemm",
             product.flops,
@@ -231,9 +230,9 @@ class GemmSolver:
             {"l2": 2.0 * size * columns, "memory": float(size * prod(spec.y_shape))},
         )
         return Work(
-            (come, multiply, go),
+            (multiply,),
             Numerics("gemm"),
-            Phase("pack", bytes={"bus": float(packed)}),
+            Phase("pack", bytes={"memory": 2.0 * packed}),
             launches=1,
             packed_bytes=packed,
         )
@@ -254,7 +253,7 @@ class GemmSolver:
         return ImplicitGemm(spec, self._device, dict(config)["tile"])
 
 
-class ImplicitGemm(OnDevice):
+class ImplicitGemm(OnPlanes):
     """The executable; packed are the weights and the table of depths."""
 
     def __init__(self, spec: ConvSpec, device: Device, tile: int) -> None:
@@ -262,13 +261,16 @@ class ImplicitGemm(OnDevice):
         self._tile = tile
         self._activation = planes.activation(spec)
 
-    def pack(self, rhs: Array) -> tuple[Buffer, Buffer]:
+    def pack(self, rhs: Array) -> tuple[Array, Array]:
         p = self.plane
         taps = planes.grouped_taps(self.spec, rhs).reshape(p.groups, p.outputs, -1)
         table = planes.depth_table(p, DEPTH)
-        return self.device.upload(arranged(taps)), self.device.upload(table)
+        cupy = self.device.cupy
+        return arranged(cupy, taps), cupy.asarray(table.reshape(-1))
 
-    def compute(self, images: int, x: Buffer, packed: Any, bias: Buffer, y: Buffer) -> None:
-        product = Product(self.device, self.spec.dtype, self._tile, self.plane, images)
+    def compute(
+        self, x: Array, packed: Any, bias: Array, y: Array, workspace: Array | None
+    ) -> None:
+        product = Product(self.device, self.spec.dtype, self._tile, self.plane, self.spec.batch)
         weights, table = packed
         product.launch(x, weights, table, bias, y, self._activation)

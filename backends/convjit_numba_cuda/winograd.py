@@ -19,12 +19,13 @@ from numba import cuda, uint32
 from convjit import planes, precision
 from convjit.algorithms import winograd
 from convjit.algorithms.composed_winograd import tile_of, winograd_counts
+from convjit.algorithms.workspace import Carver, aligned, nbytes
 from convjit.planes import Plane, unsigned
 from convjit.spec import ConvSpec
 from convjit.spi import Config, Executable, Feature, Numerics, Phase, Refusal, Target, Work
 from convjit_numba_cuda import gemm, problem
-from convjit_numba_cuda.device import Array, Buffer, Device, Kernel
-from convjit_numba_cuda.problem import OnDevice, finish
+from convjit_numba_cuda.device import Array, Device, Kernel
+from convjit_numba_cuda.problem import OnPlanes, finish
 from convjit_numba_cuda.winogradcode import along_axis
 
 TAPS = 3
@@ -149,24 +150,22 @@ class WinogradSolver:
         size = precision.numpy_dtype(spec.dtype).itemsize
         v, m = (float(size * n) for n in _buffers(spec, self._m, spec.batch))
         x, y = (float(size * prod(shape)) for shape in (spec.x_shape, spec.y_shape))
-        come, go = problem.transfers(spec)
         rate = f"numba_cuda.winograd.{spec.dtype}"
         product = gemm.Product(
             self._device, spec.dtype, min(gemm.TILES[spec.dtype]), _product(spec, self._m,
             spec.batch), 1,
         )  # fmt: skip
         phases = (
-            come,
             Phase("data transform", counts.data, rate, {"memory": x + v}),
             Phase("gemm", product.flops, f"numba_cuda.gemm.{spec.dtype}", {"memory": v + m}),
             Phase("output transform", counts.output, rate, {"memory": m + y}),
-            go,
         )
         return Work(
             phases,
             Numerics("winograd", tile=tile_of(spec, self._m), spreads_nonfinite=True),
-            Phase("pack", bytes={"bus": float(counts.packed_bytes)}),
+            Phase("pack", bytes={"memory": 2.0 * counts.packed_bytes}),
             launches=3,
+            workspace=_workspace(spec, self._m),
             packed_bytes=counts.packed_bytes,
         )
 
@@ -199,6 +198,11 @@ def _buffers(spec: ConvSpec, m: int, images: int) -> tuple[int, int]:
     return points * spec.in_channels * tiles, points * spec.out_channels * tiles
 
 
+def _workspace(spec: ConvSpec, m: int) -> int:
+    """Bytes of both."""
+    return sum(aligned(nbytes((n,), spec.dtype)) for n in _buffers(spec, m, spec.batch))
+
+
 def _product(spec: ConvSpec, m: int, images: int) -> Plane:
     """The products of all points as a convolution with one tap of an image of one row."""
     p = planes.plane(spec)
@@ -209,7 +213,7 @@ def _product(spec: ConvSpec, m: int, images: int) -> Plane:
     )
 
 
-class Winograd(OnDevice):
+class Winograd(OnPlanes):
     """The executable; packed are the transformed weights and what the products' kernel wants."""
 
     def __init__(self, spec: ConvSpec, device: Device, m: int, tile: int) -> None:
@@ -222,35 +226,38 @@ class Winograd(OnDevice):
         self._activation = planes.activation(spec)
         one = self._kind.type(1)
         self._passes = (one, self._kind.type(-np.inf), self._kind.type(np.inf))
+        self.workspace = _workspace(spec, m)
 
-    def scratch(self, images: int) -> int:
-        return sum(_buffers(self.spec, self._m, images))
+    def pack(self, rhs: Array) -> tuple[Array, Array, Array]:
+        """Transformed weights, computed in float64, zeros in the place of a bias, the table."""
+        spec, p, cupy = self.spec, self.plane, self.device.cupy
+        taps = planes.grouped_taps(spec, rhs).astype(np.float64)
+        # Each product takes the first axis of the taps, and puts that of the points at the end.
+        for axis in self._axes:
+            taps = cupy.tensordot(taps, cupy.asarray(np.array(axis.G, np.float64)), ((3,), (1,)))
+        points = taps.transpose(3, 4, 0, 1, 2).reshape(-1, p.outputs, p.channels)
+        flat = points.astype(self._kind)
+        zeros = cupy.zeros(len(flat) * p.outputs, self._kind)
+        table = planes.depth_table(_product(spec, self._m, spec.batch), gemm.DEPTH)
+        return gemm.arranged(cupy, flat), zeros, cupy.asarray(table.reshape(-1))
 
-    def pack(self, rhs: Array) -> tuple[Buffer, Buffer]:
-        """Transformed weights, computed in float64, and zeros in the place of a bias."""
-        p = self.plane
-        gy, gx = (np.array(axis.G, np.float64) for axis in self._axes)
-        taps = planes.grouped_taps(self.spec, rhs).astype(np.float64)
-        points = np.einsum("ir,js,gkcrs->ijgkc", gy, gx, taps, optimize=True)
-        flat = points.reshape(-1, p.outputs, p.channels).astype(self._kind)
-        zeros = np.zeros(len(flat) * p.outputs, self._kind)
-        return self.device.upload(gemm.arranged(flat)), self.device.upload(zeros)
-
-    def compute(self, images: int, x: Buffer, packed: Any, bias: Buffer, y: Buffer) -> None:
+    def compute(
+        self, x: Array, packed: Any, bias: Array, y: Array, workspace: Array | None
+    ) -> None:
         spec, p, device = self.spec, self.plane, self.device
         tiles_y, tiles_x = _tiles(spec, self._m)
-        tiles = images * tiles_y * tiles_x
-        v, m = (device.allocate(n, self._kind) for n in _buffers(spec, self._m, images))
+        tiles = spec.batch * tiles_y * tiles_x
+        carver = Carver(workspace)
+        v, m = (carver.take((n,), self._kind) for n in _buffers(spec, self._m, spec.batch))
         total = spec.in_channels * tiles
         sizes = unsigned(
             total, spec.in_channels, p.height, p.width, tiles_y, tiles_x, tiles, *p.padding
         )
         device.launch(self._data, -(-total // THREADS), 0, (x, v, *sizes))
-        weights, zeros = packed
-        inner = _product(spec, self._m, images)
-        table = planes.depth_table(inner, gemm.DEPTH)
+        weights, zeros, table = packed
+        inner = _product(spec, self._m, spec.batch)
         product = gemm.Product(device, spec.dtype, self._tile, inner, 1)
-        product.launch(v, weights, device.upload(table), zeros, m, self._passes)
+        product.launch(v, weights, table, zeros, m, self._passes)
         total = spec.out_channels * tiles
         sizes = unsigned(
             total, spec.out_channels, p.out_height, p.out_width, tiles_y, tiles_x, tiles

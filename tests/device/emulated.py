@@ -1,8 +1,7 @@
 """A device of ``convjit_numba_cuda`` that is the CPU: real kernels, compiled to real PTX, run here.
 
-numba.cuda compiles a kernel with the options that it has on a GPU, ``ptxcpu`` runs the PTX.  The
-device's memory is a type of its own, so that host and device arrays never mix; fresh memory is no
-number.
+numba.cuda compiles a kernel with the options that it has on a GPU, ``ptxcpu`` runs the PTX.  Arrays
+are those of the stand-in for CuPy, which never mix with the host's.
 """
 
 from __future__ import annotations
@@ -18,12 +17,15 @@ from typing import Any
 
 import numpy as np
 import ptxcpu
+import standin_cupy
 
 from convjit import registry, spi
 from convjit.gpus import Description
+from convjit.spi import Target
 from convjit_numba_cuda import NumbaCudaBackend
 from convjit_numba_cuda.code import ptx_of
 from convjit_numba_cuda.device import Kernel
+from convjit_numba_cuda.targets import target
 
 CAPABILITY = (8, 0)
 GPU = Description("NVIDIA A100-SXM4-80GB", CAPABILITY, 108, 1.41e9, 1.6e9, 5120, 40 << 20, 80 << 30)
@@ -43,25 +45,21 @@ def missing() -> str | None:
     return ptxcpu.missing()
 
 
-@dataclass(eq=False)
-class Memory:
-    """Memory of the device."""
-
-    words: np.ndarray[Any, Any]
-
-
 def kind_of(argument: Any) -> str:
     """How :func:`ptx_of` calls an argument."""
-    if isinstance(argument, Memory):
-        return f"{argument.words.dtype.name}[]"
+    if isinstance(argument, standin_cupy.ndarray):
+        return f"{argument.dtype.name}[]"
     return str(argument.dtype.name)
 
 
 def flattened(argument: Any) -> list[Any]:
     """An argument as numba passes it: of an array its owner, size, item, address, shape, stride."""
-    if not isinstance(argument, Memory):
+    if not isinstance(argument, standin_cupy.ndarray):
+        assert isinstance(argument, np.generic), f"{type(argument).__name__} is not the device's"
         return [argument]
-    words = argument.words
+    words = argument._host
+    assert words.ndim == 1
+    assert words.flags.c_contiguous
     size, item = np.int64(words.size), np.int64(words.itemsize)
     return [np.uint64(0), np.uint64(0), size, item, words, size, item]
 
@@ -76,7 +74,7 @@ class EmulatedDevice:
     checked : bool
         Whether kernels run in checked mode.
     memory_bytes : int
-        What :meth:`free_bytes` says.
+        What the backend says is free.
     launches : list of (Kernel, int)
         What was launched, and on how many blocks.
     modules : dict
@@ -86,28 +84,10 @@ class EmulatedDevice:
     description: Description = GPU
     checked: bool = False
     memory_bytes: int = 1 << 40
+    cupy: Any = standin_cupy
     launches: list[tuple[Kernel, int]] = field(default_factory=list)
     modules: dict[tuple[Kernel, tuple[str, ...]], ptxcpu.Module] = field(default_factory=dict)
     _lock: threading.RLock = field(default_factory=threading.RLock)
-
-    def describe(self) -> Description:
-        return self.description
-
-    def free_bytes(self) -> int:
-        return self.memory_bytes
-
-    def allocate(self, count: int, dtype: Any) -> Memory:
-        return Memory(ptxcpu.empty(count, dtype))
-
-    def upload(self, array: np.ndarray[Any, Any]) -> Memory:
-        assert isinstance(array, np.ndarray), f"{type(array).__name__} is not the host's"
-        memory = self.allocate(array.size, array.dtype)
-        memory.words[...] = array.reshape(-1)
-        return memory
-
-    def download(self, buffer: Memory, array: np.ndarray[Any, Any]) -> None:
-        assert array.flags.c_contiguous
-        array.reshape(-1)[...] = buffer.words
 
     def module(self, kernel: Kernel, kinds: tuple[str, ...]) -> ptxcpu.Module:
         """The compiled kernel for arguments of such kinds."""
@@ -131,14 +111,12 @@ class EmulatedDevice:
         module.launch(name, (blocks,), (kernel.threads,), values, dynamic_bytes=shared_bytes)
         self.launches.append((kernel, blocks))
 
-    def wait(self) -> None:
-        """At once: a launch returns when it is done."""
-
 
 class EmulatedBackend(NumbaCudaBackend):
     """The backend on that device, under a name of its own: never the one that is installed."""
 
     name = "numba_cuda_emulated"
+    array_types = ("standin_cupy:ndarray", "numpy:ndarray")
 
     def __init__(self, gpu: EmulatedDevice, name: str = name) -> None:
         super().__init__(gpu)
@@ -147,6 +125,12 @@ class EmulatedBackend(NumbaCudaBackend):
 
     def probe(self) -> str | None:
         return missing()
+
+    def target(self, device_id: int | None = None) -> Target:
+        return target(self.gpu.description)
+
+    def free_bytes(self) -> int:
+        return self.gpu.memory_bytes
 
 
 @contextmanager

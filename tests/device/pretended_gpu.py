@@ -5,9 +5,10 @@ With it the tests of a GPU run where there is none; what they then show is that 
 
 from __future__ import annotations
 
-from emulated import EmulatedDevice, missing
+from emulated import EmulatedBackend, EmulatedDevice, missing
 
 import convjit_numba_cuda
 
 convjit_numba_cuda.CudaDevice = EmulatedDevice  # type: ignore[misc, assignment]
+convjit_numba_cuda.NumbaCudaBackend.array_types = EmulatedBackend.array_types
 convjit_numba_cuda.unavailable = missing

@@ -1,6 +1,6 @@
 """What is used of CuPy exists in the CuPy that is installed, with the keywords that are used.
 
-The sources that run on CuPy are parsed: the backend's, and those of the core that compute over an
+The sources that run on CuPy are parsed: the backends', and those of the core that compute over an
 array module.  In them a name ``cupy``, ``xp`` or ``self._xp`` is the module, and ``self._fft`` its
 Fourier transforms; what hangs on it is looked up in the real package, which is imported without a
 driver.  Methods of arrays are looked up by what the stand-in has, which is all that may be called.
@@ -20,6 +20,7 @@ import standin_cupy
 
 import convjit
 import convjit_cupy
+import convjit_numba_cuda
 
 pytestmark = pytest.mark.skipif(
     find_spec("cupy") is None, reason="CuPy is not installed (the extra gpu-test)"
@@ -28,14 +29,16 @@ pytestmark = pytest.mark.skipif(
 CORE = Path(convjit.__file__).parent
 SOURCES = (
     *sorted(Path(convjit_cupy.__file__).parent.glob("*.py")),
+    *sorted(Path(convjit_numba_cuda.__file__).parent.glob("*.py")),
     *(CORE / "algorithms" / f"{name}.py" for name in (
         "composed", "composed_winograd", "epilogue", "straightline")),
-    *(CORE / f"{name}.py" for name in ("guard", "lowering", "plans", "transfers")),
+    *(CORE / f"{name}.py" for name in ("cupyarrays", "guard", "lowering", "plans", "transfers")),
 )  # fmt: skip
 
 # How the sources call the module, and what each is.
 ROOTS = {
-    "cupy": "cupy", "xp": "cupy", "self._xp": "cupy", "self._cupy": "cupy",
+    "cupy": "cupy", "xp": "cupy", "self._xp": "cupy", "self._cupy": "cupy", "self.cupy": "cupy",
+    "self.device.cupy": "cupy",
     "self._namespace": "cupy", "self._fft": "cupy.fft", "self.array_namespace()": "cupy",
     "namespace(out)": "cupy", "namespace(array)": "cupy",
 }  # fmt: skip
@@ -43,9 +46,11 @@ ROOTS = {
 # What calls return, on which attributes are looked up in their turn.
 RESULTS = {
     "cupy.cuda.Device()": "cupy.cuda.Device",
+    "cupy.cuda.get_current_stream().ptr": "cupy.cuda.Stream.null.ptr",  # made with each stream
     "cupy.cuda.get_current_stream()": "cupy.cuda.Stream",
     "cupy.get_default_memory_pool()": "cupy.cuda.MemoryPool",
     "cupy.isfinite(array)": "cupy.ndarray",
+    "cupy.ascontiguousarray(panelled)": "cupy.ndarray",
 }
 
 # cupy.ufunc takes these and no other keyword (cupy/_core/_kernel.pyx, ufunc.__call__), and

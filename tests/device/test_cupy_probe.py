@@ -10,9 +10,9 @@ import pytest
 
 import convjit
 from convjit import registry
+from convjit.cupyarrays import unavailable
 from convjit.errors import BackendError
 from convjit_cupy import CupyBackend
-from convjit_cupy.device import unavailable
 
 X, W = np.ones((1, 3, 8, 8), np.float32), np.ones((4, 3, 3, 3), np.float32)
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
 import os
 import subprocess
 import sys
 import warnings
 from importlib.util import find_spec
-from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -90,20 +89,6 @@ def test_a_gpu_of_a_similar_name_is_another(name: str) -> None:
 
 
 @pytest.mark.skipif(find_spec("numba_cuda") is None, reason="numba-cuda is not installed")
-def test_the_driver_has_the_attributes_that_are_asked_for() -> None:
-    from cuda.bindings import driver
-
-    asked = {
-        node.attr
-        for node in ast.walk(ast.parse(Path(device.__file__).read_text(encoding="utf-8")))
-        if isinstance(node, ast.Attribute) and node.attr.isupper() and len(node.attr) > 2
-    } - {"ENABLE_CUDASIM"}
-    assert len(asked) == 5
-    for name in asked:
-        assert hasattr(driver.CUdevice_attribute, f"CU_DEVICE_ATTRIBUTE_{name}"), name
-
-
-@pytest.mark.skipif(find_spec("numba_cuda") is None, reason="numba-cuda is not installed")
 def test_a_small_grid_is_no_reason_to_warn(monkeypatch: pytest.MonkeyPatch) -> None:
     from numba import cuda
     from numba.cuda import dispatcher
@@ -118,13 +103,34 @@ def test_a_small_grid_is_no_reason_to_warn(monkeypatch: pytest.MonkeyPatch) -> N
             configured.append(grid)
             return lambda *arguments: launched.append(arguments)
 
+    class OnDefaultStream(device.CudaDevice):
+        current = 0
+
+        def stream(self) -> int:
+            return self.current
+
     monkeypatch.setattr(cuda, "jit", lambda function: Compiled())
-    gpu, kernel = device.CudaDevice(), device.Kernel("none", lambda: None, 32)
+    monkeypatch.setattr(cuda, "external_stream", lambda handle: f"stream {handle}")
+    gpu, kernel = OnDefaultStream(), device.Kernel("none", lambda: None, 32)
     gpu.launch(kernel, 1, 64, (1, 2))
     gpu.launch(kernel, 1, 64, (3,))
     gpu.launch(kernel, 2, 64, ())
-    assert configured == [(1, 32, 0, 64), (2, 32, 0, 64)]
-    assert launched == [(1, 2), (3,), ()]
+    gpu.current = 77
+    gpu.launch(kernel, 2, 64, (4,))
+    assert configured == [(1, 32, 0, 64), (2, 32, 0, 64), (2, 32, "stream 77", 64)]
+    assert launched == [(1, 2), (3,), (), (4,)]
+
+
+@pytest.mark.skipif(find_spec("numba_cuda") is None, reason="numba-cuda is not installed")
+def test_arrays_are_handed_over_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    from numba import cuda
+
+    taken = []
+    monkeypatch.setattr(cuda, "as_cuda_array", lambda array, sync=True: taken.append(sync))
+    assert "sync" in inspect.signature(cuda.api.from_cuda_array_interface).parameters
+    device._on_device(np.float32(1))
+    device._on_device(SimpleNamespace(__cuda_array_interface__={}))
+    assert taken == [False]
 
 
 # The host's side, which the emulated device stands in for: copies, launches, the arguments' types.
@@ -137,6 +143,8 @@ from convjit.spec import ConvSpec
 from convjit_numba_cuda import NumbaCudaBackend
 from convjit.gpus import Description
 from convjit_numba_cuda.device import CudaDevice, unavailable
+from convjit_numba_cuda.targets import target
+from convjit.gauges import resident_call
 
 assert "the simulator is no GPU" in unavailable()
 assert not registry.default_pool("cuda")  # what backend="cuda" would mean
@@ -148,15 +156,17 @@ else:
     raise AssertionError("the simulator was taken for a GPU")
 
 class Simulated(CudaDevice):
-    def describe(self):
-        return Description("simulator", (8, 0), 1, 1e9, 1e9, 64, 1 << 20, 1 << 30)
-    def free_bytes(self):
-        return 1 << 30
+    cupy = np  # the simulator's arrays are NumPy's
+    def stream(self):
+        return 0
 
 class Backend(NumbaCudaBackend):
     name = "simulated"
+    array_types = ("numpy:ndarray",)
     def probe(self):
         return None
+    def target(self, device_id=None):
+        return target(Description("simulator", (8, 0), 1, 1e9, 1e9, 64, 1 << 20, 1 << 30))
 
 backend = Backend(Simulated())
 registry.register(backend)
@@ -170,7 +180,7 @@ for algorithm, groups in (("direct", 1), ("gemm", 1), ("depthwise", 2), ("winogr
     np.testing.assert_allclose(y, convjit.conv(x, w, backend="scipy", **choice), atol=1e-5)
     solver = next(s for s in backend.solvers() if s.id == f"simulated.{algorithm}")
     spec = ConvSpec.parse(f"conv_f32_NCHW_n1c2k2g{groups}_i3x4_w3x3_p1x1")
-    backend.resident(solver, spec)()
+    resident_call(solver, spec, backend.target())()
 print("computed")
 """
 

@@ -125,7 +125,7 @@ FAULTS = {
         "wrong",
     ),
     "winograd, taps swapped": Planted(
-        winograd, "ir,js,gkcrs->ijgkc", "ir,js,gkcsr->ijgkc", "wrong",
+        winograd, "taps.transpose(3, 4, 0, 1, 2)", "taps.transpose(4, 3, 0, 1, 2)", "wrong",
     ),
     "direct, outputs beyond the edge": Planted(
         direct, "if out_y >= out_height or out_x >= out_width:", "if out_x >= out_width:",

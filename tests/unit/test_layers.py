@@ -20,7 +20,17 @@ LAYERS = (
     ("config", "store", "algorithms", "algorithms.geometry"),
     ("layout", "precision", "spec"),
     ("algorithms.*",),
-    ("arena", "spi", "gauges", "gpus", "planes", "blockwise", "arguments", "machinecode"),
+    (
+        "arena",
+        "spi",
+        "gauges",
+        "gpus",
+        "planes",
+        "blockwise",
+        "cupyarrays",
+        "arguments",
+        "machinecode",
+    ),
     ("checks", "discovery"),
     ("records", "profiling", "profiled"),
     ("registry", "devices", "steps", "lowering", "guard", "cost", "fallback", "transfers"),
@@ -35,7 +45,7 @@ LAYERS = (
 )
 BACKEND_MAY_IMPORT = (
     "errors", "_version", "locks", "store", "spec", "layout", "precision", "algorithms", "spi",
-    "gauges", "gpus", "planes", "blockwise", "profiling",
+    "gauges", "gpus", "planes", "blockwise", "cupyarrays", "profiling",
 )  # fmt: skip
 
 

@@ -1,17 +1,28 @@
-"""The GPU through CuPy: whether there is one, what it is, and arrays of other libraries on it.
+"""GPU arrays through CuPy: whether there is a GPU, what it is, whose arrays lie on it.
 
+CuPy's arrays are those of every built-in backend for GPUs, whatever compiles its kernels: memory
+comes from CuPy's pool, work goes to CuPy's current stream, and lowerings are operations of CuPy's.
 Functions take ``cupy`` as an argument, so that tests can put another module in its place.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from convjit.gauges import Gauge, Run, resident_call
 from convjit.gpus import Description
+from convjit.spec import ConvSpec
+from convjit.spi import SPI_VERSION, Solver, Target
 
 Array = Any
+
+BUS_BYTES = 1 << 25
+COPIED_BYTES = 1 << 28  # beyond any L2; less where that would take longer than milliseconds
+
 DLPACK_CUDA = (2, 13)  # kDLCUDA and kDLCUDAManaged of DLPack's DLDeviceType
 
 
@@ -111,3 +122,98 @@ def _reach(
         return 0, int(np.prod(shape, dtype=np.int64)) * itemsize
     steps = [(n - 1) * s for n, s in zip(shape, strides, strict=True)]
     return sum(min(s, 0) for s in steps), sum(max(s, 0) for s in steps) + itemsize
+
+
+# -------------------------------------------------------------------- backends and their gauges
+
+
+class CupyBackendBase:
+    """What a backend whose arrays are CuPy's answers the core (:class:`convjit.spi.Backend`).
+
+    A derived class has a name, ``probe``, ``target`` and ``solvers``.
+
+    Parameters
+    ----------
+    cupy : module, optional
+        What stands for ``cupy``, for tests.
+    """
+
+    device = "cuda"
+    spi_version = SPI_VERSION
+    array_types: tuple[str, ...] = ("cupy:ndarray", "numpy:ndarray")
+
+    def __init__(self, cupy: Any = None) -> None:
+        self._cupy = cupy
+
+    def array_namespace(self) -> Any:
+        if self._cupy is None:
+            import cupy
+
+            self._cupy = cupy
+        return self._cupy
+
+    def target(self, device_id: int | None = None) -> Target:
+        raise NotImplementedError
+
+    def adopt(self, value: Any) -> Array | None:
+        """A device array of another library as CuPy's, over the same memory; None if it is none."""
+        return adopt(self.array_namespace(), value)
+
+    def device_of(self, array: Array) -> str | None:
+        """The device on which an array lies, if it is not the current one."""
+        return identity(self.array_namespace(), array)
+
+    def upload(self, array: Array) -> Array:
+        """A NumPy array's copy on the device."""
+        return self.array_namespace().asarray(array)
+
+    def download(self, array: Array, out: Array) -> None:
+        """Copy into a C-contiguous NumPy array, once the kernels before are done."""
+        self.array_namespace().asnumpy(array, out=out)
+
+    def free_bytes(self) -> int:
+        """Memory of the device that could be allocated now."""
+        return free_bytes(self.array_namespace())
+
+    def release_memory(self) -> None:
+        """Return the blocks that CuPy's pool keeps to the device."""
+        self.array_namespace().get_default_memory_pool().free_all_blocks()
+
+    def resident(self, solver: Solver, spec: ConvSpec) -> Callable[[], None]:
+        """A call of a solver on operands that lie on the device, which returns when it is done."""
+        cupy = self.array_namespace()
+        return resident_call(solver, spec, self.target(), cupy, waiting(cupy))
+
+
+def waiting(cupy: Any) -> Callable[[], None]:
+    """What waits for the current stream."""
+    return lambda: cupy.cuda.get_current_stream().synchronize()
+
+
+def bandwidth_gauges(cupy: Any, target: Target) -> Iterator[Gauge]:
+    """Of the device's memory and of the bus, which no kernel of a backend decides."""
+    yield Gauge("bandwidth", "memory", partial(_copy, cupy, target))
+    yield Gauge("bandwidth", "bus", partial(_bus, cupy))
+
+
+def _copy(cupy: Any, target: Target) -> Run:
+    count = int(min(COPIED_BYTES, 2e-3 * target.bandwidth["memory"])) // 8
+    source, out = cupy.full((count,), 1, "float32"), cupy.empty((count,), "float32")
+    wait = waiting(cupy)
+
+    def call() -> None:
+        out[...] = source
+        wait()
+
+    return Run(call, 2.0 * source.nbytes)
+
+
+def _bus(cupy: Any) -> Run:
+    host = np.ones(BUS_BYTES // 4, np.float32)
+    wait = waiting(cupy)
+
+    def call() -> None:
+        cupy.asarray(host)
+        wait()
+
+    return Run(call, float(BUS_BYTES))
