@@ -179,9 +179,11 @@ def build(code: Code) -> Callable[..., None]:
                 c0 = col_block * block_cols
                 valid = min(ow - c0, block_cols)
                 row_base, col_base = r0 * sh - ph, c0 * sw - pw
-                low, high = 0, min(deep, ceil_div(h - row_base, dh))
+                # Both within 0 .. deep: where padding is wider than the kernel, a tile may lie
+                # above or below the image altogether.
+                low, high = 0, max(0, min(deep, ceil_div(h - row_base, dh)))
                 if row_base < 0:
-                    low = ceil_div(-row_base, dh)
+                    low = min(deep, ceil_div(-row_base, dh))
                 t_low, t_high = 0, kd
                 z_base = z * sd - pd
                 if z_base < 0:

@@ -45,6 +45,10 @@ SPECS = [
     "conv_f32_NCHW_n1c2k2g2_i6x7_w9x12_p3.8x11.9",
     "conv_f64_NCHW_n1c1k1g1_i5x5_w31x31_p40_flip",
     "conv_f32_NCHW_n1c1k1g1_i30x30_w17x16_p16x15_flip",
+    # padding wider than the kernel: rows of tiles that meet nothing, above and below the image
+    "conv_f32_NCHW_n2c1k1g1_i5x5_w3x3_p7",
+    "conv_f64_NCHW_n2c3k3g3_i4x6_w5x3_p80x2_bias",
+    "conv_f32_NCHW_n2c2k2g2_i5x9_w3x3_p70x3_s2",
     # signals, folded or not
     "conv_f64_NCL_n1c1k1g1_i1000_w9_p8",
     "conv_f32_NCL_n1c1k1g1_i1000_w64_flip",
@@ -120,6 +124,7 @@ def test_every_width(width: int, dtype: str) -> None:
         "conv_f32_NCHW_n1c2k2g2_i37x150_w9x8_p4x3",
         "conv_f32_NCHW_n1c1k1g1_i41x70_w9x9_p4_d2x3_s3x2",
         "conv_f32_NCHW_n1c2k2g2_i28x28_w29x29_p14",
+        "conv_f32_NCHW_n2c1k1g1_i5x18_w3x3_p71x1",
         "conv_f64_NCL_n1c1k1g1_i2500_w200_p17",
     ],
 )

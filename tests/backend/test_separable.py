@@ -187,7 +187,8 @@ def test_a_failing_pass_is_replaced_by_the_halves(monkeypatch) -> None:
 
 
 def explained(**changes: Any) -> Any:
-    given: dict[str, Any] = {"layout": "NHWC", "padding": 1, "packed": True, **changes}
+    # The two calls of one backend: which backend is best for a half depends on the machine.
+    given = {"layout": "NHWC", "padding": 1, "packed": True, "backend": "numba", **changes}
     return convjit.explain_separable((1, 28, 28, 64), (64, 1, 3, 3), (128, 64), **given)
 
 
@@ -206,7 +207,7 @@ def test_what_is_explained_is_what_runs() -> None:
     [
         ({"algorithm": "gemm"}, "algorithm='gemm' is of the two calls"),
         ({"backend": "scipy"}, "the backend scipy has no such pass"),
-        ({"workspace_limit": 100_000}, "workspace_limit is"),
+        ({"workspace_limit": 10_000}, "workspace_limit is"),
         ({"pad_mode": "reflect"}, "reflect"),
     ],
 )
