@@ -52,7 +52,7 @@ FIELDS = (
     "pixels", "task_pixels", "pixel_blocks", "strips", "strip_blocks",
     # winograd
     "tiles_d", "tiles_h", "tiles_w", "tiles", "task_tiles", "tile_blocks", "row_bytes",
-    "md", "mh", "mw", "nd", "nh", "nw", "points", "tile_rows", "tile_columns",
+    "md", "mh", "mw", "nd", "nh", "nw", "points", "tile_rows", "tile_columns", "unit",
     "data_code", "output_code", "rows_code",
     "point_bytes", "product_bytes", "at_patch", "at_fold", "at_points", "at_products", "at_outputs",
     # indirect

@@ -10,6 +10,11 @@ K. Li, "Optimizing N-dimensional, Winograd-based Convolution for Manycore CPUs",
 vectors of channels on their way in and back on their way out, so that both layouts share the code.
 
 1-D to 3-D: an axis with one tap is not transformed, the others each have their F(m, r).
+
+Along a dilated axis every d-th sample meets every d-th other one only, so that the outputs of a
+tile are d samples apart, as are those it reads: d problems without dilation, which alternate.  Their
+tiles alternate, too; transposed rows serve all tiles of a ``unit``, whose first samples are
+neighbours.
 """
 
 from __future__ import annotations
@@ -67,6 +72,10 @@ class Blocking:
         Outputs and taps of a tile per axis; m is 1 where r is.
     counts : tuple of int
         Tiles of an image per axis.
+    unit : int
+        Tiles along the last axis that a transposed row serves: its dilation, or a part of that.
+    run : int
+        Tiles side by side that a task takes together.
     task_tiles, task_panels : int
         Of one task.
     tasks : int
@@ -80,6 +89,8 @@ class Blocking:
     m: Axes
     r: Axes
     counts: Axes
+    unit: int
+    run: int
     task_tiles: int
     task_panels: int
     tasks: int
@@ -140,8 +151,8 @@ def tiles_that_suit(p: Problem, isa: str) -> list[Axes]:
     """
     lanes = targets.row_tiles(isa, p.dtype)[0].vl
     axes = []
-    for r, out in zip(p.kernel, p.out, strict=True):
-        least = {-(-out // m): m for m in range(MOST_OUTPUTS, 1, -1)}
+    for r, out, dilation in zip(p.kernel, p.out, p.dilation, strict=True):
+        least = {tiles_along(out, m, dilation): m for m in range(MOST_OUTPUTS, 1, -1)}
         axes.append(list(least.values()) if r > 1 else [1])
     costs: dict[Axes, float] = {}
     for d, h, w in product(*axes):
@@ -152,7 +163,7 @@ def tiles_that_suit(p: Problem, isa: str) -> list[Axes]:
         if amplified > AMPLIFICATION_LIMIT:
             continue
         points = prod(size + r - 1 for size, r in zip(m, p.kernel, strict=True))
-        tiles = p.batch * prod(-(-o // size) for o, size in zip(p.out, m, strict=True))
+        tiles = p.batch * prod(map(tiles_along, p.out, m, p.dilation))
         products = p.groups * tiles * points * p.cg * p.kg / (2 * lanes)
         weights = p.groups * points * p.cg * p.kg * p.bytes
         streamed = weights / _stream(weights, isa)
@@ -160,6 +171,21 @@ def tiles_that_suit(p: Problem, isa: str) -> list[Axes]:
         transforms = p.groups * tiles * points * (-(-p.cg // lanes) + -(-p.kg // lanes)) * 3.5
         costs[m] = _overlapped(products, streamed) + transforms
     return sorted(costs, key=costs.__getitem__)[:3] or [tile_of(p.kernel, 2)]
+
+
+def tiles_along(out: int, m: int, dilation: int) -> int:
+    """Tiles of ``m`` outputs that cover an axis, as many for each of the samples that alternate."""
+    return dilation * -(-out // (dilation * m))
+
+
+MOST_UNIT, LEAST_UNIT = 64, 16
+
+
+@lru_cache(maxsize=256)
+def unit_of(dilation: int) -> int:
+    """Tiles that a transposed row serves: all that alternate, or an even part of many."""
+    parts = range(MOST_UNIT, LEAST_UNIT - 1, -1)
+    return next((n for n in parts if dilation > n and dilation % n == 0), dilation)
 
 
 def _overlapped(computing: float, streaming: float) -> float:
@@ -180,8 +206,10 @@ def blocking(
     """The blocking of least modelled time on ``cores`` threads, for a tile's outputs."""
     caches = problem._caches()
     md, mh, mw = outputs
-    deep, high, wide = (-(-o // size) for o, size in zip(p.out, outputs, strict=True))
+    deep, high, wide = map(tiles_along, p.out, outputs, p.dilation)
     counts = deep, high, wide
+    unit = 1 if channels_last else unit_of(p.dilation[2])
+    most = unit if not channels_last and unit < p.dilation[2] else counts[2]
     n = tuple(size + r - 1 for size, r in zip(outputs, p.kernel, strict=True))
     points, (nd, nh, nw) = prod(n), n
     tiles = p.batch * prod(counts)
@@ -194,9 +222,10 @@ def blocking(
         border = 1 - prod(max(0, c - 2) for c in counts[-2:]) / prod(counts[-2:])
         data += border * points
     else:  # squares of lanes x lanes: some five cycles a vector
-        span = (counts[2] - 1) * mw + nw
-        data += 5 * nd * nh * span / counts[2] * _whole(span, lanes)
-        result += 6 * md * mh * mw * _whole(min(p.out[2], counts[2] * mw), lanes)
+        span = ((most // unit - 1) * mw + nw) * unit
+        alone = (span, min(p.out[2], most * mw)) if unit == p.dilation[2] else (unit, unit)
+        data += 5 * nd * nh * span / most * _whole(alone[0], lanes)
+        result += 6 * md * mh * mw * _whole(alone[1], lanes)
     weights = p.groups * points * p.cg * p.kg * p.bytes
     stream, shared = _stream(weights, isa), targets.streams(isa)[0]
     best: Blocking | None = None
@@ -204,7 +233,8 @@ def blocking(
     wanted = problem.wanted_tasks(config, partial(blocking, p, outputs, channels_last, isa, cores))
     for t in targets.row_tiles(isa, p.dtype) if tile is None else (tile,):
         panels = -(-p.kg // t.nr)
-        for task_tiles in targets.splits(tiles, tiles):
+        for task_units in targets.splits(tiles // unit, tiles // unit):
+            task_tiles = task_units * unit
             blocks = -(-tiles // task_tiles)
             whole, rest = divmod(task_tiles, t.mr)
             step = whole * _step(t.mr, t.nv) + (_step(rest, t.nv) if rest else 0.0)
@@ -231,8 +261,8 @@ def blocking(
                 makespan = cycles * (-(-tasks // cores) + (0.1 if cores > 1 else 0.0))
                 if best is None or makespan < best.makespan:
                     best = Blocking(
-                        t, outputs, p.kernel, counts, task_tiles, task_panels, tasks,
-                        cycles * tasks, makespan, products / cycles,
+                        t, outputs, p.kernel, counts, unit, min(task_tiles, most), task_tiles,
+                        task_panels, tasks, cycles * tasks, makespan, products / cycles,
                     )  # fmt: skip
     if best is None:
         return blocking(p, outputs, channels_last, isa, cores)
@@ -269,7 +299,6 @@ class Slot:
     def fields(self) -> dict[str, int]:
         b = self.blocking
         vector = b.tile.vl * self.size
-        run = min(b.task_tiles, b.counts[2])
         nd, nh, nw = b.n
         md, mh, mw = b.m
         row = -(-self.cg // b.tile.vl) * vector
@@ -278,11 +307,11 @@ class Slot:
         point = _odd_lines(b.task_tiles * row)
         product = _odd_lines(b.task_tiles * b.tile.nr * self.size)
         parts = {
-            "at_patch": nd * nh * ((run - 1) * mw + nw) * vector,
+            "at_patch": nd * nh * ((b.run // b.unit - 1) * mw + nw) * b.unit * vector,
             "at_fold": nd * nh * nw * vector if nd > 1 else 0,
             "at_points": b.points * point,
             "at_products": b.points * product,
-            "at_outputs": md * mh * run * mw * vector,
+            "at_outputs": md * mh * b.run * mw * vector,
         }
         place = aligned(b.tile.nr * self.size + 8 * (1 + b.tile.mr))
         found = {"row_bytes": row, "point_bytes": point, "product_bytes": product}
@@ -328,11 +357,10 @@ class Winograd:
             )
         if set(spec.stride) != {1}:
             return Refusal(Feature.STRIDE, "outputs of a tile are neighbours: stride 1")
-        if set(spec.dilation) != {1}:
-            return Refusal(Feature.DILATION, "taps of a tile are neighbours: dilation 1")
         p = Problem.of(spec)
-        if p.cg * 1024 * p.bytes > problem.MAX_SLOT:
-            return Refusal(Feature.SIZE, "one tile of all channels exceeds 1 GiB")
+        unit = 1 if spec.channels_last else unit_of(p.dilation[2])
+        if p.cg * 1024 * unit * p.bytes > problem.MAX_SLOT:
+            return Refusal(Feature.SIZE, "the tiles of a task exceed 1 GiB")
         return None
 
     def _blocking(self, spec: ConvSpec, target: Target, config: Config = ()) -> Blocking:
@@ -404,6 +432,7 @@ class Winograd:
                 "task_splits": -(-panels // b.task_panels),
                 "md": md, "mh": mh, "mw": mw, "nd": nd, "nh": nh, "nw": nw,
                 "points": b.points,
+                "unit": b.unit,
                 "tile_rows": tile.mr,
                 "tile_columns": tile.nr,
                 "data_code": _transform(p, b, "data", 7),

@@ -107,7 +107,8 @@ def build(bits: int, vl: int, channels_last: bool) -> Callable[..., None]:
         f["tasks"], f["grain"], f["slot_bytes"], f["groups"], f["cg"], f["kg"],
     )  # fmt: skip
     D, H, W, OD, OH, OW = f["d"], f["h"], f["w"], f["od"], f["oh"], f["ow"]
-    PD, PH, PW = f["pd"], f["ph"], f["pw"]
+    PD, PH, PW, DD, DH, DW = f["pd"], f["ph"], f["pw"], f["dd"], f["dh"], f["dw"]
+    UNIT = f["unit"]
     PANELS, TASK_PANELS, TASK_SPLITS = f["panels"], f["task_panels"], f["task_splits"]
     ACTIVATION, SLOPES = f["activation"], f["slope0"]
     TILES_D, TILES_H, TILES_W, TILES = f["tiles_d"], f["tiles_h"], f["tiles_w"], f["tiles"]
@@ -117,34 +118,54 @@ def build(bits: int, vl: int, channels_last: bool) -> Callable[..., None]:
     AT_PRODUCTS, AT_OUTPUTS = f["at_products"], f["at_outputs"]
 
     @njit(**OPTIONS)
-    def fill(g, patch, x, deep, down, right, step, z0, r0, c0, wide, channels):
+    def fill(g, patch, x, deep, down, right, step, z0, r0, c0, parts, wide, channels):
         """The patch from (z0, r0, c0) on, zero-padded, as vectors of channels.
 
-        ``x`` is the address of position (0, 0, 0) of the first channel; ``deep``, ``down`` and
-        ``right`` lead to the next slice, row and column, ``step`` to the next channel.
+        A row of it is ``parts`` parts of ``wide`` neighbours each, which begin ``dw`` columns from
+        one another.  ``x`` is the address of position (0, 0, 0) of the first channel; ``deep``,
+        ``down`` and ``right`` lead to the next slice, row and column, ``step`` to the next channel.
         """
         d, h, w = load_int(g + D), load_int(g + H), load_int(g + W)
         nd, nh = load_int(g + ND), load_int(g + NH)
-        lo = min(wide, max(0, -c0))
-        hi = max(lo, min(wide, w - c0))
+        dd, dh, dw = load_int(g + DD), load_int(g + DH), load_int(g + DW)
         target = patch
-        for z in range(z0, z0 + nd):
-            for row in range(r0, r0 + nh):
+        for z in range(z0, z0 + nd * dd, dd):
+            for row in range(r0, r0 + nh * dh, dh):
                 if 0 <= z < d and 0 <= row < h:
-                    source = x + z * deep + row * down + (c0 + lo) * right
-                    if lo > 0:
-                        zero_bytes(target, lo * vector)
-                    if last:
-                        read_pixels(bits, vl, target + lo * vector, source, right, hi - lo,
-                                    channels)  # fmt: skip
-                    else:
-                        to_lanes(bits, vl, source, step, channels, target + lo * vector, vector,
-                                 hi - lo)  # fmt: skip
-                    if hi < wide:
-                        zero_bytes(target + hi * vector, (wide - hi) * vector)
+                    col = c0
+                    for _ in range(parts):
+                        lo = min(wide, max(0, -col))
+                        hi = max(lo, min(wide, w - col))
+                        source = x + z * deep + row * down + (col + lo) * right
+                        if lo > 0:
+                            zero_bytes(target, lo * vector)
+                        if last:
+                            read_pixels(bits, vl, target + lo * vector, source, right, hi - lo,
+                                        channels)  # fmt: skip
+                        else:
+                            to_lanes(bits, vl, source, step, channels, target + lo * vector,
+                                     vector, hi - lo)  # fmt: skip
+                        if hi < wide:
+                            zero_bytes(target + hi * vector, (wide - hi) * vector)
+                        target += wide * vector
+                        col += dw
                 else:
-                    zero_bytes(target, wide * vector)
-                target += wide * vector
+                    zero_bytes(target, parts * wide * vector)
+                    target += parts * wide * vector
+
+    @njit(**OPTIONS)
+    def begins(tile, outputs, dilation):
+        """The first output of a tile along an axis: every ``dilation``-th is of the same tile."""
+        if dilation == 1:
+            return tile * outputs
+        return tile // dilation * outputs * dilation + tile % dilation
+
+    @njit(**OPTIONS)
+    def exist(first, outputs, dilation, out):
+        """How many of a tile's outputs there are along an axis, or less than one."""
+        if dilation == 1:
+            return min(outputs, out - first)
+        return min(outputs, (out - first + dilation - 1) // dilation)
 
     @njit(**OPTIONS)
     def data(g, slot, x, group, first, count):
@@ -158,6 +179,12 @@ def build(bits: int, vl: int, channels_last: bool) -> Callable[..., None]:
         )
         md, mh, mw = load_int(g + MD), load_int(g + MH), load_int(g + MW)
         nd, nh, nw = load_int(g + ND), load_int(g + NH), load_int(g + NW)
+        dd, dh, dw, unit = (
+            load_int(g + DD),
+            load_int(g + DH),
+            load_int(g + DW),
+            load_int(g + UNIT),
+        )
         transform = load_int(g + DATA)
         patch, fold = slot + load_int(g + AT_PATCH), slot + load_int(g + AT_FOLD)
         row_bytes, step = load_int(g + ROW_BYTES), load_int(g + POINT_BYTES)
@@ -174,41 +201,53 @@ def build(bits: int, vl: int, channels_last: bool) -> Callable[..., None]:
             t = first + done
             col = t % tiles_w
             t = t // tiles_w
-            z0 = t // tiles_h % tiles_d * md - load_int(g + PD)
-            r0 = t % tiles_h * mh - load_int(g + PH)
+            z0 = begins(t // tiles_h % tiles_d, md, dd) - load_int(g + PD)
+            r0 = begins(t % tiles_h, mh, dh) - load_int(g + PH)
             image = t // tiles_h // tiles_d
             run = min(count - done, tiles_w - col)
-            c0 = col * mw - load_int(g + PW)
             if last:
                 source = x + image * d * deep + group * cg * size
-                rows_inside = z0 >= 0 and z0 + nd <= d and r0 >= 0 and r0 + nh <= h
-                for j in range(run):
-                    cj = c0 + j * mw
-                    inside = rows_inside and cj >= 0 and cj + nw <= w
+                rows_inside = (
+                    z0 >= 0 and z0 + (nd - 1) * dd < d and r0 >= 0 and r0 + (nh - 1) * dh < h
+                )
+                parts, wide = (1, nw) if dw == 1 else (nw, 1)
+                for j in range(col, col + run):
+                    cj = begins(j, mw, dw) - load_int(g + PW)
+                    inside = rows_inside and cj >= 0 and cj + (nw - 1) * dw < w
                     from_ = source + z0 * deep + r0 * down + cj * right
                     for c in range(0, cg, vl):
                         channels = min(vl, cg - c)
                         if inside and channels == vl:
-                            call_code(transform, (from_ + c * size, deep, down, right, fold,
-                                                  target + c * size, step))  # fmt: skip
+                            call_code(transform, (from_ + c * size, deep * dd, down * dh,
+                                                  right * dw, fold, target + c * size,
+                                                  step))  # fmt: skip
                         else:
                             fill(g, patch, source + c * size, deep, down, right, channel,
-                                 z0, r0, cj, nw, channels)  # fmt: skip
+                                 z0, r0, cj, parts, wide, channels)  # fmt: skip
                             call_code(transform, (patch, nh * nw * vector, nw * vector, vector,
                                                   fold, target + c * size, step))  # fmt: skip
                     target += row_bytes
             else:
                 source = x + (image * groups + group) * cg * channel
-                wide = (run - 1) * mw + nw
+                c0 = begins(col, mw, dw) - load_int(g + PW)
+                if unit < dw:
+                    run = unit
+                parts, wide = (run // unit - 1) * mw + nw, unit
+                pitch = parts * unit * vector
+                if unit == dw:  # the parts are neighbours
+                    parts, wide = 1, parts * unit
                 for c in range(0, cg, vl):
                     fill(g, patch, source + c * channel, deep, down, right, channel, z0, r0, c0,
-                         wide, min(vl, cg - c))  # fmt: skip
-                    for j in range(run):
-                        call_code(
-                            transform,
-                            (patch + j * mw * vector, nh * wide * vector, wide * vector, vector,
-                             fold, target + j * row_bytes + c * size, step),
-                        )  # fmt: skip
+                         parts, wide, min(vl, cg - c))  # fmt: skip
+                    from_ = patch
+                    for j in range(0, run, unit):
+                        for i in range(unit):
+                            call_code(
+                                transform,
+                                (from_ + i * vector, nh * pitch, pitch, unit * vector, fold,
+                                 target + (j + i) * row_bytes + c * size, step),
+                            )  # fmt: skip
+                        from_ += mw * unit * vector
                 target += run * row_bytes
             done += run
 
@@ -248,6 +287,12 @@ def build(bits: int, vl: int, channels_last: bool) -> Callable[..., None]:
         )
         md, mh, mw = load_int(g + MD), load_int(g + MH), load_int(g + MW)
         nr, transform = load_int(g + NR), load_int(g + OUTPUT)
+        dd, dh, dw, unit = (
+            load_int(g + DD),
+            load_int(g + DH),
+            load_int(g + DW),
+            load_int(g + UNIT),
+        )
         fold, strip = slot + load_int(g + AT_FOLD), slot + load_int(g + AT_OUTPUTS)
         step, activation = load_int(g + PRODUCT_BYTES), load_int(g + ACTIVATION)
         if last:
@@ -257,42 +302,43 @@ def build(bits: int, vl: int, channels_last: bool) -> Callable[..., None]:
         down = ow * right
         deep = oh * down
         k = panel * nr
-        exist = min(nr, kg - k)
+        there = min(nr, kg - k)
         addends = 0
         if bias != 0:
             addends = slot
-            copy_bytes(addends, bias + (group * kg + k) * size, exist * size)
+            copy_bytes(addends, bias + (group * kg + k) * size, there * size)
         products = slot + load_int(g + AT_PRODUCTS)
         done = 0
         while done < count:
             t = first + done
             col = t % tiles_w
             t = t // tiles_w
-            z0 = t // tiles_h % tiles_d * md
-            r0 = t % tiles_h * mh
+            z0 = begins(t // tiles_h % tiles_d, md, dd)
+            r0 = begins(t % tiles_h, mh, dh)
             image = t // tiles_h // tiles_d
             run = min(count - done, tiles_w - col)
-            c0 = col * mw
-            slices, rows = min(md, od - z0), min(mh, oh - r0)
+            slices, rows = exist(z0, md, dd, od), exist(r0, mh, dh, oh)
             if last:
                 target = y + image * od * deep + (group * kg + k) * size
             else:
                 target = y + ((image * groups + group) * kg + k) * channel
-            target += z0 * deep + r0 * down + c0 * right
+            target += z0 * deep + r0 * down
             if last:
-                for j in range(run):
-                    cols = min(mw, ow - c0 - j * mw)
+                for j in range(col, col + run):
+                    cj = begins(j, mw, dw)
+                    cols = exist(cj, mw, dw, ow)
+                    to = target + cj * right
                     whole = slices == md and rows == mh and cols == mw
-                    for q in range(0, exist, vl):
-                        channels = min(vl, exist - q)
+                    for q in range(0, there, vl):
+                        channels = min(vl, there - q)
                         addend = 0
                         if bias != 0:
                             addend = addends + q * size
                         if whole and channels == vl:
                             call_code(
                                 transform,
-                                (products + q * size, step, fold, target + q * size,
-                                 deep, down, right, addend, activation, g + SLOPES),
+                                (products + q * size, step, fold, to + q * size, deep * dd,
+                                 down * dh, right * dw, addend, activation, g + SLOPES),
                             )  # fmt: skip
                         else:
                             call_code(
@@ -303,31 +349,42 @@ def build(bits: int, vl: int, channels_last: bool) -> Callable[..., None]:
                             for z in range(slices):
                                 for i in range(rows):
                                     write_pixels(
-                                        bits, vl, target + q * size + z * deep + i * down, right,
-                                        strip + (z * mh + i) * mw * vector, cols, channels,
+                                        bits, vl, to + q * size + z * dd * deep + i * dh * down,
+                                        right * dw, strip + (z * mh + i) * mw * vector, cols,
+                                        channels,
                                     )  # fmt: skip
                     products += nr * size
-                    target += mw * right
             else:
-                wide = run * mw
-                for q in range(0, exist, vl):
-                    channels = min(vl, exist - q)
+                c0 = begins(col, mw, dw)
+                target += c0 * right
+                if unit < dw:
+                    run = unit
+                pitch = run * mw * vector
+                parts, wide = (mw, unit) if unit < dw else (1, run * mw)
+                for q in range(0, there, vl):
+                    channels = min(vl, there - q)
                     addend = 0
                     if bias != 0:
                         addend = addends + q * size
-                    for j in range(run):
-                        call_code(
-                            transform,
-                            (products + (j * nr + q) * size, step, fold, strip + j * mw * vector,
-                             mh * wide * vector, wide * vector, vector, addend, activation,
-                             g + SLOPES),
-                        )  # fmt: skip
+                    to = strip
+                    for j in range(0, run, unit):
+                        for i in range(unit):
+                            call_code(
+                                transform,
+                                (products + ((j + i) * nr + q) * size, step, fold,
+                                 to + i * vector, mh * pitch, pitch, unit * vector, addend,
+                                 activation, g + SLOPES),
+                            )  # fmt: skip
+                        to += mw * unit * vector
                     for z in range(slices):
                         for i in range(rows):
-                            from_lanes(bits, vl, strip + (z * mh + i) * wide * vector, vector,
-                                       min(wide, ow - c0),
-                                       target + q * channel + z * deep + i * down, channel,
-                                       channels)  # fmt: skip
+                            to = target + q * channel + z * dd * deep + i * dh * down
+                            for part in range(parts):
+                                from_lanes(
+                                    bits, vl, strip + (z * mh + i) * pitch + part * unit * vector,
+                                    vector, min(wide, ow - c0 - part * dw),
+                                    to + part * dw * right, channel, channels,
+                                )  # fmt: skip
                 products += run * nr * size
             done += run
 

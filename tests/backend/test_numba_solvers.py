@@ -51,6 +51,18 @@ SPECS = [
     "conv_f32_NCL_n2c16k24g1_i101_w5_p2",
     "conv_f32_NCDHW_n1c17k18g1_i5x9x7_w3x3x3_p1_bias",
     "conv_f64_NCHW_n1c9k17g1_i11x19_w3x3_p2x0_act=relu",
+    # dilated: tiles whose outputs alternate, fewer outputs than that, rows served in parts
+    "conv_f32_NCHW_n2c18k20g2_i19x37_w3x3_p2_d2_bias_act=relu",
+    "conv_f32_NCHW_n1c17k18g1_i23x50_w3x3_p6x5_d6x5",
+    "conv_f32_NCHW_n1c5k6g1_i9x8_w3x3_p12x7_d12x7",
+    "conv_f32_NCHW_n2c7k9g1_i30x1_w3x1_p4x0_d4x1_bias",
+    "conv_f32_NCL_n2c17k24g1_i701_w2_p96.0_d96",
+    "conv_f64_NCL_n1c17k5g1_i1500_w3_p67_d67",
+    "conv_f32_NCDHW_n1c3k5g1_i9x7x11_w3x3x3_p2x2x3_d2x1x3_bias",
+    "conv_f32_NHWC_n2c18k20g2_i19x37_w3x3_p2_d2_bias_act=relu",
+    "conv_f32_NHWC_n1c33k18g1_i23x50_w3x3_p6x5_d6x5",
+    "conv_f32_NLC_n2c17k24g1_i701_w2_p96.0_d96_bias",
+    "conv_f64_NDHWC_n1c3k5g1_i9x7x11_w3x3x3_p2x2x3_d2x1x3",
     "conv_f32_NHWC_n3c33k65g1_i13x30_w3x3_p1_bias_act=relu",
     "conv_f32_NHWC_n1c18k34g2_i25x7_w5x5_p2_bias_act=leaky_relu,0.25",
     "conv_f32_NHWC_n2c3k40g1_i9x21_w3x3_s2_p1_d2",
@@ -207,7 +219,12 @@ BLOCKED = [
     f"conv_{dtype}_{layout}_n1{channels}_i17x29_w{taps}_p1_bias_act=relu"
     for dtype in ("f32", "f64")
     for layout in ("NCHW", "NHWC")
-    for channels, taps in (("c90k26g2", "3x3"), ("c16k20g1", "5x5"), ("c40k40g40", "3x3"))
+    for channels, taps in (
+        ("c90k26g2", "3x3"),
+        ("c16k20g1", "5x5"),
+        ("c40k40g40", "3x3"),
+        ("c16k20g1", "3x2_d3x5"),
+    )
 ] + [
     f"convt_{dtype}_{layout}_n3{problem}_bias_act=relu"
     for dtype in ("f32", "f64")
