@@ -12,8 +12,8 @@ vectors of channels on their way in and back on their way out, so that both layo
 1-D to 3-D: an axis with one tap is not transformed, the others each have their F(m, r).
 
 Along a dilated axis every d-th sample meets every d-th other one only, so that the outputs of a
-tile are d samples apart, as are those it reads: d problems without dilation, which alternate.  Their
-tiles alternate, too; transposed rows serve all tiles of a ``unit``, whose first samples are
+tile are d samples apart, as are those it reads: d problems without dilation, which alternate.
+Their tiles alternate, too; transposed rows serve all tiles of a ``unit``, whose first samples are
 neighbours.
 """
 
