@@ -86,13 +86,24 @@ def _panel_cycles(
     rows, more = divmod(pixels, tiles)  # as even as possible
     step = (tiles - more) * tile_cycles(rows, vectors) + more * tile_cycles(rows + 1, vectors)
     lanes = vectors * tile.vl
+    depth = p.depth * _met(p, tile.mr)
     others = tiles * passes * (CALL + (TAP + ADDRESS * tile.mr) * entries)
     others += lanes * p.bytes * p.depth / WEIGHTS
     if not last:
         others += TRANSPOSE_BACK * pixels * lanes
     elif p.kg % tile.vl:
         others += BACK * pixels
-    return p.depth * step + lag * others + pixels * lanes * p.bytes / arriving
+    return depth * step + lag * others + pixels * lanes * p.bytes / arriving
+
+
+def _met(p: Problem, pixels: int) -> float:
+    """The part of the taps that a tile sums: the others meet the padding with all its pixels.
+
+    (Taps of a row that are merged are summed or passed over together, which is not counted apart.)
+    """
+    lines = 1 + (pixels - 1) / p.out[2]
+    rows = problem.inside_share(p, 0) * problem.inside_share(p, 1, lines)
+    return rows * problem.inside_share(p, 2, pixels)
 
 
 def _task_cycles(

@@ -327,7 +327,7 @@ def _costed(b: Blocking) -> Blocking:
     if code.fold and kw % code.nr:
         tile += rows * stretch(1, kw % code.nr)
     if b.view.mode == 0:
-        tile *= _share_inside(p, 0) * _share_inside(p, 1)
+        tile *= problem.inside_share(p, 0) * problem.inside_share(p, 1)
     tile *= p.cg * p.kernel[0]
     # A row is a place of its own in memory: where the plane exceeds L1, prefetchers follow few
     # rows well and many badly.  Results lie across cache lines.
@@ -344,17 +344,6 @@ def _costed(b: Blocking) -> Blocking:
         edge = copies * (25 + 3 * b.wide / code.vl) + 12 * rows
     tiles = b.tasks / b.col_blocks
     return replace(b, cycles=tiles * (b.col_blocks * tile + edges * edge) + 100)
-
-
-@lru_cache(maxsize=1024)
-def _share_inside(p: Problem, axis: int) -> float:
-    """The part of the taps along an axis that meet the image, over all outputs."""
-    n, out, stride, pad = p.size[axis], p.out[axis], p.stride[axis], p.pad[axis]
-    inside = 0
-    for t in range(p.kernel[axis]):
-        at = pad - t * p.dilation[axis]
-        inside += max(0, min(out, -(-(n + at) // stride)) - max(0, -(-at // stride)))
-    return inside / (out * p.kernel[axis])
 
 
 # -------------------------------------------------------------------- the tables of segments

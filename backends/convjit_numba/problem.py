@@ -161,6 +161,22 @@ class Problem:
         return values
 
 
+@lru_cache(maxsize=1024)
+def inside_share(p: Problem, axis: int, run: float = 1.0) -> float:
+    """The part of the taps along an axis that meet the image, over all runs of outputs.
+
+    A run of neighbours meets what one of its outputs does.
+    """
+    n, out, stride, pad = p.size[axis], p.out[axis], p.stride[axis], p.pad[axis]
+    inside = 0.0
+    for t in range(p.kernel[axis]):
+        at = pad - t * p.dilation[axis]
+        met = min(out, -(-(n + at) // stride)) - max(0, -(-at // stride))
+        if met > 0:
+            inside += min(out, met + run - 1)
+    return inside / (out * p.kernel[axis])
+
+
 def refuse(
     spec: ConvSpec, *, channels_last: bool = False, also: Container[str] = ()
 ) -> Refusal | None:
