@@ -7,9 +7,10 @@ change them::
 
     python tests/device/gates.py
 
-writes the file anew; what became worse stands in the difference.  A new kernel needs a problem in
-PROBLEMS that launches it, a limit by its name's beginning, and a line in what COUNTS runs; CUDA C++
-kernels are to reach shares of 0.85 of multiply-adds or 0.5 of matrix products, numba's 0.6.
+writes the file anew; what became worse stands in the difference.  A new kernel of numba's needs a
+problem in PROBLEMS that launches it and a line in COUNTED, one in CUDA C++ a line in CUPY, and
+either a limit by its name's beginning; CUDA C++ kernels are to reach shares of 0.85 of
+multiply-adds or 0.5 of matrix products, numba's 0.6.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ import ptxcpu
 import standin_cupy
 from emulated import GPU, SMALL_GPU, EmulatedBackend, EmulatedDevice, registered
 
-from convjit import machinecode, registry
+from convjit import gpus, machinecode, registry
 from convjit.spec import ConvSpec
+from convjit.spi import DeviceCode
 from convjit.testing.cases import Case
 from convjit.testing.check import check
+from convjit_cupy import CupyBackend, code
 
 FILE = Path(__file__).with_name("kernels.json")
 GENERATIONS = ((8, 0), (9, 0), (10, 0))
@@ -41,6 +44,10 @@ PROBLEMS = {
         "conv_f64_NCHW_n1c64k64g1_i56x56_w5x5_p2x2",
     ),
 }
+
+# Solvers of cupy and problems, small and of full tiles: what each launches is measured, and counted
+# in the emulator.
+CUPY: tuple[tuple[str, str], ...] = ()
 
 
 class Limit(NamedTuple):
@@ -71,6 +78,7 @@ LIMITS = {
         "winograd.data": Limit(0.0, sectors=4.0),
         "winograd.output": Limit(0.0, sectors=4.0),
     },
+    "cupy": {},
 }
 # How much worse than recorded a figure may be: compilers of one toolkit differ by patch releases.
 SLACK = 0.02
@@ -84,12 +92,24 @@ def limit_of(backend: str, kernel: str) -> Limit:
 # -------------------------------------------------------------------- measuring
 
 
+def offered(backend: str, capability: tuple[int, int]) -> Iterator[DeviceCode]:
+    """A backend's kernels for a generation."""
+    if backend == "cupy":
+        for solver, text in CUPY:
+            notebook = code.Notebook()
+            every = CupyBackend(notebook).solvers()
+            one = [s for s in every if s.id == f"{backend}.{solver}"]
+            spec, model = ConvSpec.parse(text), gpus.model(capability)
+            yield from code.device_code(one, notebook, backend, spec, model)
+        return
+    for text in PROBLEMS[backend]:
+        yield from registry.without_device(backend).device_code(ConvSpec.parse(text), capability)
+
+
 def static(backend: str, capability: tuple[int, int]) -> dict[str, dict[str, Any]]:
     """Figures of a backend's kernels for a generation, by kernel."""
-    offer = registry.without_device(backend).device_code
-    found = {code.name: code for text in PROBLEMS[backend]
-             for code in offer(ConvSpec.parse(text), capability)}  # fmt: skip
-    return {name: machinecode.measure(code, capability).as_dict() for name, code in found.items()}
+    found = {one.name: one for one in offered(backend, capability)}
+    return {name: machinecode.measure(one, capability).as_dict() for name, one in found.items()}
 
 
 # Solvers and problems with full tiles; "small" is a GPU for which a small problem is a large one.
@@ -153,7 +173,10 @@ def counted_of_cupy(
     return found
 
 
-COUNTS: dict[str, Callable[[], dict[str, dict[str, float]]]] = {"numba_cuda": counted_of_numba_cuda}
+COUNTS: dict[str, Callable[[], dict[str, dict[str, float]]]] = {
+    "numba_cuda": counted_of_numba_cuda,
+    "cupy": lambda: counted_of_cupy(emulated_cupy.EmulatedCupy("cupy_counted"), CUPY),
+}
 
 # -------------------------------------------------------------------- comparing
 
@@ -200,7 +223,7 @@ def costlier(now: Mapping[str, float], then: Mapping[str, float], limit: Limit) 
 def main() -> None:
     """Write the file anew."""
     found = {}
-    for backend in PROBLEMS:
+    for backend in COUNTS:
         found[backend] = {f"sm_{a}{b}": static(backend, (a, b)) for a, b in GENERATIONS}
         found[backend]["counts"] = COUNTS[backend]()
     lines = json.dumps(found, indent=1, sort_keys=True)

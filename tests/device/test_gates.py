@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(NO_TOOLS is not None, reason=str(NO_TOOLS))
     ("backend", "capability"),
     [
         pytest.param(b, c, marks=[pytest.mark.slow] if c != (8, 0) else [], id=f"{b}-{c[0]}.{c[1]}")
-        for b in gates.PROBLEMS
+        for b in gates.COUNTS
         for c in gates.GENERATIONS
     ],
 )
@@ -37,7 +37,7 @@ def test_machine_code_is_no_worse(backend: str, capability: tuple[int, int]) -> 
     assert not told, "\n".join([*told, REPAIR])
 
 
-@pytest.mark.parametrize("backend", gates.PROBLEMS)
+@pytest.mark.parametrize("backend", gates.COUNTS)
 def test_memory_is_read_in_whole_lines(backend: str) -> None:
     then = gates.recorded()[backend]["counts"]
     now = gates.COUNTS[backend]()
