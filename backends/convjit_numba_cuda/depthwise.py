@@ -172,7 +172,7 @@ class DepthwiseSum(OnPlanes):
 
     def pack(self, rhs: Array) -> Array:
         taps = planes.grouped_taps(self.spec, rhs)
-        into = self.device.cupy.empty(taps.shape, self._kind)
+        into = self.cupy.empty(taps.shape, self._kind)
         into[...] = taps
         return into.reshape(-1)
 

@@ -216,7 +216,7 @@ class DirectSum(OnPlanes):
     def pack(self, rhs: Array) -> Array:
         p = self.plane
         taps = planes.grouped_taps(self.spec, rhs)
-        into = self.device.cupy.zeros(
+        into = self.cupy.zeros(
             (p.groups, p.channels, p.rows, p.columns, self._blocks_k * BLOCK_OUTPUTS), self._kind
         )
         into[..., : p.outputs] = taps.transpose(0, 2, 3, 4, 1)

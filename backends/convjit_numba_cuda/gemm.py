@@ -265,7 +265,7 @@ class ImplicitGemm(OnPlanes):
         p = self.plane
         taps = planes.grouped_taps(self.spec, rhs).reshape(p.groups, p.outputs, -1)
         table = planes.depth_table(p, DEPTH)
-        cupy = self.device.cupy
+        cupy = self.cupy
         return arranged(cupy, taps), cupy.asarray(table.reshape(-1))
 
     def compute(

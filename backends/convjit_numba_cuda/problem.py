@@ -7,10 +7,10 @@ from typing import Any
 import numba
 from numba import config, cuda
 
-from convjit import planes, precision
+from convjit import planes
 from convjit.spec import ConvSpec
 from convjit.spi import Refusal
-from convjit_numba_cuda.device import Array, Device
+from convjit_numba_cuda.device import Device
 
 DTYPES = ("float32", "float64")
 
@@ -40,37 +40,9 @@ def finish(value, slope, lowest, highest):
     return value
 
 
-class OnPlanes:
-    """An executable on CuPy's arrays.  Derived classes pack, and launch kernels on flat arrays.
-
-    Attributes
-    ----------
-    workspace : int
-    """
-
-    workspace = 0
+class OnPlanes(planes.OnPlanes):
+    """An executable of kernels that a :class:`Device` launches."""
 
     def __init__(self, spec: ConvSpec, device: Device) -> None:
-        self.spec = spec
-        self.plane = planes.plane(spec)
+        super().__init__(spec, device.cupy)
         self.device = device
-        self._kind = precision.numpy_dtype(spec.dtype)
-
-    def pack(self, rhs: Array) -> Any:
-        raise NotImplementedError
-
-    def compute(
-        self, x: Array, packed: Any, bias: Array, y: Array, workspace: Array | None
-    ) -> None:
-        """Launch the kernels; x, bias and y are flat."""
-        raise NotImplementedError
-
-    def run(
-        self, lhs: Array, packed: Any, bias: Array | None, out: Array, workspace: Array | None
-    ) -> None:
-        cupy = self.device.cupy
-        if bias is None:
-            added = cupy.zeros(self.spec.out_channels, self._kind)
-        else:
-            added = cupy.ascontiguousarray(bias)
-        self.compute(lhs.reshape(-1), packed, added, out.reshape(-1), workspace)

@@ -230,7 +230,7 @@ class Winograd(OnPlanes):
 
     def pack(self, rhs: Array) -> tuple[Array, Array, Array]:
         """Transformed weights, computed in float64, zeros in the place of a bias, the table."""
-        spec, p, cupy = self.spec, self.plane, self.device.cupy
+        spec, p, cupy = self.spec, self.plane, self.cupy
         taps = planes.grouped_taps(spec, rhs).astype(np.float64)
         # Each product takes the first axis of the taps, and puts that of the points at the end.
         for axis in self._axes:

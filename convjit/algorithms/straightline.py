@@ -3,7 +3,8 @@
 A program computes ``y = M x`` for a fixed matrix of rationals by a list of additions,
 subtractions, multiplications by constants and fused multiply-adds, each naming its result once
 (static single assignment).  The list is what every target prints: as vector IR, as Python source
-(:func:`python_source`), as CUDA C++, or as operations on arrays (:func:`apply`).
+(:func:`python_source`), as CUDA C++ (:func:`cuda_source`), or as operations on arrays
+(:func:`apply`).
 """
 
 from __future__ import annotations
@@ -244,6 +245,37 @@ def python_source(program: Program, name: str, cast: str = "") -> str:
         lines.append(f"    t{op.result} = {expression}")
     lines.append(f"    return ({', '.join(value(v) for v in program.outputs)},)")
     return "\n".join(lines) + "\n"
+
+
+def cuda_source(program: Program, name: str, real: str = "float") -> str:
+    """The program as a device function in CUDA C++.
+
+    ``name(x, y)`` reads ``x[0], x[1], ...`` and writes ``y[0], y[1], ...``, arrays of exactly so
+    many, which stay in registers where their indices are known.
+    """
+    suffix = "f" if real == "float" else ""
+
+    def value(v: int | None) -> str:
+        if v is None:
+            return f"0.0{suffix}"
+        return f"x[{v}]" if v < program.inputs else f"t{v}"
+
+    lines = [
+        f"__device__ __forceinline__ void {name}(const {real} (&x)[{program.inputs}], "
+        f"{real} (&y)[{len(program.outputs)}]) {{"
+    ]
+    for op in program.ops:
+        constant = f"{float(op.constant)!r}{suffix}"
+        a, b = value(op.a), value(op.b) if op.b >= 0 else ""
+        expression = {
+            "add": f"{a} + {b}",
+            "sub": f"{a} - {b}",
+            "mul": f"{constant} * {a}",
+            "fma": f"fma({constant}, {a}, {b})",
+        }[op.kind]
+        lines.append(f"    const {real} t{op.result} = {expression};")
+    lines += [f"    y[{k}] = {value(v)};" for k, v in enumerate(program.outputs)]
+    return "\n".join([*lines, "}"]) + "\n"
 
 
 def scratch_count(program: Program) -> int:
