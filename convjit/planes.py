@@ -1,7 +1,8 @@
 """Convolutions as GPU kernels see them: planes, tiles of outputs, offsets of 32 bits.
 
-A 1-D problem is a plane of one row.  Arrays are flat and indexed by 32 bits, which is what a GPU
-computes in one instruction; a problem that needs more is refused.
+A 1-D problem is a plane of one row, a 3-D one is planes that are summed over the taps of its depth.
+Arrays are flat and indexed by 32 bits, which is what a GPU computes in one instruction; a problem
+that needs more is refused.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import inf, prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,7 +34,9 @@ LANES = 32  # of a warp
 NOWHERE = 2**30
 
 
-def refuse(spec: ConvSpec, dtypes: Sequence[str], strided: str, largest: int = 0) -> Refusal | None:
+def refuse(
+    spec: ConvSpec, dtypes: Sequence[str], strided: str, largest: int = 0, axes: int = 2
+) -> Refusal | None:
     """What no kernel for planes does.
 
     Parameters
@@ -45,6 +48,8 @@ def refuse(spec: ConvSpec, dtypes: Sequence[str], strided: str, largest: int = 0
         Why the first operand has to be contiguous.
     largest : int
         Elements of the largest array beside the operands.
+    axes : int
+        Most that the kernels take, 2 or 3.
     """
     if spec.is_empty:
         return Refusal(Feature.SIZE, "an operand is empty, there is nothing to multiply")
@@ -62,7 +67,7 @@ def refuse(spec: ConvSpec, dtypes: Sequence[str], strided: str, largest: int = 0
         )
     if spec.channels_last:
         return Refusal(Feature.LAYOUT, f"the kernels are for channels-first, not {spec.layout}")
-    if spec.ndim > 2:
+    if spec.ndim > axes:
         return Refusal(Feature.NDIM, f"the kernels are for 1 and 2 axes, not {spec.ndim}")
     return refuse_size(max(largest, *map(prod, (spec.x_shape, spec.w_shape, spec.y_shape))))
 
@@ -115,10 +120,10 @@ class Plane:
 
 @lru_cache(maxsize=1024)
 def plane(spec: ConvSpec) -> Plane:
-    """The sizes of a problem with one or two axes."""
+    """The sizes of a problem along its last two axes."""
 
     def two(values: tuple[int, ...], first: int) -> tuple[int, int]:
-        return (first, *values) if len(values) == 1 else (values[0], values[1])
+        return (first, *values) if len(values) == 1 else (values[-2], values[-1])
 
     return Plane(
         spec.groups,
@@ -133,11 +138,37 @@ def plane(spec: ConvSpec) -> Plane:
     )
 
 
+class Depth(NamedTuple):
+    """Sizes along the first of three axes; of fewer, those of a single plane."""
+
+    size: int = 1
+    out: int = 1
+    taps: int = 1
+    stride: int = 1
+    padding: int = 0
+    dilation: int = 1
+
+
+def depth(spec: ConvSpec) -> Depth:
+    """The sizes that :func:`plane` does not have."""
+    if spec.ndim < 3:
+        return Depth()
+    return Depth(
+        spec.in_size[0], spec.out_size[0], spec.kernel_size[0], spec.stride[0], spec.padding[0][0],
+        spec.dilation[0],
+    )  # fmt: skip
+
+
 def grouped_taps(spec: ConvSpec, w: Array) -> Array:
-    """Weights as (groups, outputs, channels, rows, columns), the taps reversed under ``flip``."""
-    p = plane(spec)
-    taps = w.reshape(p.groups, p.outputs, p.channels, p.rows, p.columns)
-    return taps[..., ::-1, ::-1] if spec.flip else taps
+    """Weights as (groups, outputs, channels, rows, columns), the taps reversed under ``flip``.
+
+    Of a 3-D problem a plane's taps for one channel and one tap of the depth count as a channel.
+    """
+    p, taps = plane(spec), depth(spec).taps
+    grouped = w.reshape(p.groups, p.outputs, p.channels, taps, p.rows, p.columns)
+    if spec.flip:
+        grouped = grouped[..., ::-1, ::-1, ::-1]
+    return grouped.reshape(p.groups, p.outputs, p.channels * taps, p.rows, p.columns)
 
 
 def unsigned(*values: int) -> tuple[np.uint32, ...]:
@@ -146,7 +177,7 @@ def unsigned(*values: int) -> tuple[np.uint32, ...]:
 
 
 def activation(spec: ConvSpec) -> tuple[Any, Any, Any]:
-    """(slope below zero, lowest, highest) of the activation, in the spec's dtype."""
+    """(slope below zero, lowest, highest) of the activation, in the dtype of the sums."""
     name, *numbers = spec.activation or ("none",)
     slope, lowest, highest = {
         "none": (1.0, -inf, inf),
@@ -154,8 +185,43 @@ def activation(spec: ConvSpec) -> tuple[Any, Any, Any]:
         "leaky_relu": (*numbers[:1], -inf, inf),
         "clip": (1.0, *numbers),
     }[name]
-    kind = precision.numpy_dtype(spec.dtype).type
+    kind = precision.numpy_dtype(precision.accumulator_dtype(spec.dtype)).type
     return kind(slope), kind(lowest), kind(highest)
+
+
+class OnPlanes:
+    """An executable on CuPy's arrays.  Derived classes pack, and launch kernels on flat arrays.
+
+    Attributes
+    ----------
+    workspace : int
+    """
+
+    workspace = 0
+
+    def __init__(self, spec: ConvSpec, cupy: Any) -> None:
+        self.spec = spec
+        self.plane = plane(spec)
+        self.cupy = cupy
+        self._kind = precision.numpy_dtype(spec.dtype)
+
+    def pack(self, rhs: Array) -> Any:
+        raise NotImplementedError
+
+    def compute(
+        self, x: Array, packed: Any, bias: Array, y: Array, workspace: Array | None
+    ) -> None:
+        """Launch the kernels; x, bias and y are flat."""
+        raise NotImplementedError
+
+    def run(
+        self, lhs: Array, packed: Any, bias: Array | None, out: Array, workspace: Array | None
+    ) -> None:
+        if bias is None:
+            added = self.cupy.zeros(self.spec.out_channels, self._kind)
+        else:
+            added = self.cupy.ascontiguousarray(bias)
+        self.compute(lhs.reshape(-1), packed, added, out.reshape(-1), workspace)
 
 
 def depth_table(p: Plane, step: int) -> Array:

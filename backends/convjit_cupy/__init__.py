@@ -35,6 +35,7 @@ class CupyBackend(CupyBackendBase):
         return target(self.name, describe(self.array_namespace()))
 
     def solvers(self) -> Sequence[Solver]:
+        from convjit_cupy.depthwise import DepthwiseSolver
         from convjit_cupy.fft import FftSolver
         from convjit_cupy.gemm import GemmSolver
         from convjit_cupy.winograd import WinogradSolver
@@ -42,7 +43,7 @@ class CupyBackend(CupyBackendBase):
 
         name, cupy = self.name, self.array_namespace()
         return (
-            GemmSolver(name, cupy), FftSolver(name, cupy),
+            GemmSolver(name, cupy), FftSolver(name, cupy), DepthwiseSolver(name, cupy),
             *(WinogradSolver(name, cupy, m) for m in (4, 2, 6)),
             *(BatchedWinogradSolver(name, cupy, m) for m in (4, 2, 6)),
         )  # fmt: skip

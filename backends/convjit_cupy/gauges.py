@@ -1,4 +1,4 @@
-"""What there is to measure of a GPU through CuPy: cuBLAS, bandwidths, launches, calls."""
+"""What there is to measure of a GPU through CuPy: rates, bandwidths, launches, calls."""
 
 from __future__ import annotations
 
@@ -11,10 +11,18 @@ from convjit.gauges import Gauge, Run, flops_of, lasting, of_solver, resident_ca
 from convjit.precision import SHORT
 from convjit.spec import ConvSpec
 from convjit.spi import Solver, Target
+from convjit_cupy import tiles
 
-# One image of a product of matrices without columns, and one in which nearly nothing is work.
+# One image of a product of matrices without columns, of what is summed tap by tap, and of one in
+# which nearly nothing is work.
 PRODUCT = "conv_{}_NCHW_n1c256k256g1_i28x28_w1x1"
+PLANES = "conv_{}_NCHW_n1c32k32g32_i32x32_w3x3_p1x1"
 TINY = "conv_f32_NCHW_n1c8k8g1_i8x8_w1x1"
+
+MEASURED = (
+    ("gemm", PRODUCT, ("float32", "float64")),
+    ("depthwise", PLANES, tiles.DTYPES),
+)
 
 LAUNCHES = 32
 
@@ -38,11 +46,13 @@ def _call(cupy: Any, solver: Solver, target: Target) -> Run:
 
 def gauges(cupy: Any, name: str, solvers: Sequence[Solver], target: Target) -> Iterator[Gauge]:
     """One gauge for each figure that is measured by itself; other rates keep the table's."""
-    gemm = next(solver for solver in solvers if solver.id == f"{name}.gemm")
-    for dtype in ("float32", "float64"):
-        key, one = f"{name}.gemm.{dtype}", ConvSpec.parse(PRODUCT.format(SHORT[dtype]))
-        spec = lasting(one, flops_of(gemm, one, target, key), target.rates[key])
-        yield of_solver(gemm, spec, target, key, cupy, waiting(cupy))
+    by_name = {solver.id.removeprefix(f"{name}."): solver for solver in solvers}
+    for family, text, dtypes in MEASURED:
+        solver = by_name[family]
+        for dtype in dtypes:
+            key, one = f"{name}.{family}.{dtype}", ConvSpec.parse(text.format(SHORT[dtype]))
+            spec = lasting(one, flops_of(solver, one, target, key), target.rates[key])
+            yield of_solver(solver, spec, target, key, cupy, waiting(cupy))
     yield from bandwidth_gauges(cupy, target)
     yield Gauge("launch", "", partial(_launch, cupy))
-    yield Gauge("call", "", partial(_call, cupy, gemm, target))
+    yield Gauge("call", "", partial(_call, cupy, by_name["gemm"], target))

@@ -32,13 +32,19 @@ def target(name: str, description: Description) -> Target:
         "float32": found.float32, "float64": found.float64,
         "complex64": found.float32, "complex128": found.float64,
     }  # fmt: skip
-    # float16 and bfloat16 are multiplied by tensor cores; where there are none, as float32.
+    # float16 and bfloat16 are multiplied by tensor cores; where there are none, and by kernels that
+    # sum tap by tap, as float32.
     half = {"float16": found.half or found.float32, "bfloat16": found.half or found.float32}
     tensor = {**half, "tf32": found.tf32 or found.float32}
     rates = {
         f"{name}.{family}.{dtype}": share * peak
         for family, share in SHARES.items()
         for dtype, peak in ordinary.items()
+    }
+    rates |= {
+        f"{name}.{family}.{kind}": SHARES[family] * found.float32
+        for family in ("direct", "depthwise")
+        for kind in half
     }
     rates |= {f"{name}.gemm.{kind}": INTEGER_SHARE * found.float32 for kind in ("int64", "uint64")}
     rates |= {

@@ -41,7 +41,7 @@ def finish(value, slope, lowest, highest):
 
 
 class OnPlanes(planes.OnPlanes):
-    """An executable of kernels that a :class:`Device` launches."""
+    """An executable whose kernels a device launches."""
 
     def __init__(self, spec: ConvSpec, device: Device) -> None:
         super().__init__(spec, device.cupy)

@@ -62,3 +62,16 @@ EDGES = [
     *(("depthwise", text) for text in DEPTHWISE),
     *((f"winograd.f{m}x3", text) for m in (2, 4) for text in WINOGRAD),
 ]
+
+# Of cupy; the last number of a depthwise plane decides whether its rows are loaded by 128 bits.
+CUPY_DEPTHWISE = (
+    *DEPTHWISE,
+    "NCHW_n1c5k5g5_i9x36_w3x3_p1_act=relu",
+    "NCHW_n2c3k3g3_i9x36_w3x5_s2x2_p1x2_bias",
+    "NCHW_n2c9k9g9_i7x7_w3x3_p1_flip",
+    "NCHW_n1c3k3g3_i20x24_w1x3_d1x4",
+    "NCDHW_n2c2k4g2_i5x6x8_w3x2x3_s2x1x1_p1x0x1_d1x2x1_flip",
+)
+CUPY_EDGES = [
+    *(("depthwise", text) for text in CUPY_DEPTHWISE),
+]

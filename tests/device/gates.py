@@ -47,10 +47,14 @@ PROBLEMS = {
 
 # Solvers of cupy and problems, small and of full tiles: what each launches is measured, and counted
 # in the emulator.
-CUPY: tuple[tuple[str, str], ...] = (
+CUPY = (
     ("winograd.f2x3", "conv_f32_NCHW_n1c16k64g1_i32x32_w3x3_p1"),
     ("winograd.f4x3", "conv_f32_NCHW_n1c16k64g1_i32x32_w3x3_p1"),
     ("winograd.f6x3", "conv_f32_NCHW_n1c16k64g1_i48x48_w3x3_p1"),
+    ("depthwise", "conv_f32_NCHW_n1c4k4g4_i16x64_w3x3_p1"),
+    ("depthwise", "conv_f32_NCHW_n1c4k4g4_i32x64_w3x3_s2_p1"),
+    ("depthwise", "conv_f64_NCHW_n1c4k4g4_i16x64_w3x3_p1"),
+    ("depthwise", "conv_f16_NCHW_n1c4k4g4_i16x64_w3x3_p1"),
 )
 
 
@@ -84,6 +88,7 @@ LIMITS = {
     },
     "cupy": {
         "winograd": Limit(0.85, sectors=2.1),  # rows of tiles begin a tile apart
+        "depthwise": Limit(0.0),
     },
 }
 # How much worse than recorded a figure may be: compilers of one toolkit differ by patch releases.

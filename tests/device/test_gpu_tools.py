@@ -17,6 +17,7 @@ from convjit import calibration, cli, gpus, registry, selftest
 from convjit.bench import gpu
 from convjit.spec import ConvSpec
 from convjit.store import Store
+from convjit_cupy import gauges
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 
@@ -146,7 +147,8 @@ def test_a_gpu_is_calibrated_through_cupy(monkeypatch: pytest.MonkeyPatch, tmp_p
         assert calibration.target(registry.get(kept)).measured
         rows = gpu.measure([kept], layers=("conv_f32_NCHW_n1c8k8g1_i9x9_w3x3_p1x1_bias",))
     assert {f"{one.figure} {one.key}".strip() for one in found.figures} == {
-        "rates cupy_emulated.gemm.float32", "rates cupy_emulated.gemm.float64",
+        *(f"rates cupy_emulated.{family}.{dtype}" for family, _, dtypes in gauges.MEASURED
+          for dtype in dtypes),
         "bandwidth memory", "bandwidth bus", "launch", "call",
     }  # fmt: skip
     assert "cupy_emulated.gemm" in {row.solver for row in rows}

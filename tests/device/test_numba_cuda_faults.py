@@ -7,17 +7,14 @@ mode on a small problem.
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-import ptxcpu
 import pytest
 from emulated import EmulatedBackend, EmulatedDevice, missing, registered
+from faults import changed, told_of
 
-from convjit.errors import BackendError
 from convjit.spec import ConvSpec
 from convjit.spi import Solver
 from convjit.testing.cases import Case
@@ -153,26 +150,6 @@ QUICK = (
 )  # fmt: skip
 
 
-def changed(module: ModuleType, before: str = "", after: str = "", **names: Any) -> ModuleType:
-    """A module made anew from its source, one place of it replaced, and with other names.
-
-    What it defines is reached from here alone.
-    """
-    assert module.__file__ is not None
-    source = Path(module.__file__).read_text(encoding="utf-8")
-    if before:
-        assert source.count(before) == 1, f"{before!r} stands {source.count(before)} times"
-    made = ModuleType(f"{module.__name__}_changed")
-    sys.modules[made.__name__] = made  # where dataclasses look while they are made
-    exec(
-        compile(source.replace(before, after) if before else source, module.__file__, "exec"),
-        made.__dict__,
-    )
-    del sys.modules[made.__name__]
-    made.__dict__.update(names)
-    return made
-
-
 class FaultyBackend(EmulatedBackend):
     """A backend with one solver, that of a changed module."""
 
@@ -189,13 +166,6 @@ class FaultyBackend(EmulatedBackend):
         return (self._solver,)
 
 
-def cause(error: BaseException | None) -> BaseException | None:
-    """The first error of a chain."""
-    while error is not None and error.__cause__ is not None:
-        error = error.__cause__
-    return error
-
-
 def parameters() -> list[Any]:
     marks = {name: () if name in QUICK else (pytest.mark.slow,) for name in FAULTS}
     return [pytest.param(name, marks=marks[name], id=name) for name in FAULTS]
@@ -204,17 +174,8 @@ def parameters() -> list[Any]:
 @pytest.mark.parametrize("name", parameters())
 def test_a_planted_fault_is_found(name: str) -> None:
     fault = FAULTS[name]
-    case = Case("faulty", ConvSpec.parse(f"conv_f32_{SHAPES[fault.module]}"))
     with registered(FaultyBackend(fault)):
-        try:
-            outcome = check(case, "emulated_faulty", choice={"precision": "fast"})
-        except BackendError as error:
-            found = cause(error)
-            assert isinstance(found, ptxcpu.Fault)
-            told = str(found)
-        else:
-            assert not outcome.refusal
-            told = "wrong" if outcome.complaint else "nothing"
+        told = told_of("emulated_faulty", f"conv_f32_{SHAPES[fault.module]}")
     assert re.search(fault.found, told), f"told {told!r}"
 
 

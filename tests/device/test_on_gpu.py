@@ -6,7 +6,7 @@ Without one a single test for each backend is skipped, with what its probe says.
 from __future__ import annotations
 
 import pytest
-from edges import EDGES
+from edges import CUPY_EDGES, EDGES
 
 from convjit import registry
 from convjit.spec import ConvSpec
@@ -48,10 +48,18 @@ def test_a_gpu_is_here(name: str) -> None:
     assert registry.get(name).target().device == "cuda"
 
 
+EVERY_EDGE = [
+    (name, *edge)
+    for name, edges in (("numba_cuda", EDGES), ("cupy", CUPY_EDGES))
+    for edge in edges
+    if name in WORKING
+]
+
+
 @pytest.mark.parametrize("dtype", ["f32", "f64"])
-@pytest.mark.parametrize(("solver", "text"), EDGES if "numba_cuda" in WORKING else ())
-def test_tiles_are_cut_at_their_edges(solver: str, text: str, dtype: str) -> None:
+@pytest.mark.parametrize(("name", "solver", "text"), EVERY_EDGE)
+def test_tiles_are_cut_at_their_edges(name: str, solver: str, text: str, dtype: str) -> None:
     case = Case("edge", ConvSpec.parse(f"conv_{dtype}_{text}"))
-    identity = f"numba_cuda.{solver}"
-    outcome = check(case, "numba_cuda", algorithm=identity, choice={"precision": "fast"})
+    choice = {"precision": "fast"}
+    outcome = check(case, name, algorithm=f"{name}.{solver}", choice=choice)
     assert outcome.passed, str(outcome)

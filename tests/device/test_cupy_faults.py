@@ -1,0 +1,139 @@
+"""Faults planted in the CUDA C++ kernels are found: by checked mode, or by the oracle.
+
+Each row changes one place of a kernel's source, or of the module that launches it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import pytest
+import standin_cupy
+from emulated_cupy import EmulatedCupy, missing, registered
+from faults import changed, told_of
+
+from convjit.spi import Solver
+from convjit_cupy import depthwise
+
+pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
+
+SOLVERS = {
+    depthwise: lambda m, *args: m.DepthwiseSolver(*args),
+}
+SHAPES = {
+    depthwise: "NCHW_n1c5k5g5_i9x36_w3x3_p1",
+}
+
+
+class Planted(NamedTuple):
+    """A fault.
+
+    Attributes
+    ----------
+    module : module
+        The kernel's.
+    before, after : str
+        What stands in the kernel's ``SOURCE`` or else in the module, and what in its place.
+    found : str
+        Pattern of what checked mode says; ``"wrong"`` where only the numbers tell.
+    shape : str
+        The problem, if not the module's.
+    """
+
+    module: ModuleType
+    before: str
+    after: str
+    found: str
+    shape: str = ""
+
+
+FAULTS: dict[str, Planted] = {
+    "depthwise, no barrier": Planted(
+        depthwise, "    __syncwarp();\n\n    Sum sums", "\n    Sum sums",
+        "race: read|uninitialised",
+    ),
+    "depthwise, no barrier before the patch becomes a stage": Planted(
+        depthwise, "    __syncwarp();\n#pragma unroll\n    for (unsigned g", "#pragma unroll\n"
+        "    for (unsigned g", "race", "NCHW_n1c5k5g5_i9x33_w3x3_p1",
+    ),
+    "depthwise, tiles beyond the last": Planted(
+        depthwise, "if (tile >= tiles) return;", "", "out of bounds",
+    ),
+    "depthwise, a short patch": Planted(
+        depthwise, "sheet < sheets) {", "sheet + 1 < sheets + (line + 1 < p.lines)) {",
+        "uninitialised",
+    ),
+    "depthwise, few weights": Planted(
+        depthwise, "i < taps * rows * COLUMNS; i", "i + 1 < taps * rows * COLUMNS; i",
+        "uninitialised",
+    ),
+    "depthwise, weights of another channel": Planted(
+        depthwise, "w[k * taps * rows * COLUMNS + i]", "w[i]", "wrong",
+    ),
+    "depthwise, no right edge of the image": Planted(
+        depthwise, "y < p.height && column < p.width", "y < p.height", "out of bounds|wrong",
+    ),
+    "depthwise, no lower edge of the outputs": Planted(
+        depthwise, "            if (y < height && x < width)\n", "            if (x < width)\n",
+        "out of bounds|wrong",
+    ),
+    "depthwise, wide loads of rows that are not aligned": Planted(
+        depthwise, "p.left % VECTOR == 0 && is_wide(x, p.width)", "true",
+        "misaligned|wrong|out of bounds", "NCHW_n1c5k5g5_i9x33_w3x3",
+    ),
+    "depthwise, the sample beside": Planted(
+        depthwise, "window.at[at % STRIDE][at / STRIDE + output]",
+        "window.at[at % STRIDE][(at + 1) / STRIDE + output]", "wrong",
+        "NCHW_n1c5k5g5_i9x36_w3x2_p1",
+    ),
+    "depthwise, rows and columns of taps swapped": Planted(
+        depthwise, "into[...] = taps", "into[...] = taps.swapaxes(3, 4)", "wrong",
+    ),
+}  # fmt: skip
+# One of each kind in the quick tier.
+QUICK = ("depthwise, no barrier", "depthwise, tiles beyond the last", "depthwise, few weights")
+
+
+class FaultyBackend(EmulatedCupy):
+    """A backend with one solver, that of a changed module."""
+
+    def __init__(self, fault: Planted) -> None:
+        super().__init__("cupy_faulty")
+        in_source = fault.before in fault.module.SOURCE
+        before, after = ("", "") if in_source else (fault.before, fault.after)
+        module = changed(fault.module, before, after)
+        if in_source and fault.before:
+            assert module.SOURCE.count(fault.before) == 1
+            module.__dict__["SOURCE"] = module.SOURCE.replace(fault.before, fault.after)
+        self._solver = SOLVERS[fault.module](module, self.name, standin_cupy)
+
+    def solvers(self) -> Sequence[Solver]:
+        return (self._solver,)
+
+
+@pytest.fixture(autouse=True)
+def _in_checked_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(standin_cupy.RawModule, "checked", True)
+
+
+def parameters() -> list[Any]:
+    marks = {name: () if name in QUICK else (pytest.mark.slow,) for name in FAULTS}
+    return [pytest.param(name, marks=marks[name], id=name) for name in FAULTS]
+
+
+@pytest.mark.parametrize("name", parameters())
+def test_a_planted_fault_is_found(name: str) -> None:
+    fault = FAULTS[name]
+    with registered(FaultyBackend(fault)):
+        told = told_of("cupy_faulty", f"conv_f32_{fault.shape or SHAPES[fault.module]}")
+    assert re.search(fault.found, told), f"told {told!r}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", SHAPES, ids=lambda m: m.__name__)
+def test_a_kernel_without_a_fault_passes(module: ModuleType) -> None:
+    with registered(FaultyBackend(Planted(module, "", "", ""))):
+        assert told_of("cupy_faulty", f"conv_f32_{SHAPES[module]}") == "nothing"

@@ -1,0 +1,92 @@
+"""Every CUDA C++ kernel of ``convjit_cupy`` at the edges of its tiles, and in checked mode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import standin_cupy
+from edges import CUPY_DEPTHWISE, CUPY_EDGES
+from emulated_cupy import EmulatedCupy, missing, registered
+
+import convjit
+from convjit.errors import UnsupportedError
+from convjit.spec import ConvSpec
+from convjit.testing.cases import Case
+from convjit.testing.check import Outcome, check
+
+pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
+
+BACKEND = EmulatedCupy("cupy_edges")
+
+# A problem of each kernel whose tiles are cut at every edge.
+CHECKED = (
+    ("depthwise", CUPY_DEPTHWISE[3]),
+    ("depthwise", CUPY_DEPTHWISE[6]),
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _registered() -> Iterator[None]:
+    with registered(BACKEND):
+        yield
+
+
+def compute(solver: str, text: str, dtype: str = "f32") -> Outcome:
+    case = Case("edge", ConvSpec.parse(f"conv_{dtype}_{text}"))
+    identity = f"{BACKEND.name}.{solver}"
+    return check(case, BACKEND.name, algorithm=identity, choice={"precision": "fast"})
+
+
+@pytest.mark.parametrize(("solver", "text"), CUPY_EDGES)
+def test_tiles_are_cut_at_their_edges(solver: str, text: str) -> None:
+    outcome = compute(solver, text)
+    assert outcome.passed, str(outcome)
+    assert outcome.label == f"{BACKEND.name}.{solver}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["f64", "f16", "bf16"])
+@pytest.mark.parametrize(("solver", "text"), CUPY_EDGES)
+def test_tiles_are_cut_at_their_edges_in_other_dtypes(solver: str, text: str, dtype: str) -> None:
+    outcome = compute(solver, text, dtype)
+    assert outcome.passed, str(outcome)
+    assert outcome.label == f"{BACKEND.name}.{solver}"
+
+
+@pytest.mark.parametrize(("solver", "text"), CHECKED)
+def test_a_kernel_is_clean_in_checked_mode(
+    solver: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(standin_cupy.RawModule, "checked", True)
+    outcome = compute(solver, text)
+    assert outcome.passed, str(outcome)
+
+
+@pytest.mark.parametrize(
+    ("solver", "text", "reason"),
+    [
+        ("depthwise", "conv_f32_NCHW_n1c4k4g1_i8x8_w3x3", "takes depthwise layers"),
+        ("depthwise", "conv_f32_NCL_n1c4k4g4_i80_w33", "taps of a row are unrolled, 32 at most"),
+        ("depthwise", "conv_f32_NCHW_n1c4k4g4_i1000x9_w3x3_d490x1", "exceed the 48 KiB"),
+        ("depthwise", "conv_f32_NCHW_n65536c16k16g16_i64x64_w3x3", "offsets of 32 bits"),
+        ("depthwise", "conv_c64_NCHW_n1c4k4g4_i8x8_w3x3", "the kernels compute float32"),
+    ],
+)
+def test_what_a_solver_refuses(solver: str, text: str, reason: str) -> None:
+    one = next(s for s in BACKEND.solvers() if s.id == f"{BACKEND.name}.{solver}")
+    refusal = one.refuse(ConvSpec.parse(text), BACKEND.target())
+    assert refusal is not None
+    assert reason in refusal.reason
+
+
+def test_a_view_that_is_not_aligned_is_loaded_element_by_element() -> None:
+    memory = standin_cupy.full((1 + 5 * 8 * 32,), 1, "float32")
+    x = memory[1:].reshape(1, 5, 8, 32)
+    w = standin_cupy.full((5, 1, 3, 3), 1, "float32")
+    y = convjit.conv(x, w, groups=5, padding=1, backend=BACKEND.name,
+                     algorithm=f"{BACKEND.name}.depthwise")  # fmt: skip
+    assert (y.get()[0, :, 1:-1, 1:-1] == 9).all()
+    with pytest.raises(UnsupportedError, match="depthwise"):
+        convjit.conv(x, standin_cupy.full((5, 5, 3, 3), 1, "float32"), backend=BACKEND.name,
+                     algorithm=f"{BACKEND.name}.depthwise")  # fmt: skip
