@@ -242,41 +242,6 @@ def depth_table(p: Plane, step: int) -> Array:
     return table
 
 
-class OnPlanes:
-    """An executable on CuPy's arrays.  Derived classes pack, and launch kernels on flat arrays.
-
-    Attributes
-    ----------
-    workspace : int
-    """
-
-    workspace = 0
-
-    def __init__(self, spec: ConvSpec, cupy: Any) -> None:
-        self.spec = spec
-        self.plane = plane(spec)
-        self.cupy = cupy
-        self._kind = precision.numpy_dtype(spec.dtype)
-
-    def pack(self, rhs: Array) -> Any:
-        raise NotImplementedError
-
-    def compute(
-        self, x: Array, packed: Any, bias: Array, y: Array, workspace: Array | None
-    ) -> None:
-        """Launch the kernels; x, bias and y are flat."""
-        raise NotImplementedError
-
-    def run(
-        self, lhs: Array, packed: Any, bias: Array | None, out: Array, workspace: Array | None
-    ) -> None:
-        if bias is None:
-            added = self.cupy.zeros(self.spec.out_channels, self._kind)
-        else:
-            added = self.cupy.ascontiguousarray(bias)
-        self.compute(lhs.reshape(-1), packed, added, out.reshape(-1), workspace)
-
-
 # -------------------------------------------------------------------- tiles of outputs
 
 # For kernels that sum tap by tap.  A strip is 32 neighbouring outputs of a row, one for each lane

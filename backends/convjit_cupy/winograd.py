@@ -87,7 +87,7 @@ def pad(m: int) -> int:
 
 
 # M and what source() defines are macros.
-KERNEL = r"""
+SOURCE = r"""
 typedef unsigned int u32;
 constexpr int N = M + 2, POINTS = N * N, OUTPUTS = 32;
 constexpr int THREADS = POINTS / WARP_POINTS * 32;
@@ -290,7 +290,7 @@ def source(m: int) -> str:
         "".join(f"#define {name} {value}\n" for name, value in macros.items())
         + cuda_source(axis.data_program(), "data_transform")
         + cuda_source(axis.output_program(), "output_transform")
-        + KERNEL
+        + SOURCE
     )
 
 

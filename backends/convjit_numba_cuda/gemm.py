@@ -17,6 +17,7 @@ from typing import Any
 from numba import cuda, uint32, uint64
 
 from convjit import planes, precision
+from convjit.panels import DEPTH, PANEL, arranged, packed_elements, packed_shape, padded
 from convjit.planes import NOWHERE, unsigned
 from convjit.spec import ConvSpec
 from convjit.spi import Config, Executable, Feature, Numerics, Phase, Refusal, Target, Work
@@ -26,8 +27,6 @@ from convjit_numba_cuda.problem import WIDE, OnPlanes, finish
 
 COLUMNS = 16  # threads along a row of a tile: neighbours, whose results are written together
 EACH = 8  # outputs of a thread, which it loads 128 bits at once
-DEPTH = 8  # channels and taps of a step
-PANEL = 64  # outputs whose weights stand together, depth after depth
 
 # Edges of a tile.  8 x 8 sums a thread need 10 loads from shared memory for 64 multiply-adds; with
 # 8 x 4 it is 6 for 32, but a small problem gives four times as many blocks.
@@ -142,31 +141,6 @@ def kernel(dtype: str, tile: int) -> Kernel:
     return Kernel(f"gemm.{dtype}.{tile}", implicit_gemm, threads)
 
 
-def padded(count: int, multiple: int) -> int:
-    """The next multiple."""
-    return -(-count // multiple) * multiple
-
-
-def packed_shape(groups: int, outputs: int, depth: int) -> tuple[int, int, int, int]:
-    """(groups, panels, depth, outputs of a panel), for every kind of tile."""
-    widest = max(tile for tiles in TILES.values() for tile in tiles)
-    return groups, padded(outputs, widest) // PANEL, padded(depth, DEPTH), PANEL
-
-
-def arranged(cupy: Any, taps: Array) -> Array:
-    """Packed weights, flat, from (groups, outputs, depth), filled up with zeros."""
-    groups, outputs, depth = taps.shape
-    _, panels, depths, _ = packed_shape(groups, outputs, depth)
-    into = cupy.zeros((groups, panels * PANEL, depths), taps.dtype)
-    into[:, :outputs, :depth] = taps
-    panelled = into.reshape(groups, panels, PANEL, depths).transpose(0, 1, 3, 2)
-    return cupy.ascontiguousarray(panelled).reshape(-1)
-
-
-def _packed_elements(p: planes.Plane) -> int:
-    return prod(packed_shape(p.groups, p.outputs, p.channels * p.taps))
-
-
 class Product:
     """One launch: the sizes of an implicit GEMM, as the kernel is told them."""
 
@@ -213,7 +187,7 @@ class GemmSolver:
         p = planes.plane(spec)
         if p.height > NOWHERE // 2:
             return Refusal(Feature.SIZE, f"an image of {p.height} rows is too high for the table")
-        return planes.refuse_size(_packed_elements(p))
+        return planes.refuse_size(packed_elements(p))
 
     def estimate(self, spec: ConvSpec, target: Target) -> Work:
         tile = dict(next(iter(self.configs(spec, target))))["tile"]
@@ -222,7 +196,7 @@ class GemmSolver:
         size = precision.numpy_dtype(spec.dtype).itemsize
         # Each block reads its weights and samples once for every tile beside it.
         columns = product.flops / tile / 2.0
-        packed = size * _packed_elements(p)
+        packed = size * packed_elements(p)
         multiply = Phase(
             "gemm",
             product.flops,

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numba import cuda, uint32
 
-from convjit import planes, precision
+from convjit import panels, planes, precision
 from convjit.algorithms import winograd
 from convjit.algorithms.composed_winograd import tile_of, winograd_counts
 from convjit.algorithms.workspace import Carver, aligned, nbytes
@@ -142,7 +142,7 @@ class WinogradSolver:
         if set(spec.dilation) != {1}:
             return Refusal(Feature.DILATION, f"winograd needs dilation 1, got {spec.dilation}")
         inner = _product(spec, self._m, spec.batch)
-        packed = prod(gemm.packed_shape(inner.groups, inner.outputs, inner.channels))
+        packed = prod(panels.packed_shape(inner.groups, inner.outputs, inner.channels))
         return planes.refuse_size(max(packed, *_buffers(spec, self._m, spec.batch)))
 
     def estimate(self, spec: ConvSpec, target: Target) -> Work:
@@ -238,8 +238,8 @@ class Winograd(OnPlanes):
         points = taps.transpose(3, 4, 0, 1, 2).reshape(-1, p.outputs, p.channels)
         flat = points.astype(self._kind)
         zeros = cupy.zeros(len(flat) * p.outputs, self._kind)
-        table = planes.depth_table(_product(spec, self._m, spec.batch), gemm.DEPTH)
-        return gemm.arranged(cupy, flat), zeros, cupy.asarray(table.reshape(-1))
+        table = planes.depth_table(_product(spec, self._m, spec.batch), panels.DEPTH)
+        return panels.arranged(cupy, flat), zeros, cupy.asarray(table.reshape(-1))
 
     def compute(
         self, x: Array, packed: Any, bias: Array, y: Array, workspace: Array | None

@@ -48,6 +48,11 @@ PROBLEMS = {
 # Solvers of cupy and problems, small and of full tiles: what each launches is measured, and counted
 # in the emulator.
 CUPY = (
+    ("implicit_gemm", "conv_f32_NCHW_n1c32k64g1_i8x16_w1x1"),
+    ("implicit_gemm", "conv_f32_NCHW_n1c16k512g1_i128x128_w1x1"),
+    ("implicit_gemm", "conv_f32_NCHW_n1c1k64g1_i14x22_w7x7"),
+    ("implicit_gemm", "conv_f64_NCHW_n1c32k64g1_i8x16_w1x1"),
+    ("implicit_gemm", "conv_f64_NCHW_n1c16k512g1_i128x128_w1x1"),
     ("winograd.f2x3", "conv_f32_NCHW_n1c16k64g1_i32x32_w3x3_p1"),
     ("winograd.f4x3", "conv_f32_NCHW_n1c16k64g1_i32x32_w3x3_p1"),
     ("winograd.f6x3", "conv_f32_NCHW_n1c16k64g1_i48x48_w3x3_p1"),
@@ -87,6 +92,12 @@ LIMITS = {
         "winograd.output": Limit(0.0, sectors=4.0),
     },
     "cupy": {
+        # Each number of a tile of 64 is gathered for half as many products, and 128 bits hold two
+        # numbers of float64.
+        "implicit_gemm: implicit_gemm -DREAL=float -DTILE_K=128": Limit(0.85),
+        "implicit_gemm: implicit_gemm -DREAL=float -DTILE_K=64 -DTILE_P=64 -DMASKED=1": Limit(0.82),
+        "implicit_gemm: implicit_gemm -DREAL=float": Limit(0.79),  # rows and columns of taps
+        "implicit_gemm: implicit_gemm -DREAL=double": Limit(0.78),
         "winograd": Limit(0.85, sectors=2.1),  # rows of tiles begin a tile apart
         "depthwise": Limit(0.0),
     },

@@ -16,15 +16,19 @@ from emulated_cupy import EmulatedCupy, missing, registered
 from faults import changed, told_of
 
 from convjit.spi import Solver
-from convjit_cupy import depthwise
+from convjit_cupy import depthwise, implicit_gemm, winograd
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 
 SOLVERS = {
     depthwise: lambda m, *args: m.DepthwiseSolver(*args),
+    implicit_gemm: lambda m, *args: m.ImplicitGemmSolver(*args),
+    winograd: lambda m, *args: m.WinogradSolver(*args, 4),
 }
 SHAPES = {
     depthwise: "NCHW_n1c5k5g5_i9x36_w3x3_p1",
+    implicit_gemm: "NCHW_n1c9k65g1_i13x5_w3x3_p1",
+    winograd: "NCHW_n1c9k33g1_i9x13_w3x3_p1",
 }
 
 
@@ -92,9 +96,76 @@ FAULTS: dict[str, Planted] = {
     "depthwise, rows and columns of taps swapped": Planted(
         depthwise, "into[...] = taps", "into[...] = taps.swapaxes(3, 4)", "wrong",
     ),
+    "implicit GEMM, no wait for the copies": Planted(
+        implicit_gemm, "            wait_for_copies();\n            __syncthreads();\n",
+        "            __syncthreads();\n", "uninitialised|wrong",
+    ),
+    "implicit GEMM, no barrier between the stages": Planted(
+        implicit_gemm, "            wait_for_copies();\n            __syncthreads();\n",
+        "            wait_for_copies();\n", "race|uninitialised",
+    ),
+    "implicit GEMM, no barrier before results pass": Planted(
+        implicit_gemm, "    for (int i = 0; i < 8; i++) {\n        __syncthreads();\n",
+        "    for (int i = 0; i < 8; i++) {\n", "race",
+    ),
+    "implicit GEMM, a step left out": Planted(
+        implicit_gemm, "left_over = steps;", "left_over = steps - (steps > 1);", "wrong",
+    ),
+    "implicit GEMM, samples beside the image": Planted(
+        implicit_gemm, "left + s * dilation_x < width", "left + s * dilation_x <= width",
+        "wrong|out of bounds",
+    ),
+    "implicit GEMM, weights of the next panel": Planted(
+        implicit_gemm, "+ depth * PANEL + copied;", "+ (depth + 1) * PANEL + copied;",
+        "wrong|out of bounds",
+    ),
+    "implicit GEMM, a short step of samples": Planted(
+        implicit_gemm, "i < SAMPLES; i++", "i < SAMPLES - 1; i++", "uninitialised",
+    ),
+    "implicit GEMM, positions beyond the last": Planted(
+        implicit_gemm, "if (position < positions && k < outputs)", "if (k < outputs)",
+        "wrong|out of bounds",
+    ),
+    "implicit GEMM, taps swapped": Planted(
+        implicit_gemm, "np.tile(each, p.channels)", "np.tile(each[::-1], p.channels)",
+        "wrong|out of bounds",
+    ),
+    "winograd, no wait for the weights": Planted(
+        winograd, "        wait_for_copies();\n", "", "uninitialised|wrong",
+    ),
+    "winograd, no barrier between rows and columns": Planted(
+        winograd, "        wait_for_copies();\n        __syncthreads();\n",
+        "        wait_for_copies();\n", "race|uninitialised",
+    ),
+    "winograd, no barrier before the products": Planted(
+        winograd, "        __syncthreads();\n        if (step + 1 < steps)",
+        "        if (step + 1 < steps)", "race|uninitialised",
+    ),
+    "winograd, no barrier after the products": Planted(
+        winograd, "        __syncthreads();\n    }\n\n    // PASS", "    }\n\n    // PASS", "race",
+    ),
+    "winograd, no barrier after a pass": Planted(
+        winograd, "            }\n        }\n        __syncthreads();\n    }\n}\n",
+        "            }\n        }\n    }\n}\n", "race",
+    ),
+    "winograd, a sample beyond the image": Planted(
+        winograd, "left[r] + j < width ?", "left[r] + j <= width ?", "wrong|out of bounds",
+    ),
+    "winograd, a short step of weights": Planted(
+        winograd, "i < POINTS * WEIGHTS;", "i + 4 < POINTS * WEIGHTS;", "uninitialised|wrong",
+    ),
+    "winograd, an output too many": Planted(
+        winograd, "k < outputs &&", "k <= outputs &&", "wrong|out of bounds",
+    ),
+    "winograd, points of another warp": Planted(
+        winograd, "+ warp * WARP_POINTS * WEIGHTS", "+ warp / 2 * WARP_POINTS * WEIGHTS", "wrong",
+    ),
 }  # fmt: skip
 # One of each kind in the quick tier.
-QUICK = ("depthwise, no barrier", "depthwise, tiles beyond the last", "depthwise, few weights")
+QUICK = (
+    "depthwise, no barrier", "depthwise, tiles beyond the last", "depthwise, few weights",
+    "implicit GEMM, taps swapped", "winograd, no barrier before the products",
+)  # fmt: skip
 
 
 class FaultyBackend(EmulatedCupy):

@@ -177,7 +177,10 @@ def asynchronous_copy(form: Form) -> str:
     to, to_offset = form.address(0)
     source, source_offset = form.address(1)
     size = int(form.operands[2])
+    # A fourth operand is how many bytes to read, or a predicate that says to read none.
     given = form.bits(3) if count == 4 else str(size)
+    if count == 4 and form.names.registers.get(form.operands[3].lstrip("!")) == "pred":
+        given = f"({given} ? 0 : {size})"
     return (
         f"async_copy((u32)({form.names.bits(to)} + ({to_offset}ll)), "
         f"{form.names.bits(source)} + ({source_offset}ll), {size}, {given}, {form.site});"
