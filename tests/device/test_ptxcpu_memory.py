@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import ptxcpu
 import pytest
@@ -109,29 +108,6 @@ BODIES = {
         add.u32 r0, r0, r3; add.u32 r0, r0, r4;
         st.global.u32 [o], r0;""",
 }  # fmt: skip
-
-# D = A B + C for a warp's fragments: a lane's registers stand one after the other.
-MATRICES = {
-    "f16": "m16n8k16.row.col.f32.f16.f16.f32",
-    "bf16": "m16n8k16.row.col.f32.bf16.bf16.f32",
-    "tf32": "m16n8k8.row.col.f32.tf32.tf32.f32",
-}
-for name, kinds in MATRICES.items():
-    BODIES[f"mma_{name}"] = f"""mad.wide.u32 rd0, i, 48, A; mad.wide.u32 rd1, i, 16, O;
-        ld.global.v4.b32 {{r0, r1, r2, r3}}, [rd0]; ld.global.v2.b32 {{r4, r5}}, [rd0+16];
-        ld.global.v4.b32 {{r6, r7, r8, r9}}, [rd0+32];
-        mma.sync.aligned.{kinds}
-        {{r10, r11, r12, r13}}, {{r0, r1, r2, r3}}, {{r4, r5}}, {{r6, r7, r8, r9}};
-        st.global.v4.b32 [rd1], {{r10, r11, r12, r13}};"""
-for name, suffix in (("plain", ""), ("turned", ".trans")):
-    BODIES[
-        f"ldmatrix_{name}"
-    ] = f"""mov.u32 r5, dynamic; mad.lo.u32 r0, i, 16, r5; mad.wide.u32 rd0, i, 16, A;
-        ld.global.v4.b32 {{r1, r2, r3, r4}}, [rd0]; st.shared.v4.b32 [r0], {{r1, r2, r3, r4}};
-        bar.sync 0;
-        ldmatrix.sync.aligned.m8n8.x4{suffix}.shared.b16 {{r6, r7, r8, r9}}, [r0];
-        mad.wide.u32 rd1, i, 16, O;
-        st.global.v4.b32 [rd1], {{r6, r7, r8, r9}};"""
 
 # What checked mode must find, and what it says.
 WORDS = ".shared .align 4 .b8 words[256]; mov.u32 r5, words; mad.lo.u32 r0, i, 4, r5;"
@@ -302,52 +278,6 @@ def test_atomics(plain: ptxcpu.Module) -> None:
     assert out[11] == 64 * 128
 
 
-def fragments(matrix: ARRAY, rows: ARRAY, columns: ARRAY) -> ARRAY:
-    """The elements of a matrix that lanes hold, by positions of shape (32, elements)."""
-    return np.ascontiguousarray(matrix[rows, columns])
-
-
-@pytest.mark.parametrize(
-    ("name", "dtype", "depth"),
-    [("f16", np.float16, 16), ("bf16", ml_dtypes.bfloat16, 16), ("tf32", np.float32, 8)],
-)
-def test_products_of_fragments(plain: ptxcpu.Module, name: str, dtype: Any, depth: int) -> None:
-    # The layout is the PTX ISA's, written anew: lane 4g + t.
-    rng = np.random.default_rng(5)
-    a, b, c = (
-        rng.integers(-8, 8, s).astype(np.float32) for s in ((16, depth), (depth, 8), (16, 8))
-    )
-    lane = np.arange(32)[:, None]
-    g, t = lane // 4, lane % 4
-    per = 2 if depth == 16 else 1
-    e = np.arange(4 * per)[None]
-    rows_a = g + 8 * (e // per % 2)
-    columns_a = t * per + e % per + depth // 2 * (e // (2 * per))
-    f = np.arange(2 * per)[None]
-    rows_b = t * per + f % per + depth // 2 * (f // per)
-    four = np.arange(4)[None]
-    rows_c, columns_c = g + 8 * (four // 2), 2 * t + four % 2
-    given = np.zeros((32, 12), np.uint32)
-    given[:, :4] = fragments(a.astype(dtype), rows_a, columns_a).view(np.uint32)
-    given[:, 4:6] = fragments(b.astype(dtype), rows_b, g + 0 * f).view(np.uint32)
-    given[:, 8:] = fragments(c, rows_c, columns_c).view(np.uint32)
-    out, memory = arrays(128, given)
-    plain.launch(f"mma_{name}", (1,), (32,), [out, memory])
-    expected = fragments(a @ b + c, rows_c, columns_c)
-    np.testing.assert_array_equal(out.view(np.float32).reshape(32, 4), expected)
-
-
-@pytest.mark.parametrize("turned", [False, True])
-def test_matrices_are_loaded(plain: ptxcpu.Module, turned: bool) -> None:
-    given = np.arange(32 * 8, dtype=np.uint16).reshape(4, 8, 8)
-    out, memory = arrays(128, given)
-    name = "turned" if turned else "plain"
-    plain.launch(f"ldmatrix_{name}", (1,), (32,), [out, memory], dynamic_bytes=1024)
-    source = given.swapaxes(1, 2) if turned else given
-    expected = np.ascontiguousarray(source).reshape(4, 32, 2)
-    np.testing.assert_array_equal(out.view(np.uint16).reshape(32, 4, 2), expected.swapaxes(0, 1))
-
-
 def test_blocks_of_a_grid(plain: ptxcpu.Module) -> None:
     out, given = arrays(64, I)
     plain.launch("atomics", (2, 2), (8, 2, 4), [out, given])
@@ -394,7 +324,8 @@ def test_every_instruction_that_moves_or_steers_is_tried(
     plain: ptxcpu.Module, checked: ptxcpu.Module
 ) -> None:
     tried = {site.opcode for module in (plain, checked) for site in module.sites}
-    missing = {n for n, f in TABLE.items() if f.__module__ != "ptxcpu.arithmetic"} - tried
+    others = ("ptxcpu.arithmetic", "ptxcpu.matrix")
+    missing = {n for n, f in TABLE.items() if f.__module__ not in others} - tried
     assert missing == {"ldu", "prefetchu"}  # as ld and prefetch
 
 

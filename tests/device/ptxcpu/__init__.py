@@ -2,7 +2,7 @@
 
 PTX is translated to C++, one statement for an instruction, and compiled by g++.  Each CUDA thread
 is a fiber, blocks run one after the other, and a barrier is a switch to the scheduler.  ``parser``
-reads PTX; ``arithmetic``, ``movement`` and ``control`` translate a group of instructions each;
+reads PTX; ``arithmetic``, ``movement``, ``matrix`` and ``control`` translate a group each;
 ``runtime/`` is what the C++ includes; ``build`` compiles and keeps; ``launch`` runs.
 
 In checked mode a launch fails at the first race or uninitialised read in shared memory, access out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ptxcpu import arithmetic, control, movement  # noqa: F401  (they fill the table)
+from ptxcpu import arithmetic, control, matrix, movement  # noqa: F401  (they fill the table)
 from ptxcpu.control import unknown
 from ptxcpu.forms import SPECIAL, SPECIAL_USED, TABLE, UNSIGNED, Form, Names, identifier, register
 from ptxcpu.parser import (

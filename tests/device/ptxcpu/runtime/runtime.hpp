@@ -1,2 +1,2 @@
 // Included by every translated module, and compiled once before.
-#include "warp.hpp"
+#include "matrix.hpp"

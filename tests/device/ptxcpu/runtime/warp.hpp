@@ -1,4 +1,4 @@
-// What the lanes of a warp do together: shuffles, votes, products of small matrices.
+// What the lanes of a warp do together: shuffles and votes.
 #pragma once
 #include "memory.hpp"
 
@@ -36,58 +36,4 @@ static u32 ballot(bool vote, u32 members) {
         if (members >> i & 1 && shown()[i][0]) result |= 1u << i;
     warp_barrier(members);
     return result;
-}
-
-// mma.m16nNkK: fragments as the PTX ISA lays them out over the lanes.  In: type of A and B, in
-// registers of 32 bits that hold `per` of them each.  Lane 4g + t holds of A (16 x K, by rows) the
-// rows g and g + 8, of B (K x 8, by columns) the column g, of C and D the columns 2t and 2t + 1.
-static inline f32 element(u32 word, u32 half, f16) { return (f32)as<f16>(word >> 16 * half); }
-static inline f32 element(u32 word, u32 half, bf16) { return (f32)as<bf16>(word >> 16 * half); }
-static inline f32 element(u32 word, u32, f32) { return as<f32>(word & 0xffffe000); }
-
-template <class In, u32 K>
-static void multiply_matrices(u32* d, const u32* a, const u32* b, const u32* c) {
-    constexpr u32 per = sizeof(In) == 2 ? 2 : 1, half = K / 2;  // a register covers `per` columns
-    constexpr u32 words_a = 16 * K / 32 / per, words_b = 8 * K / 32 / per;
-    static_assert(words_a + words_b + 4 <= 12);
-    auto& all = shown();
-    u32 me = lane();
-    memcpy(all[me], a, 4 * words_a);
-    memcpy(all[me] + words_a, b, 4 * words_b);
-    warp_barrier(~0u);
-    auto a_at = [&](u32 row, u32 k) {
-        u32 word = (row >= 8) + 2 * (k >= half);
-        return element(all[row % 8 * 4 + k % half / per][word], k % per, In());
-    };
-    auto b_at = [&](u32 k, u32 column) {
-        u32 word = words_a + (k >= half);
-        return element(all[column * 4 + k % half / per][word], k % per, In());
-    };
-    for (u32 i = 0; i < 4; i++) {
-        u32 row = me / 4 + (i >= 2 ? 8 : 0), column = me % 4 * 2 + (i & 1);
-        f32 sum = as<f32>(c[i]);
-        for (u32 k = 0; k < K; k++) sum += a_at(row, k) * b_at(k, column);
-        d[i] = bits(sum);
-    }
-    warp_barrier(~0u);
-}
-
-// ldmatrix: lanes 8q .. 8q + 7 give the rows of matrix q; each lane gets two neighbours of a row,
-// or of a column where the matrices are transposed.
-static void load_matrices(u32 count, bool transposed, u64 address, u32* d, int site) {
-    auto& all = shown();
-    u32 me = lane();
-    all[me][0] = (u32)address;
-    warp_barrier(~0u);
-    for (u32 q = 0; q < count; q++) {
-        if (!transposed) {
-            d[q] = load<u32>(shared_at(all[q * 8 + me / 4][0] + me % 4 * 4, 4, false, site));
-        } else {
-            u32 row = me % 4 * 2, column = me / 4;
-            u16 low = load<u16>(shared_at(all[q * 8 + row][0] + column * 2, 2, false, site));
-            u16 high = load<u16>(shared_at(all[q * 8 + row + 1][0] + column * 2, 2, false, site));
-            d[q] = low | (u32)high << 16;
-        }
-    }
-    warp_barrier(~0u);
 }
