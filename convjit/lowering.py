@@ -19,7 +19,6 @@ from convjit import layout as layouts
 from convjit.algorithms.epilogue import epilogue
 from convjit.algorithms.fills import Copy, assign, namespace
 from convjit.algorithms.workspace import aligned, carve
-from convjit.precision import Numerics
 from convjit.spec import ConvSpec, Direction
 from convjit.spi import (
     DEFAULT_CONFIG,
@@ -207,14 +206,10 @@ def _work(inner: Work, steps: tuple[Step, ...]) -> Work:
         if step.fill_rhs:
             moved = Phase("pack", bytes={step.level: step.moved("rhs")})
             pack = moved if pack is None else _plus(pack, moved)
-        numerics = Numerics(
-            "exact" if step.exact and numerics.is_summation else numerics.method,
-            numerics.tile,
-            numerics.operands,
-            numerics.accumulate,
-            numerics.spreads_nonfinite or step.spreads_nonfinite,
-            numerics.deterministic,
-            numerics.chain,
+        numerics = replace(
+            numerics,
+            method="exact" if step.exact and numerics.is_summation else numerics.method,
+            spreads_nonfinite=numerics.spreads_nonfinite or step.spreads_nonfinite,
         )
     return Work(
         tuple(phases), numerics, pack, launches, workspace, packed, calls, pack_calls

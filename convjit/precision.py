@@ -132,6 +132,10 @@ class Numerics:
     chain : int
         Products that one accumulator sums at most, before sums are summed in their turn; 0 where
         all of a result's may be summed in sequence.
+    cut : int
+        Products that are added to a sum at once where that cuts off what is below the last place
+        instead of rounding, as tensor cores do, with operands too (``operands``); 0 where sums
+        are rounded to nearest.
     """
 
     method: str
@@ -141,6 +145,7 @@ class Numerics:
     spreads_nonfinite: bool = False
     deterministic: bool = True
     chain: int = 0
+    cut: int = 0
 
     @property
     def is_summation(self) -> bool:

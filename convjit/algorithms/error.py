@@ -20,6 +20,15 @@ mean magnitude of 2/pi (:data:`MEAN_MAGNITUDE`):
 that the partial sums take (:func:`wandering`).  Where no accumulator sums more than b products
 (``Numerics.chain``), and the ``R / b`` sums are then summed, it is ``R (b + R / b) / 2``.
 
+*Summation by tensor cores* (``Numerics.cut``) adds b products to the sum at once: all are aligned
+to the largest, what is below its last place is cut off, and from the result too (M. Fasi,
+N. Higham, M. Mikaitis, S. Pranesh, "Numerical behavior of NVIDIA tensor cores", PeerJ Comput.
+Sci. 7:e330, 2021, sec. 3; as if no extra bits were kept, which is the least accurate of what they
+found).  Each of the b + 2 cuts has :data:`CUT_RMS` times the root mean square of a rounding,
+relative to a sum of variance ``b k`` or to a product that exceeds it.  They are towards zero, but
+of products, which have either sign: the sum itself, a multiple of its last place, is cut only where
+it grows beyond a power of 2, so that no bias grows with R.
+
 *Winograd*: every product is an intermediate whose relative error is that of the transforms
 (``DATA_ROUNDINGS`` per axis), of the packed weights (one) and of its own sum (``C / 2``); the
 output transform amplifies them by :func:`convjit.algorithms.winograd.amplification` per axis.
@@ -87,6 +96,13 @@ FFT_ROUNDINGS_OF_THREES = 0.5
 FAILURE = 1e-4
 SAFETY = 1.5
 
+# Root mean square of what is cut off over that of a rounding: uniform on a unit in the last place
+# instead of half a one to either side.
+CUT_RMS = 2.0
+
+# Square of the largest of a few normal products, which decides the last place of the first sums.
+FIRST_PRODUCTS = 4.0
+
 # "fast" admits this many times the default limit.
 FAST_FACTOR = 100.0
 
@@ -136,7 +152,7 @@ def _error_bound(spec: ConvSpec, numerics: Numerics, worst_case: bool) -> float:
     u = precision.UNIT_ROUNDOFF[arithmetic]
     u_operands = precision.UNIT_ROUNDOFF[numerics.operands] if numerics.operands else 0.0
     if numerics.method in ("direct", "gemm"):
-        bound = _summation(spec, numerics.chain, u, u_operands, worst_case)
+        bound = _summation(spec, numerics, u, u_operands, worst_case)
     elif numerics.method == "winograd":
         bound = _winograd(spec, numerics, u, u_operands, worst_case)
     elif numerics.method == "fft":
@@ -197,14 +213,25 @@ def _taps_along(spec: ConvSpec, axis: int) -> int:
     return int(collected.max())
 
 
-def _summation(spec: ConvSpec, chain: int, u: float, u_operands: float, worst_case: bool) -> float:
+def _summation(
+    spec: ConvSpec, numerics: Numerics, u: float, u_operands: float, worst_case: bool
+) -> float:
     terms = reduction(spec)
     additions = terms - 1 + spec.bias
     rigorous = (additions + 1) * u + 2 * u_operands
+    steps = -(-terms // numerics.cut) if numerics.cut else 0
+    if numerics.cut:
+        u_operands *= CUT_RMS
+        rigorous = 2 * u * (steps * (numerics.cut + 2) + spec.bias) + 2 * u_operands
     if worst_case:
         return rigorous
     # One rounding of each product, and of the partial sums.
-    variance = (RHO * u) ** 2 * (terms + _partial_sums(terms, chain) + spec.bias * terms)
+    partial = _partial_sums(terms, numerics.chain)
+    variance = (RHO * u) ** 2 * (terms + partial + spec.bias * terms)
+    if numerics.cut:
+        sums = numerics.cut * _triangle(steps) + FIRST_PRODUCTS * steps
+        cuts = CUT_RMS**2 * (numerics.cut + 2) * sums
+        variance = (RHO * u) ** 2 * (cuts + spec.bias * terms)
     variance += 2 * (RHO * u_operands) ** 2 * terms
     rms = sqrt(variance) / terms
     tail = wandering(_results(spec)) * rms / MEAN_MAGNITUDE

@@ -202,6 +202,46 @@ def test_operands_rounded_to_tf32(channels: int) -> None:
     assert error.error_bound(spec, numerics) > error.error_bound(spec, Numerics("gemm"))
 
 
+def cut_sum(products: Any, step: int) -> Any:
+    """Sums along the first axis as tensor cores make them, in float64 but for what they cut off."""
+    total = np.zeros(products.shape[1:])
+    for first in range(0, len(products), step):
+        terms = np.concatenate([total[None], products[first : first + step]]).astype(np.float64)
+        unit = np.ldexp(1.0, np.frexp(np.abs(terms).max(axis=0))[1] - 24)
+        total = (np.trunc(terms / unit) * unit).sum(axis=0)
+        unit = np.ldexp(1.0, np.frexp(total)[1] - 24)
+        total = np.trunc(total / unit) * unit
+    return total.astype(np.float32)
+
+
+@pytest.mark.parametrize("terms", [24, 64, 1000, 8192])
+@pytest.mark.parametrize("step", [4, 8])
+def test_sums_that_are_cut_off(terms: int, step: int) -> None:
+    """The bound of tensor cores' sums, before a result is rounded to 16 bits."""
+    spec = ConvSpec.forward((1, terms, 16, 16), (2, terms, 1, 1))
+    numerics, measured = Numerics("gemm", cut=step), []
+    for seed in range(3):
+        x, w = (a.astype(np.float16).astype(np.float32) for a in normal(spec, seed))
+        products = w[:, :, 0, 0, None, None].astype(np.float64) * x[0]
+        result = cut_sum(products.swapaxes(0, 1), step)[None]
+        measured.append(measure(spec, result, x, w))
+    bound = error.error_bound(spec, numerics)
+    assert max(measured) <= bound <= 10 * float(np.median(measured))
+    assert bound <= error.error_bound(spec, numerics, worst_case=True)
+    if terms > step:
+        assert bound > error.error_bound(spec, DIRECT)
+
+
+@pytest.mark.parametrize("constant", [1 / 3, -1 / 3, 1.0])
+def test_sums_that_are_cut_off_of_one_sign(constant: float) -> None:
+    spec = ConvSpec.forward((1, 4096, 4, 4), (1, 4096, 1, 1))
+    x, w = np.full(spec.x_shape, constant, np.float32), np.full(spec.w_shape, 1 / 3, np.float32)
+    products = w[:, :, 0, 0, None, None].astype(np.float64) * x[0]
+    result = cut_sum(products.swapaxes(0, 1), 8)[None]
+    bound = error.error_bound(spec, Numerics("gemm", cut=8), worst_case=True)
+    assert 0 < measure(spec, result, x, w) <= bound
+
+
 @pytest.mark.parametrize("method", ["direct", "fft"])
 def test_complex(method: str) -> None:
     spec = layer(8, 3, dtype="complex64")
