@@ -39,6 +39,7 @@ class CupyBackend(CupyBackendBase):
         from convjit_cupy.fft import FftSolver
         from convjit_cupy.gemm import GemmSolver
         from convjit_cupy.implicit_gemm import ImplicitGemmSolver
+        from convjit_cupy.tensor_core import TensorCoreSolver
         from convjit_cupy.winograd import WinogradSolver
         from convjit_cupy.winograd_batched import BatchedWinogradSolver
 
@@ -46,6 +47,7 @@ class CupyBackend(CupyBackendBase):
         return (
             GemmSolver(name, cupy), FftSolver(name, cupy), DepthwiseSolver(name, cupy),
             ImplicitGemmSolver(name, cupy),
+            TensorCoreSolver(name, cupy),
             *(WinogradSolver(name, cupy, m) for m in (4, 2, 6)),
             *(BatchedWinogradSolver(name, cupy, m) for m in (4, 2, 6)),
         )  # fmt: skip

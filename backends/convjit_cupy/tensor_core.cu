@@ -1,0 +1,234 @@
+// Implicit GEMM on tensor cores: outputs of a channels-last convolution, tile by tile.
+//
+// A tile has ROWS positions by COLUMNS outputs; a warp sums 64 by 64 of it.  A step multiplies four
+// chunks of 16 bytes (of one tap's channels) of every position by those of every output; steps
+// ahead are on their way to shared memory while one is multiplied.  All three types of operands
+// have the same fragments, of 16 bytes for a row and half a product: eight numbers of 16 bits, or
+// four of TF32 (PTX ISA, "Matrix fragments for mma.m16n8k16" and "mma.m16n8k8").
+//
+// A row of a tile is 64 bytes of shared memory.  Its chunk c lies at c ^ (row / 2 % 4), so that the
+// same chunk of eight rows, which ldmatrix reads at once, covers all banks.
+//
+// Macros: ROWS, COLUMNS, STAGES; KIND of operands; WIDE, whether results are written by 16 bytes.
+
+#define FLOAT16 0
+#define BFLOAT16 1
+#define TF32 2
+
+#if KIND == TF32
+typedef float Element;
+#define MMA "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32"
+#else
+typedef unsigned short Element;
+#if KIND == FLOAT16
+#define MMA "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"
+#else
+#define MMA "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"
+#endif
+#endif
+
+typedef unsigned int u32;
+typedef long long s64;
+
+constexpr int EACH = 64;  // positions, and outputs, of a warp
+constexpr int THREADS = ROWS / EACH * (COLUMNS / EACH) * 32;
+constexpr int CHUNK = 16, CHUNKS = 4, LINE = CHUNK * CHUNKS;  // bytes
+constexpr int ELEMENTS = CHUNK / sizeof(Element);             // of a chunk
+constexpr int STAGE = (ROWS + COLUMNS) * LINE;
+constexpr int PARTS_P = ROWS * CHUNKS / THREADS, PARTS_K = COLUMNS * CHUNKS / THREADS;  // of a thread
+constexpr int PART = 8 * LINE;
+constexpr u32 EXISTS = 1u << 31;
+
+__device__ inline float widened(Element a) {
+#if KIND == TF32
+    return a;
+#elif KIND == FLOAT16
+    float wide;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(a));
+    return wide;
+#else
+    return __uint_as_float((u32)a << 16);
+#endif
+}
+
+__device__ inline Element narrowed(float a) {
+#if KIND == TF32
+    return a;
+#else
+    Element narrow;
+#if KIND == FLOAT16
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(narrow) : "f"(a));
+#else
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(narrow) : "f"(a));
+#endif
+    return narrow;
+#endif
+}
+
+// Starts a copy of 16 bytes to shared memory; where they are not to be read, of zeros.
+__device__ inline void copy(u32 to, const void* from, bool is_there) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(is_there ? 16 : 0));
+}
+__device__ inline void copy(u32 to, const void* from) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from));
+}
+__device__ inline void commit() { asm volatile("cp.async.commit_group;"); }
+
+__device__ inline void load(u32 (&d)[4], u32 from) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+                 : "r"(from));
+}
+__device__ inline void multiply(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    asm(MMA " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// Of an axis: taps (as many bits; 0 where all are inside), samples, and how they are met.
+struct Axis {
+    int bits, size, out, stride, padding, dilation;
+};
+__device__ inline u32 inside(const Axis& axis, int first) {
+    u32 mask = 0;
+#pragma unroll 1
+    for (int tap = 0; tap < axis.bits; tap++)
+        if ((u32)(first + tap * axis.dilation) < (u32)axis.size) mask |= 1u << tap;
+    return mask;
+}
+
+// table: of each chunk, its offset in elements from a position's first sample, and the bits that
+// the position's mask has to have.
+extern "C" __global__ void __launch_bounds__(THREADS) tensor_core(
+    const Element* __restrict__ x, const Element* __restrict__ w, const uint2* __restrict__ table,
+    const Element* __restrict__ bias, Element* __restrict__ y, int positions, int outputs, int groups,
+    int channels, int steps, int tiles_p, int tiles_k, int bits_z, int depth, int out_z, int stride_z,
+    int padding_z, int dilation_z, int bits_y, int height, int out_y, int stride_y, int padding_y,
+    int dilation_y, int bits_x, int width, int out_x, int stride_x, int padding_x, int dilation_x,
+    float slope, float lowest, float highest) {
+    extern __shared__ __align__(128) unsigned char stages[];
+    const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
+    const int tile_p = blockIdx.x % tiles_p;
+    const int tile_k = blockIdx.x / tiles_p % tiles_k;
+    const int group = blockIdx.x / tiles_p / tiles_k;
+
+    // What this thread copies of each step: one chunk, of positions and of outputs.  A warp copies
+    // neighbouring rows, eight at once.
+    const int chunk = thread % CHUNKS;
+    const int row = warp * 8 * PARTS_P + lane / CHUNKS, row_k = warp * 8 * PARTS_K + lane / CHUNKS;
+    const Element* corners[PARTS_P];
+    u32 masks[PARTS_P];
+    {
+        const Axis z = {bits_z, depth, out_z, stride_z, padding_z, dilation_z};
+        const Axis v = {bits_y, height, out_y, stride_y, padding_y, dilation_y};
+        const Axis h = {bits_x, width, out_x, stride_x, padding_x, dilation_x};
+#pragma unroll
+        for (int i = 0; i < PARTS_P; i++) {
+            int position = tile_p * ROWS + row + i * 8;
+            masks[i] = 0;
+            corners[i] = x;
+            if (position >= positions) continue;
+            const int x0 = position % h.out * h.stride - h.padding;
+            position /= h.out;
+            const int y0 = position % v.out * v.stride - v.padding;
+            position /= v.out;
+            const int z0 = position % z.out * z.stride - z.padding;
+            position /= z.out;
+            masks[i] = EXISTS | inside(z, z0) | inside(v, y0) << z.bits | inside(h, x0) << (z.bits + v.bits);
+            corners[i] += ((((s64)position * z.size + z0) * v.size + y0) * h.size + x0) * (groups * channels)
+                + group * channels;
+        }
+    }
+    const u32 shared = (u32)__cvta_generic_to_shared(stages);
+    const u32 into = shared + row * LINE + (chunk ^ row / 2 % 4) * CHUNK;
+    const u32 into_k = shared + row_k * LINE + (chunk ^ row_k / 2 % 4) * CHUNK;
+    // To the middle of the rows: the 12 bits of an offset reach them all.
+    const char* weights = (const char*)w
+        + ((s64)(group * tiles_k + tile_k) * steps * COLUMNS + row_k) * LINE + chunk * CHUNK + PARTS_K / 2 * PART;
+    int at = chunk;
+    uint2 entry = table[at];
+    // Beyond the last step it copies what nobody reads: zeros, and whatever follows the weights.
+    auto copy_step = [&](u32 stage) {
+#pragma unroll
+        for (int i = 0; i < PARTS_P; i++)
+            copy(into + stage + i * PART, corners[i] + (int)entry.x, (entry.y & ~masks[i]) == 0);
+#pragma unroll
+        for (int i = 0; i < PARTS_K; i++)
+            copy(into_k + stage + ROWS * LINE + i * PART, weights + (i - PARTS_K / 2) * PART);
+        weights += COLUMNS * LINE;
+        at += CHUNKS;
+        entry = table[at];
+    };
+
+    float sums[EACH / 16][EACH / 8][4] = {};
+#pragma unroll
+    for (int ahead = 0; ahead < STAGES - 1; ahead++) {
+        copy_step(ahead * STAGE);
+        commit();
+    }
+    // Rows that this lane names to ldmatrix: of A the halves of 16 positions, chunk by chunk, of B
+    // both chunks of 8 outputs, and of the 8 beside.
+    const int warp_p = warp % (ROWS / EACH) * EACH, warp_k = warp / (ROWS / EACH) * EACH;
+    const int in_matrix = lane % 8, matrix = lane / 8;
+    const u32 swizzle = in_matrix / 2;
+    const u32 from_a = shared + (warp_p + matrix % 2 * 8 + in_matrix) * LINE + (matrix / 2 ^ swizzle) * CHUNK;
+    const u32 from_b = shared + (warp_k + matrix / 2 * 8 + in_matrix) * LINE + (matrix % 2 ^ swizzle) * CHUNK;
+    const u32 from[2][2] = {{from_a, from_b}, {from_a ^ 2 * CHUNK, from_b ^ 2 * CHUNK}};
+    // Unrolled, so that a stage's place is a constant.
+    for (int left = steps; left > 0;) {
+#pragma unroll
+        for (int stage = 0; stage < STAGES; stage++) {
+            asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 2));
+            __syncthreads();  // all copies of this step are there, and all have read the one before
+            copy_step((stage + STAGES - 1) % STAGES * STAGE);
+            commit();
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                u32 a[EACH / 16][4], b[EACH / 16][4];
+#pragma unroll
+                for (int i = 0; i < EACH / 16; i++) load(a[i], from[half][0] + stage * STAGE + i * 16 * LINE);
+#pragma unroll
+                for (int j = 0; j < EACH / 16; j++)
+                    load(b[j], from[half][1] + stage * STAGE + (ROWS + j * 16) * LINE);
+#pragma unroll
+                for (int i = 0; i < EACH / 16; i++)
+#pragma unroll
+                    for (int j = 0; j < EACH / 8; j++)
+                        multiply(sums[i][j], a[i], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
+            }
+            if (--left == 0) break;
+        }
+    }
+
+    // Columns are packed in an order that gives a lane ELEMENTS neighbours of ELEMENTS / 2 products.
+#pragma unroll
+    for (int j = 0; j < EACH / 8; j += ELEMENTS / 2) {
+        const int k = tile_k * COLUMNS + warp_k + j * 8 + lane % 4 * ELEMENTS;
+        float added[ELEMENTS];
+#pragma unroll
+        for (int e = 0; e < ELEMENTS; e++)
+            added[e] = bias != nullptr && k + e < outputs ? widened(bias[group * outputs + k + e]) : 0.f;
+#pragma unroll
+        for (int i = 0; i < EACH / 8; i++) {
+            const int position = tile_p * ROWS + warp_p + i * 8 + lane / 4;
+            if (position >= positions) continue;
+            alignas(16) Element results[ELEMENTS];
+#pragma unroll
+            for (int e = 0; e < ELEMENTS; e++) {
+                float value = sums[i / 2][j + e / 2][i % 2 * 2 + e % 2] + added[e];
+                if (value < 0) value *= slope;  // a NaN passes, since it compares with nothing
+                if (value < lowest) value = lowest;
+                if (value > highest) value = highest;
+                results[e] = narrowed(value);
+            }
+            Element* const to = y + ((s64)position * groups + group) * outputs + k;
+#if WIDE
+            if (k < outputs) *(uint4*)to = *(const uint4*)results;
+#else
+#pragma unroll
+            for (int e = 0; e < ELEMENTS; e++)
+                if (k + e < outputs) to[e] = results[e];
+#endif
+        }
+    }
+}

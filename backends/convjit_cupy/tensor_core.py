@@ -1,0 +1,392 @@
+"""Implicit GEMM on tensor cores: channels-last convolutions of 16-bit numbers, and TF32.
+
+The columns are never built: a thread copies 16 bytes of a tap's channels at once from the image to
+shared memory, asynchronously and steps ahead, and a warp multiplies 64 positions by 64 outputs
+(``tensor_core.cu``).  The tiling is that of S. Chetlur et al., "cuDNN: Efficient Primitives for
+Deep Learning", 2014, sec. 3, on the instructions of the PTX ISA for compute capability 8.0.
+
+Tensor cores multiply 16-bit numbers exactly and sum in float32, cutting off instead of rounding;
+float32 is cut off to TF32, 10 bits after the leading one (``precision="fast"``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convjit import planes, precision
+from convjit.algorithms.workspace import carve, nbytes
+from convjit.spec import ConvSpec, Direction
+from convjit.spi import Config, Executable, Feature, Numerics, Phase, Refusal, Target, Work
+from convjit_cupy.kernels import load
+
+Array = Any
+
+SOURCE = Path(__file__).with_suffix(".cu").read_text(encoding="utf-8")
+
+# Of each dtype: its number in the source, and how many products the hardware adds at once on
+# compute capability 8.0 (later generations: more, which errs less).
+KINDS = {"float16": (0, 8), "bfloat16": (1, 8), "float32": (2, 4)}
+
+LEAST_CAPABILITY = 80  # of asynchronous copies, bfloat16 and TF32
+
+# As in the source: bytes of a chunk, chunks of a step, positions or outputs of a warp.
+CHUNK, CHUNKS, EACH = 16, 4, 64
+LINE = CHUNK * CHUNKS
+STAGES = 3
+EXISTS, NOWHERE = 1 << 31, 1 << 30  # bits of a position's mask that are no tap's
+MOST_BITS = 30
+
+# Positions of a tile by its outputs, largest first: four warps, or two that make twice the blocks.
+# A tile of 64 outputs is as long as the share of multiplications among its instructions needs.
+TILES = {128: (128, 64), 64: (256,)}
+
+# Tensor cores have 16 times the ordinary cores' peak (NVIDIA's data sheet "A100", float16).
+MOST_WASTE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """An axis of the image: as many bits of a mask as taps may lie outside, or 0.
+
+    The fields are those of the source's ``Axis``, and the taps.
+    """
+
+    bits: int
+    size: int
+    out: int
+    stride: int
+    padding: int
+    dilation: int
+    taps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """A problem in chunks.
+
+    Attributes
+    ----------
+    axes : three of Axis
+    elements : int
+        Of a chunk.
+    channels : int
+        Of a group, filled up to whole chunks.
+    outputs, columns : int
+        Of a group, and of a tile.
+    steps : int
+    """
+
+    axes: tuple[Axis, Axis, Axis]
+    elements: int
+    groups: int
+    channels: int
+    outputs: int
+    columns: int
+    steps: int
+    positions: int
+
+    @property
+    def taps(self) -> int:
+        return prod(axis.taps for axis in self.axes)
+
+    @property
+    def tiles_k(self) -> int:
+        return -(-self.outputs // self.columns)
+
+    def blocks(self, rows: int) -> int:
+        return -(-self.positions // rows) * self.tiles_k * self.groups
+
+    @property
+    def packed_elements(self) -> int:
+        """Of the weights, and of what is copied beyond the last of them."""
+        tiles = self.groups * self.tiles_k * self.steps + STAGES - 1
+        return tiles * self.columns * CHUNKS * self.elements
+
+
+@lru_cache(maxsize=1024)
+def sizes(spec: ConvSpec) -> Sizes:
+    """The sizes of a problem with one to three axes."""
+    elements = CHUNK // precision.numpy_dtype(spec.dtype).itemsize
+    axes = [Axis(0, 1, 1, 1, 0, 1, 1)] * (3 - spec.ndim)
+    for n, out, k, s, (lo, _), d in zip(
+        spec.in_size, spec.out_size, spec.kernel_size, spec.stride, spec.padding, spec.dilation,
+        strict=True,
+    ):  # fmt: skip
+        all_inside = lo == 0 and (out - 1) * s + (k - 1) * d < n
+        axes.append(Axis(0 if all_inside else k, n, out, s, lo, d, k))
+    channels = -(-spec.in_channels // spec.groups // elements) * elements
+    outputs = spec.out_channels // spec.groups
+    chunks = channels // elements * prod(spec.kernel_size)
+    return Sizes(
+        (axes[0], axes[1], axes[2]),
+        elements,
+        spec.groups,
+        channels,
+        outputs,
+        columns=EACH if outputs <= EACH else 2 * EACH,
+        steps=-(-chunks // CHUNKS),
+        positions=spec.batch * prod(spec.out_size),
+    )
+
+
+def chunk_table(s: Sizes) -> Array:
+    """Of each chunk its offset, in elements, and the bits that a position has to have for it.
+
+    Returns
+    -------
+    array of uint32, (chunks, 2)
+        Chunks fill up the steps, and those copied ahead of the last, with what lies nowhere.
+    """
+    table = np.zeros(((s.steps + STAGES) * CHUNKS, 2), np.uint32)
+    table[:, 1] = NOWHERE
+    z, y, x, c = (
+        index.reshape(-1)
+        for index in np.indices((*(a.taps for a in s.axes), s.channels // s.elements))
+    )
+    row = s.groups * s.channels
+    offset, bits, first = c * s.elements, np.full(c.size, EXISTS), 0
+    for axis, tap, below in zip(s.axes, (z, y, x), _strides(s.axes, row), strict=True):
+        offset += tap * axis.dilation * below
+        if axis.bits:
+            bits |= 1 << (first + tap)
+        first += axis.bits
+    table[: c.size, 0], table[: c.size, 1] = offset, bits
+    return table
+
+
+def _strides(axes: tuple[Axis, ...], row: int) -> tuple[int, int, int]:
+    """Elements from a sample to the next along each axis."""
+    _, y, x = axes
+    return y.size * x.size * row, x.size * row, row
+
+
+def packed(cupy: Any, spec: ConvSpec, w: Array) -> Array:
+    """Weights tile by tile and step by step, as a block copies them to shared memory.
+
+    Columns 2 t and 2 t + 1 of a product are in lane t.  Outputs stand in an order in which its
+    columns of neighbouring products are neighbours, that it writes 16 bytes at once: column
+    2 t + e of product b is output (elements * t + 2 b + e).
+    """
+    s = sizes(spec)
+    kind = _raw(spec)
+    taps = w.view(kind).reshape(s.groups, s.outputs, spec.in_channels // s.groups, *spec.kernel_size)
+    if spec.flip:
+        taps = taps[(..., *(slice(None, None, -1),) * spec.ndim)]
+    count, depth = s.tiles_k * s.columns, CHUNKS * s.elements
+    padded = cupy.zeros((s.groups, count, *spec.kernel_size, s.channels), kind)
+    channels = spec.in_channels // s.groups
+    padded[:, : s.outputs, ..., :channels] = taps.transpose(0, 1, *range(3, taps.ndim), 2)
+    rows = cupy.zeros((s.groups, count, s.steps * depth), kind)
+    rows[..., : s.taps * s.channels] = padded.reshape(s.groups, count, -1)
+    products = s.elements // 2
+    split = rows.reshape(
+        s.groups, s.tiles_k, s.columns // (8 * products), 4, products, 2, s.steps, depth
+    )
+    flat = cupy.zeros(s.packed_elements, kind)
+    ordered = split.transpose(0, 1, 6, 2, 4, 3, 5, 7)
+    flat[: prod(ordered.shape)].reshape(ordered.shape)[...] = ordered
+    return flat
+
+
+def _raw(spec: ConvSpec) -> np.dtype[Any]:
+    """What elements are moved as: CuPy need not know bfloat16."""
+    return np.dtype(np.float32 if spec.dtype == "float32" else np.uint16)
+
+
+class TensorCoreSolver:
+    """``cupy.tensor_core``."""
+
+    algorithm = "gemm"
+
+    def __init__(self, backend: str, cupy: Any) -> None:
+        self.id = f"{backend}.tensor_core"
+        self._backend = backend
+        self._cupy = cupy
+
+    def refuse(self, spec: ConvSpec, target: Target) -> Refusal | None:
+        capability = int(target.features.get("sm", 0))
+        if capability < LEAST_CAPABILITY:
+            return Refusal(
+                Feature.TARGET,
+                f"asynchronous copies need compute capability 8.0, this is {capability / 10}",
+            )
+        if spec.is_empty:
+            return Refusal(Feature.SIZE, "an operand is empty, there is nothing to multiply")
+        if spec.dtype not in KINDS:
+            return Refusal(
+                Feature.DTYPE, f"tensor cores multiply {', '.join(KINDS)}; this is {spec.dtype}"
+            )
+        if spec.pad_mode != "zeros":
+            return Refusal(Feature.PAD_MODE, f"the kernel pads with zeros, not {spec.pad_mode}")
+        if spec.direction is not Direction.FORWARD:
+            return Refusal(
+                Feature.DIRECTION, f"only the forward direction is taken, not {spec.direction}"
+            )
+        if not spec.channels_last:
+            return Refusal(Feature.LAYOUT, f"the kernel is for channels-last, not {spec.layout}")
+        if spec.strided:
+            return Refusal(Feature.STRIDED, "the kernel copies x by 16 bytes of one run of memory")
+        return _refuse_sizes(spec)
+
+    def estimate(self, spec: ConvSpec, target: Target) -> Work:
+        s = sizes(spec)
+        rows = dict(next(iter(self.configs(spec, target))))["rows"]
+        blocks = s.blocks(rows)
+        products = blocks * rows * s.columns * s.steps * CHUNKS * s.elements
+        size = precision.numpy_dtype(spec.dtype).itemsize
+        operands = sum(map(prod, (spec.x_shape, spec.w_shape, spec.y_shape)))
+        tf32 = spec.dtype == "float32"
+        phases = []
+        if (filled := _filled_bytes(spec)) > 0:
+            phases.append(Phase("fill channels", bytes={"copy": 2.0 * filled}))
+        phases.append(
+            Phase(
+                "gemm",
+                2.0 * products,
+                f"{self._backend}.implicit_gemm.{'tf32' if tf32 else spec.dtype}",
+                {
+                    "l2": float(blocks * s.steps * (rows + s.columns) * LINE),
+                    "memory": float(size * operands),
+                },
+            )
+        )
+        _, cut = KINDS[spec.dtype]
+        return Work(
+            tuple(phases),
+            Numerics("gemm", operands="tf32" if tf32 else "", cut=cut),
+            Phase("pack", bytes={"copy": 6.0 * size * s.packed_elements}),
+            launches=1 + 2 * bool(filled),
+            workspace=filled,
+            packed_bytes=size * s.packed_elements + chunk_table_bytes(s),
+        )
+
+    def configs(self, spec: ConvSpec, target: Target) -> Iterable[Config]:
+        s = sizes(spec)
+        tiles = TILES[s.columns]
+        # The largest tile of which every multiprocessor gets a block, else the smallest.
+        best = next((t for t in tiles if s.blocks(t) >= target.cores), tiles[-1])
+        return [(("rows", t),) for t in (best, *(t for t in tiles if t != best))]
+
+    def plan(self, spec: ConvSpec, target: Target, config: Config) -> Executable:
+        return TensorCore(spec, self._cupy, dict(config)["rows"])
+
+
+def chunk_table_bytes(s: Sizes) -> int:
+    """Bytes of :func:`chunk_table`."""
+    return (s.steps + STAGES) * CHUNKS * 8
+
+
+def _refuse_sizes(spec: ConvSpec) -> Refusal | None:
+    s = sizes(spec)
+    bits = sum(axis.bits for axis in s.axes)
+    if bits > MOST_BITS:
+        return Refusal(
+            Feature.SIZE, f"the {bits} taps along the padded axes exceed a mask of {MOST_BITS} bits"
+        )
+    products = s.steps * CHUNKS * s.elements * s.tiles_k * s.columns
+    wanted = spec.in_channels // s.groups * s.taps * s.outputs
+    if products > MOST_WASTE * wanted:
+        return Refusal(
+            Feature.SIZE,
+            f"{spec.in_channels // s.groups} channels by {s.outputs} outputs of a group, filled up "
+            f"to the kernel's tiles, are {products / wanted:.0f} times the products, more than "
+            f"the {MOST_WASTE} times that tensor cores are faster",
+        )
+    image = prod(axis.size for axis in s.axes) * s.groups * s.channels
+    reach = sum(
+        axis.taps * axis.dilation * below
+        for axis, below in zip(s.axes, _strides(s.axes, s.groups * s.channels), strict=True)
+    )
+    for what, count in (
+        ("elements of an image", max(image, reach)),
+        ("positions", s.positions + max(map(max, TILES.values()))),
+    ):
+        if count >= planes.MOST_ELEMENTS:
+            return Refusal(
+                Feature.SIZE, f"{count} {what} are too many for offsets of 32 bits (2**31)"
+            )
+    return None
+
+
+def _filled_shape(spec: ConvSpec) -> tuple[int, ...]:
+    s = sizes(spec)
+    return (spec.batch, *spec.in_size, s.groups, s.channels)
+
+
+def _filled_bytes(spec: ConvSpec) -> int:
+    """Bytes of x with channels filled up to whole chunks; 0 where it has whole ones."""
+    s = sizes(spec)
+    if s.channels * s.groups == spec.in_channels:
+        return 0
+    return nbytes(_filled_shape(spec), _raw(spec))
+
+
+class TensorCore:
+    """The executable; packed are the weights and the table of chunks."""
+
+    def __init__(self, spec: ConvSpec, cupy: Any, rows: int) -> None:
+        self.spec = spec
+        self.workspace = _filled_bytes(spec)
+        self._cupy = cupy
+        self._sizes = s = sizes(spec)
+        self._rows = rows
+        kind, _ = KINDS[spec.dtype]
+        wide = s.outputs % s.elements == 0
+        macros = {
+            "ROWS": rows, "COLUMNS": s.columns, "STAGES": STAGES, "KIND": kind, "WIDE": int(wide),
+        }  # fmt: skip
+        options = tuple(f"-D{name}={value}" for name, value in macros.items())
+        self._kernel = load(cupy, SOURCE, "tensor_core", options)
+        tiles_p = -(-s.positions // rows)
+        numbers = [s.positions, s.outputs, s.groups, s.channels, s.steps, tiles_p, s.tiles_k]
+        for a in s.axes:
+            numbers += (a.bits, a.size, a.out, a.stride, a.padding, a.dilation)
+        # The activation is of float32, before a result is rounded.
+        self._numbers = (
+            *map(np.int32, numbers), *planes.activation(spec.replace(dtype="float32")),
+        )  # fmt: skip
+
+    def pack(self, rhs: Array) -> tuple[Array, Array]:
+        table = chunk_table(self._sizes).reshape(-1)
+        return packed(self._cupy, self.spec, rhs), self._cupy.asarray(table)
+
+    def run(
+        self, lhs: Array, packed: Any, bias: Array | None, out: Array, workspace: Array | None
+    ) -> None:
+        s = self._sizes
+        weights, table = packed
+        x = self._filled(lhs, workspace) if self.workspace else _aligned(lhs)
+        y = out if _is_aligned(out) else self._cupy.empty(out.shape, out.dtype)
+        added = np.uint64(0) if bias is None else self._cupy.ascontiguousarray(bias)
+        threads = self._rows // EACH * (s.columns // EACH) * planes.LANES
+        self._kernel(
+            (s.blocks(self._rows),), (threads,), (x, weights, table, added, y, *self._numbers),
+            shared_bytes=STAGES * (self._rows + s.columns) * LINE,
+        )  # fmt: skip
+        if y is not out:
+            out[...] = y
+
+    def _filled(self, lhs: Array, workspace: Array | None) -> Array:
+        """X with zeros after each group's channels, in the workspace."""
+        spec, s = self.spec, self._sizes
+        kind, count = _raw(spec), spec.in_channels // s.groups
+        filled = carve(workspace, 0, _filled_shape(spec), kind)
+        filled[..., count:] = 0
+        filled[..., :count] = lhs.view(kind).reshape(*filled.shape[:-1], count)
+        return filled
+
+
+def _is_aligned(array: Array) -> bool:
+    """Whether 16 bytes can be moved at once: an array of another library's may begin anywhere."""
+    return int(getattr(array.data, "ptr", 0)) % CHUNK == 0
+
+
+def _aligned(array: Array) -> Array:
+    return array if _is_aligned(array) else array.copy()
