@@ -176,7 +176,9 @@ def packed(cupy: Any, spec: ConvSpec, w: Array) -> Array:
     """
     s = sizes(spec)
     kind = _raw(spec)
-    taps = w.view(kind).reshape(s.groups, s.outputs, spec.in_channels // s.groups, *spec.kernel_size)
+    taps = w.view(kind).reshape(
+        s.groups, s.outputs, spec.in_channels // s.groups, *spec.kernel_size
+    )
     if spec.flip:
         taps = taps[(..., *(slice(None, None, -1),) * spec.ndim)]
     count, depth = s.tiles_k * s.columns, CHUNKS * s.elements

@@ -55,6 +55,40 @@ WINOGRAD = (
     "NCL_n1c3k5g1_i65_w3_p1",
 )
 
+# For tensor cores: chunks of eight channels (four of float32), steps of four chunks, tiles of 64
+# outputs by 256 positions and of 128 by 64.
+TENSOR_CORE = (
+    "NHWC_n1c8k128g1_i8x8_w1x1",
+    "NHWC_n1c24k127g1_i9x7_w1x1_bias",
+    "NHWC_n1c32k136g1_i13x5_w1x1_bias_act=leaky_relu,0.1",
+    "NHWC_n1c40k64g1_i16x16_w1x1_bias",
+    "NHWC_n1c56k56g1_i15x17_w1x1",
+    "NHWC_n1c72k63g1_i257x1_w1x1_act=clip,-1.0,1.0",
+    "NHWC_n2c24k72g1_i9x7_w3x3_p1_bias_act=relu",
+    "NHWC_n3c16k40g1_i11x13_w3x3_s2x1_p1.2x2.0_d1x2_flip",
+    "NHWC_n2c48k160g2_i6x5_w3x2_p1_bias",
+    "NHWC_n2c20k36g2_i6x5_w3x2_p1_bias",  # channels filled up
+    "NLC_n2c16k32g1_i67_w5_s2_p2",
+    "NLC_n1c16k32g1_i70_w33",
+    "NDHWC_n2c16k48g1_i3x4x5_w2x3x3_p1x0x1_s1x2x1",
+)
+TENSOR_CORE_QUICK = (
+    "NHWC_n1c32k136g1_i13x5_w1x1_bias_act=leaky_relu,0.1",
+    "NHWC_n1c40k64g1_i16x16_w1x1_bias",
+    "NHWC_n2c24k72g1_i9x7_w3x3_p1_bias_act=relu",
+    "NHWC_n3c16k40g1_i11x13_w3x3_s2x1_p1.2x2.0_d1x2_flip",
+    "NHWC_n2c48k160g2_i6x5_w3x2_p1_bias",
+    "NLC_n1c16k32g1_i70_w33",
+    "NDHWC_n2c16k48g1_i3x4x5_w2x3x3_p1x0x1_s1x2x1",
+)
+# The same for tiles of 128 positions.
+TENSOR_CORE_LARGE = (
+    "f16_NHWC_n1c24k127g1_i127x1_w1x1_bias",
+    "f16_NHWC_n1c32k128g1_i16x8_w1x1",
+    "bf16_NHWC_n2c24k136g1_i13x5_w3x3_p1_bias_act=relu",
+    "f32_NHWC_n1c20k132g1_i43x3_w3x2_s2_p1",
+)
+
 # Solvers of numba_cuda and their problems; a GPU chooses the kind of tile itself.
 EDGES = [
     *(("gemm", text) for text in GEMM),

@@ -1,0 +1,195 @@
+"""The tensor-core kernel, at the edges of its tiles, in checked mode, and with faults."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import edges
+import numpy as np
+import pytest
+import standin_cupy
+from emulated_cupy import EmulatedCupy, missing, registered
+
+import convjit
+from convjit.errors import BackendError
+from convjit.spec import ConvSpec
+from convjit.spi import Feature
+from convjit.testing.cases import Case
+from convjit.testing.check import check
+from convjit_cupy import tensor_core
+from convjit_cupy.tensor_core import TensorCoreSolver
+
+pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
+
+BACKEND = EmulatedCupy("cupy_tensor_core")
+SOLVER = f"{BACKEND.name}.tensor_core"
+
+
+@pytest.fixture(autouse=True)
+def backend() -> Iterator[None]:
+    with registered(BACKEND):
+        yield
+
+
+@pytest.fixture
+def in_checked_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(standin_cupy.RawModule, "checked", True)
+
+
+def verify(text: str) -> None:
+    case = Case("edge", ConvSpec.parse(f"conv_{text}"))
+    outcome = check(case, BACKEND.name, algorithm=SOLVER, choice={"precision": "fast"})
+    assert outcome.passed, str(outcome)
+
+
+def parameters() -> list[Any]:
+    """Both tiles of outputs for one dtype in the quick tier; every dtype in the other."""
+    found = []
+    for text in edges.TENSOR_CORE:
+        for dtype in ("f16", "bf16", "f32"):
+            quick = dtype == "f16" and text in edges.TENSOR_CORE_QUICK
+            marks = () if quick else (pytest.mark.slow,)
+            found.append(pytest.param(f"{dtype}_{text}", marks=marks, id=f"{dtype}_{text}"))
+    return found
+
+
+@pytest.mark.parametrize("text", parameters())
+def test_edges(text: str) -> None:
+    verify(text)
+
+
+def test_few_channels_are_filled_up() -> None:
+    verify("f16_NHWC_n2c3k64g1_i9x7_w3x3_p1_bias")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", edges.TENSOR_CORE_LARGE)
+def test_edges_of_large_tiles(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensor_core, "TILES", {128: (128,), 64: (256,)})
+    verify(text)
+
+
+def test_checked_mode_finds_nothing(in_checked_mode: None) -> None:
+    verify("f16_NHWC_n2c24k72g1_i9x7_w3x3_p1_bias_act=relu")
+
+
+def test_another_librarys_arrays_begin_anywhere() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((1, 5, 4, 16)).astype(np.float16)
+    w = rng.standard_normal((64, 16, 1, 1)).astype(np.float16)
+    memory, result = (standin_cupy.empty(n, np.float16) for n in (1 + x.size, 3 + 20 * 64))
+    shifted, out = memory[1:].reshape(x.shape), result[3:].reshape(1, 5, 4, 64)
+    shifted[...] = standin_cupy.asarray(x)
+    choice = {"backend": BACKEND.name, "algorithm": SOLVER, "layout": "NHWC"}
+    told = convjit.conv(shifted, standin_cupy.asarray(w), out=out, **choice)
+    assert told is out
+    expected = convjit.conv(standin_cupy.asarray(x), standin_cupy.asarray(w), **choice)
+    np.testing.assert_array_equal(out.get(), expected.get())
+
+
+@pytest.mark.parametrize(
+    ("text", "feature"),
+    [
+        ("conv_f64_NHWC_n1c16k64g1_i8x8_w3x3", Feature.DTYPE),
+        ("conv_f16_NCHW_n1c16k64g1_i8x8_w3x3", Feature.LAYOUT),
+        ("conv_f16_NHWC_n1c64k64g64_i8x8_w3x3", Feature.SIZE),  # a channel of a group
+        ("conv_f16_NLC_n1c16k64g1_i80_w31_p15", Feature.SIZE),  # more taps than bits
+        ("conv_f16_NHWC_n1c32768k64g1_i256x256_w1x1", Feature.SIZE),
+        ("conv_f16_NHWC_n70000c8k64g1_i256x256_w1x1", Feature.SIZE),
+    ],
+)
+def test_refuses_with_the_feature_to_lower(text: str, feature: Feature) -> None:
+    solver = TensorCoreSolver("cupy", standin_cupy)
+    refusal = solver.refuse(ConvSpec.parse(text), BACKEND.target())
+    assert refusal is not None
+    assert refusal.feature is feature
+
+
+def test_what_it_takes_that_is_near_to_a_refusal() -> None:
+    solver = TensorCoreSolver("cupy", standin_cupy)
+    for text in (
+        "conv_f16_NLC_n1c16k64g1_i80_w30_p15",
+        "conv_f16_NLC_n1c16k64g1_i80_w41",  # no taps lie outside
+        "conv_f16_NHWC_n40c4096k64g1_i256x256_w1x1",  # 2**33 elements
+    ):
+        assert solver.refuse(ConvSpec.parse(text), BACKEND.target()) is None, text
+
+
+def test_older_gpus_and_precision() -> None:
+    spec = ConvSpec.parse("conv_f16_NHWC_n1c16k64g1_i8x8_w3x3")
+    turing = replace(BACKEND.target(), features={"sm": "75"})
+    refusal = TensorCoreSolver("cupy", standin_cupy).refuse(spec, turing)
+    assert refusal is not None
+    assert refusal.feature is Feature.TARGET
+    x, w = standin_cupy.zeros((1, 8, 8, 16), "f4"), standin_cupy.zeros((64, 16, 1, 1), "f4")
+    with pytest.raises(convjit.UnsupportedError, match="takes precision='fast'"):
+        convjit.conv(x, w, layout="NHWC", backend=BACKEND.name, algorithm=SOLVER)
+
+
+FAULTS = {
+    "no wait for copies": (
+        '            asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 2));\n', "",
+        "uninitialised|wrong",
+    ),
+    "a wait for too few copies": ('"n"(STAGES - 2)', '"n"(STAGES - 1)', "uninitialised|race|wrong"),
+    "no barrier": ("            __syncthreads();  //", "            //", "uninitialised|race"),
+    "copies into the stage that is read": (
+        "(stage + STAGES - 1) % STAGES", "stage", "race|uninitialised|wrong",
+    ),
+    "no right edge of the image": (
+        "(u32)(first + tap * axis.dilation) < (u32)axis.size",
+        "first + tap * axis.dilation >= 0", "wrong|out of bounds",
+    ),
+    "positions beyond the last are read": (
+        "if (position >= positions) continue;\n            const int x0", "const int x0",
+        "out of bounds|wrong",
+    ),
+    "positions beyond the last are written": (
+        "if (position >= positions) continue;\n            alignas", "alignas",
+        "out of bounds|wrong",
+    ),
+    "outputs beyond the last are written": (
+        "if (k < outputs) *(uint4*)to", "*(uint4*)to", "out of bounds|wrong",
+    ),
+    "no swizzle of what is loaded": ("(matrix / 2 ^ swizzle)", "(matrix / 2)", "wrong"),
+    "halves of the depth swapped": (
+        "{from_a ^ 2 * CHUNK, from_b ^ 2 * CHUNK}", "{from_a ^ 2 * CHUNK, from_b}", "wrong",
+    ),
+    "rows of a product swapped": (
+        "matrix % 2 * 8 + in_matrix", "matrix / 2 * 8 + in_matrix", "wrong",
+    ),
+    "weights of the tile beside": ("(group * tiles_k + tile_k) * steps", "group * steps", "wrong"),
+    "a row left out": (
+        "i < PARTS_P; i++)\n            copy", "i + 1 < PARTS_P; i++)\n            copy",
+        "uninitialised|wrong",
+    ),
+    "the last step left out": ("int left = steps;", "int left = steps - 1;", "wrong"),
+    "columns in the order of the products": (
+        "j * 8 + lane % 4 * ELEMENTS", "j * 8 + lane % 4 * 2", "wrong|misaligned",
+    ),
+    "bias of other outputs": ("bias[group * outputs + k + e]", "bias[k]", "wrong"),
+}  # fmt: skip
+QUICK = ("no barrier",)
+
+
+def faults() -> list[Any]:
+    marks = {name: () if name in QUICK else (pytest.mark.slow,) for name in FAULTS}
+    return [pytest.param(name, marks=marks[name], id=name) for name in FAULTS]
+
+
+@pytest.mark.parametrize("fault", faults())
+def test_a_planted_fault_is_found(
+    fault: str, monkeypatch: pytest.MonkeyPatch, in_checked_mode: None
+) -> None:
+    before, after, found = FAULTS[fault]
+    whole = tensor_core.SOURCE
+    assert whole.count(before) == 1, fault
+    monkeypatch.setattr(tensor_core, "SOURCE", whole.replace(before, after))
+    with pytest.raises((AssertionError, BackendError)) as caught:
+        verify("f16_NHWC_n1c40k136g1_i9x8_w3x2_p1_bias")
+    told = str(caught.value)
+    kinds = [kind for kind in found.split("|") if kind != "wrong"]
+    wrong = "wrong" in found and isinstance(caught.value, AssertionError)
+    assert wrong or any(kind in told for kind in kinds), told
