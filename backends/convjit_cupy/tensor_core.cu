@@ -65,6 +65,16 @@ __device__ inline Element narrowed(float a) {
 #endif
 }
 
+// Of two numbers; a NaN stays one.
+__device__ inline float most(float a, float b) {
+    asm("max.NaN.f32 %0, %0, %1;" : "+f"(a) : "f"(b));
+    return a;
+}
+__device__ inline float least(float a, float b) {
+    asm("min.NaN.f32 %0, %0, %1;" : "+f"(a) : "f"(b));
+    return a;
+}
+
 // Starts a copy of 16 bytes to shared memory; where they are not to be read, of zeros.
 __device__ inline void copy(u32 to, const void* from, bool is_there) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(is_there ? 16 : 0));
@@ -98,14 +108,14 @@ __device__ inline u32 inside(const Axis& axis, int first) {
 }
 
 // table: of each chunk, its offset in elements from a position's first sample, and the bits that
-// the position's mask has to have.
+// the position's mask has to have.  biased: how many outputs of a group have a bias, all or none.
 extern "C" __global__ void __launch_bounds__(THREADS) tensor_core(
     const Element* __restrict__ x, const Element* __restrict__ w, const uint2* __restrict__ table,
     const Element* __restrict__ bias, Element* __restrict__ y, int positions, int outputs, int groups,
     int channels, int steps, int tiles_p, int tiles_k, int bits_z, int depth, int out_z, int stride_z,
     int padding_z, int dilation_z, int bits_y, int height, int out_y, int stride_y, int padding_y,
     int dilation_y, int bits_x, int width, int out_x, int stride_x, int padding_x, int dilation_x,
-    float slope, float lowest, float highest) {
+    float slope, float lowest, float highest, int biased) {
     extern __shared__ __align__(128) unsigned char stages[];
     const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
     const int tile_p = blockIdx.x % tiles_p;
@@ -201,27 +211,24 @@ extern "C" __global__ void __launch_bounds__(THREADS) tensor_core(
     }
 
     // Columns are packed in an order that gives a lane ELEMENTS neighbours of ELEMENTS / 2 products.
+    const int first = tile_p * ROWS + warp_p + lane / 4;
 #pragma unroll
     for (int j = 0; j < EACH / 8; j += ELEMENTS / 2) {
         const int k = tile_k * COLUMNS + warp_k + j * 8 + lane % 4 * ELEMENTS;
         float added[ELEMENTS];
 #pragma unroll
         for (int e = 0; e < ELEMENTS; e++)
-            added[e] = bias != nullptr && k + e < outputs ? widened(bias[group * outputs + k + e]) : 0.f;
+            added[e] = k + e < biased ? widened(bias[group * outputs + k + e]) : 0.f;
+        Element* to = y + ((s64)first * groups + group) * outputs + k;
 #pragma unroll
-        for (int i = 0; i < EACH / 8; i++) {
-            const int position = tile_p * ROWS + warp_p + i * 8 + lane / 4;
-            if (position >= positions) continue;
+        for (int i = 0; i < EACH / 8; i++, to += 8 * (s64)groups * outputs) {
+            if (first + i * 8 >= positions) break;
             alignas(16) Element results[ELEMENTS];
 #pragma unroll
             for (int e = 0; e < ELEMENTS; e++) {
-                float value = sums[i / 2][j + e / 2][i % 2 * 2 + e % 2] + added[e];
-                if (value < 0) value *= slope;  // a NaN passes, since it compares with nothing
-                if (value < lowest) value = lowest;
-                if (value > highest) value = highest;
-                results[e] = narrowed(value);
+                const float value = sums[i / 2][j + e / 2][i % 2 * 2 + e % 2] + added[e];
+                results[e] = narrowed(least(most(value < 0 ? value * slope : value, lowest), highest));
             }
-            Element* const to = y + ((s64)position * groups + group) * outputs + k;
 #if WIDE
             if (k < outputs) *(uint4*)to = *(const uint4*)results;
 #else

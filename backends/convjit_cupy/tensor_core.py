@@ -366,10 +366,12 @@ class TensorCore:
         weights, table = packed
         x = self._filled(lhs, workspace) if self.workspace else _aligned(lhs)
         y = out if _is_aligned(out) else self._cupy.empty(out.shape, out.dtype)
-        added = np.uint64(0) if bias is None else self._cupy.ascontiguousarray(bias)
+        biased = np.int32(0 if bias is None else s.outputs)
+        added = weights if bias is None else self._cupy.ascontiguousarray(bias)
         threads = self._rows // EACH * (s.columns // EACH) * planes.LANES
         self._kernel(
-            (s.blocks(self._rows),), (threads,), (x, weights, table, added, y, *self._numbers),
+            (s.blocks(self._rows),), (threads,),
+            (x, weights, table, added, y, *self._numbers, biased),
             shared_bytes=STAGES * (self._rows + s.columns) * LINE,
         )  # fmt: skip
         if y is not out:

@@ -68,6 +68,7 @@ TENSOR_CORE = (
     "NHWC_n3c16k40g1_i11x13_w3x3_s2x1_p1.2x2.0_d1x2_flip",
     "NHWC_n2c48k160g2_i6x5_w3x2_p1_bias",
     "NHWC_n2c20k36g2_i6x5_w3x2_p1_bias",  # channels filled up
+    "NHWC_n2c3k64g1_i9x7_w3x3_p1_bias",
     "NLC_n2c16k32g1_i67_w5_s2_p2",
     "NLC_n1c16k32g1_i70_w33",
     "NDHWC_n2c16k48g1_i3x4x5_w2x3x3_p1x0x1_s1x2x1",
@@ -78,6 +79,7 @@ TENSOR_CORE_QUICK = (
     "NHWC_n2c24k72g1_i9x7_w3x3_p1_bias_act=relu",
     "NHWC_n3c16k40g1_i11x13_w3x3_s2x1_p1.2x2.0_d1x2_flip",
     "NHWC_n2c48k160g2_i6x5_w3x2_p1_bias",
+    "NHWC_n2c3k64g1_i9x7_w3x3_p1_bias",
     "NLC_n1c16k32g1_i70_w33",
     "NDHWC_n2c16k48g1_i3x4x5_w2x3x3_p1x0x1_s1x2x1",
 )

@@ -60,6 +60,10 @@ CUPY = (
     ("depthwise", "conv_f32_NCHW_n1c4k4g4_i32x64_w3x3_s2_p1"),
     ("depthwise", "conv_f64_NCHW_n1c4k4g4_i16x64_w3x3_p1"),
     ("depthwise", "conv_f16_NCHW_n1c4k4g4_i16x64_w3x3_p1"),
+    # Each tile once; types of operands change no more than the instruction that multiplies.
+    ("tensor_core", "conv_f16_NHWC_n1c64k128g1_i8x16_w1x1_bias"),
+    ("tensor_core", "conv_f16_NHWC_n1c64k64g1_i16x32_w1x1_bias"),
+    ("tensor_core", "conv_f32_NHWC_n1c32k2048g1_i40x32_w1x1_bias"),
 )
 
 
@@ -98,6 +102,7 @@ LIMITS = {
         "implicit_gemm: implicit_gemm -DREAL=float -DTILE_K=64 -DTILE_P=64 -DMASKED=1": Limit(0.82),
         "implicit_gemm: implicit_gemm -DREAL=float": Limit(0.79),  # rows and columns of taps
         "implicit_gemm: implicit_gemm -DREAL=double": Limit(0.78),
+        "tensor_core": Limit(0.5),
         "winograd": Limit(0.85, sectors=2.1),  # rows of tiles begin a tile apart
         "depthwise": Limit(0.0),
     },

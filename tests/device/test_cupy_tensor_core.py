@@ -55,27 +55,22 @@ def parameters() -> list[Any]:
     return found
 
 
+# In checked mode, whose kernels are those that the gates count.
 @pytest.mark.parametrize("text", parameters())
-def test_edges(text: str) -> None:
+def test_edges(text: str, in_checked_mode: None) -> None:
     verify(text)
-
-
-def test_few_channels_are_filled_up() -> None:
-    verify("f16_NHWC_n2c3k64g1_i9x7_w3x3_p1_bias")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("text", edges.TENSOR_CORE_LARGE)
-def test_edges_of_large_tiles(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_edges_of_large_tiles(
+    text: str, monkeypatch: pytest.MonkeyPatch, in_checked_mode: None
+) -> None:
     monkeypatch.setattr(tensor_core, "TILES", {128: (128,), 64: (256,)})
     verify(text)
 
 
-def test_checked_mode_finds_nothing(in_checked_mode: None) -> None:
-    verify("f16_NHWC_n2c24k72g1_i9x7_w3x3_p1_bias_act=relu")
-
-
-def test_another_librarys_arrays_begin_anywhere() -> None:
+def test_another_librarys_arrays_begin_anywhere(in_checked_mode: None) -> None:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((1, 5, 4, 16)).astype(np.float16)
     w = rng.standard_normal((64, 16, 1, 1)).astype(np.float16)
@@ -147,7 +142,7 @@ FAULTS = {
         "out of bounds|wrong",
     ),
     "positions beyond the last are written": (
-        "if (position >= positions) continue;\n            alignas", "alignas",
+        "if (first + i * 8 >= positions) break;\n", "",
         "out of bounds|wrong",
     ),
     "outputs beyond the last are written": (
