@@ -13,14 +13,16 @@ from convjit.spec import ConvSpec
 from convjit.spi import Solver, Target
 from convjit_cupy import tiles
 
-# One image of a product of matrices without columns, of what is summed tap by tap, and of one in
-# which nearly nothing is work.
+# One image of a product of matrices without columns, in either layout, of what is summed tap by
+# tap, and of one in which nearly nothing is work.
 PRODUCT = "conv_{}_NCHW_n1c256k256g1_i28x28_w1x1"
+CHANNELS_LAST = "conv_{}_NHWC_n1c256k256g1_i28x28_w1x1"
 PLANES = "conv_{}_NCHW_n1c32k32g32_i32x32_w3x3_p1x1"
 TINY = "conv_f32_NCHW_n1c8k8g1_i8x8_w1x1"
 
 MEASURED = (
     ("gemm", PRODUCT, ("float32", "float64")),
+    ("tensor_core", CHANNELS_LAST, ("float16",)),
     ("depthwise", PLANES, tiles.DTYPES),
 )
 
@@ -51,6 +53,8 @@ def gauges(cupy: Any, name: str, solvers: Sequence[Solver], target: Target) -> I
         solver = by_name[family]
         for dtype in dtypes:
             key, one = f"{name}.{family}.{dtype}", ConvSpec.parse(text.format(SHORT[dtype]))
+            if solver.refuse(one, target) is not None:
+                continue  # an older GPU
             spec = lasting(one, flops_of(solver, one, target, key), target.rates[key])
             yield of_solver(solver, spec, target, key, cupy, waiting(cupy))
     yield from bandwidth_gauges(cupy, target)

@@ -52,5 +52,10 @@ def target(name: str, description: Description) -> Target:
         for family in ("gemm", "implicit_gemm", "winograd.matmul")
         for dtype, peak in tensor.items()
     }
+    # The kernel for tensor cores multiplies float32 as TF32.
+    rates |= {
+        f"{name}.tensor_core.{dtype}": TENSOR_SHARE * peak
+        for dtype, peak in {**half, "float32": tensor["tf32"]}.items()
+    }
     peak = {"float32": found.float32, "float64": found.float64, **half}
     return gpus.target(description, found, rates, peak=peak, call=CALL)

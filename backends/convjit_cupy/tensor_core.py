@@ -209,7 +209,6 @@ class TensorCoreSolver:
 
     def __init__(self, backend: str, cupy: Any) -> None:
         self.id = f"{backend}.tensor_core"
-        self._backend = backend
         self._cupy = cupy
 
     def refuse(self, spec: ConvSpec, target: Target) -> Refusal | None:
@@ -252,7 +251,7 @@ class TensorCoreSolver:
             Phase(
                 "gemm",
                 2.0 * products,
-                f"{self._backend}.implicit_gemm.{'tf32' if tf32 else spec.dtype}",
+                f"{self.id}.{spec.dtype}",
                 {
                     "l2": float(blocks * s.steps * (rows + s.columns) * LINE),
                     "memory": float(size * operands),

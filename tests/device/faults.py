@@ -25,6 +25,7 @@ def changed(module: ModuleType, before: str = "", after: str = "", **names: Any)
     if before:
         assert source.count(before) == 1, f"{before!r} stands {source.count(before)} times"
     made = ModuleType(f"{module.__name__}_changed")
+    made.__file__ = module.__file__  # beside which a kernel's source may lie
     sys.modules[made.__name__] = made  # where dataclasses look while they are made
     exec(
         compile(source.replace(before, after) if before else source, module.__file__, "exec"),

@@ -17,6 +17,7 @@ from faults import changed, told_of
 
 from convjit.spi import Solver
 from convjit_cupy import depthwise, implicit_gemm, winograd
+from convjit_cupy import depthwise, tensor_core
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 
@@ -29,6 +30,11 @@ SHAPES = {
     depthwise: "NCHW_n1c5k5g5_i9x36_w3x3_p1",
     implicit_gemm: "NCHW_n1c9k65g1_i13x5_w3x3_p1",
     winograd: "NCHW_n1c9k33g1_i9x13_w3x3_p1",
+    tensor_core: lambda m, *args: m.TensorCoreSolver(*args),
+}
+SHAPES = {
+    depthwise: "NCHW_n1c5k5g5_i9x36_w3x3_p1",
+    tensor_core: "NHWC_n1c40k136g1_i9x8_w3x2_p1_bias",
 }
 
 
@@ -159,6 +165,58 @@ FAULTS: dict[str, Planted] = {
     ),
     "winograd, points of another warp": Planted(
         winograd, "+ warp * WARP_POINTS * WEIGHTS", "+ warp / 2 * WARP_POINTS * WEIGHTS", "wrong",
+    "tensor core, no wait for copies": Planted(
+        tensor_core, '            asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 2));\n',
+        "", "uninitialised|wrong",
+    ),
+    "tensor core, a wait for too few copies": Planted(
+        tensor_core, '"n"(STAGES - 2)', '"n"(STAGES - 1)', "uninitialised|race|wrong",
+    ),
+    "tensor core, no barrier": Planted(
+        tensor_core, "            __syncthreads();  //", "            //", "uninitialised|race",
+    ),
+    "tensor core, copies into the stage that is read": Planted(
+        tensor_core, "(stage + STAGES - 1) % STAGES", "stage", "race|uninitialised|wrong",
+    ),
+    "tensor core, no right edge of the image": Planted(
+        tensor_core, "(u32)(first + tap * axis.dilation) < (u32)axis.size",
+        "first + tap * axis.dilation >= 0", "wrong|out of bounds",
+    ),
+    "tensor core, positions beyond the last are read": Planted(
+        tensor_core, "if (position >= positions) continue;\n            const int x0",
+        "const int x0", "out of bounds|wrong",
+    ),
+    "tensor core, positions beyond the last are written": Planted(
+        tensor_core, "if (first + i * 8 >= positions) break;\n", "", "out of bounds|wrong",
+    ),
+    "tensor core, outputs beyond the last are written": Planted(
+        tensor_core, "if (k < outputs) *(uint4*)to", "*(uint4*)to", "out of bounds|wrong",
+    ),
+    "tensor core, no swizzle of what is loaded": Planted(
+        tensor_core, "(matrix / 2 ^ swizzle)", "(matrix / 2)", "wrong",
+    ),
+    "tensor core, halves of the depth swapped": Planted(
+        tensor_core, "{from_a ^ 2 * CHUNK, from_b ^ 2 * CHUNK}",
+        "{from_a ^ 2 * CHUNK, from_b}", "wrong",
+    ),
+    "tensor core, rows of a product swapped": Planted(
+        tensor_core, "matrix % 2 * 8 + in_matrix", "matrix / 2 * 8 + in_matrix", "wrong",
+    ),
+    "tensor core, weights of the tile beside": Planted(
+        tensor_core, "(group * tiles_k + tile_k) * steps", "group * steps", "wrong",
+    ),
+    "tensor core, a row left out": Planted(
+        tensor_core, "i < PARTS_P; i++)\n            copy",
+        "i + 1 < PARTS_P; i++)\n            copy", "uninitialised|wrong",
+    ),
+    "tensor core, the last step left out": Planted(
+        tensor_core, "int left = steps;", "int left = steps - 1;", "wrong",
+    ),
+    "tensor core, columns in the order of the products": Planted(
+        tensor_core, "j * 8 + lane % 4 * ELEMENTS", "j * 8 + lane % 4 * 2", "wrong|misaligned",
+    ),
+    "tensor core, bias of other outputs": Planted(
+        tensor_core, "bias[group * outputs + k + e]", "bias[k]", "wrong",
     ),
 }  # fmt: skip
 # One of each kind in the quick tier.
@@ -166,6 +224,11 @@ QUICK = (
     "depthwise, no barrier", "depthwise, tiles beyond the last", "depthwise, few weights",
     "implicit GEMM, taps swapped", "winograd, no barrier before the products",
 )  # fmt: skip
+    "depthwise, no barrier",
+    "depthwise, tiles beyond the last",
+    "depthwise, few weights",
+    "tensor core, no barrier",
+)
 
 
 class FaultyBackend(EmulatedCupy):
