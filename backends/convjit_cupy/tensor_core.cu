@@ -75,7 +75,7 @@ __device__ inline float least(float a, float b) {
     return a;
 }
 
-// Starts a copy of 16 bytes to shared memory; where they are not to be read, of zeros.
+// Starts a copy of 16 bytes to shared memory, past the L1 cache; where they are not to be read, of zeros.
 __device__ inline void copy(u32 to, const void* from, bool is_there) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(is_there ? 16 : 0));
 }
@@ -209,6 +209,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) tensor_core(
             if (--left == 0) break;
         }
     }
+
+    asm volatile("cp.async.wait_all;");  // a block may not end before its copies
 
     // Columns are packed in an order that gives a lane ELEMENTS neighbours of ELEMENTS / 2 products.
     const int first = tile_p * ROWS + warp_p + lane / 4;

@@ -6,7 +6,8 @@ shared memory, asynchronously and steps ahead, and a warp multiplies 64 position
 Deep Learning", 2014, sec. 3, on the instructions of the PTX ISA for compute capability 8.0.
 
 Tensor cores multiply 16-bit numbers exactly and sum in float32, cutting off instead of rounding;
-float32 is cut off to TF32, 10 bits after the leading one (``precision="fast"``).
+float32 is cut off to TF32, 10 bits after the leading one (``precision="fast"``): rounding it would
+take an instruction for each register of operands, half as many as there are products.
 """
 
 from __future__ import annotations
@@ -308,6 +309,7 @@ def _refuse_sizes(spec: ConvSpec) -> Refusal | None:
     for what, count in (
         ("elements of an image", max(image, reach)),
         ("positions", s.positions + max(map(max, TILES.values()))),
+        ("blocks", s.blocks(min(map(min, TILES.values())))),
     ):
         if count >= planes.MOST_ELEMENTS:
             return Refusal(
