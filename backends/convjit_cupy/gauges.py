@@ -23,6 +23,7 @@ TINY = "conv_f32_NCHW_n1c8k8g1_i8x8_w1x1"
 MEASURED = (
     ("gemm", PRODUCT, ("float32", "float64")),
     ("tensor_core", CHANNELS_LAST, ("float16",)),
+    ("implicit_gemm", PRODUCT, ("float32", "float64")),
     ("depthwise", PLANES, tiles.DTYPES),
 )
 

@@ -1,266 +1,310 @@
-"""Implicit GEMM: outputs (K) by positions (batch and pixels), summed over channels and taps.
+"""Implicit GEMM in CUDA C++: outputs by positions (of all images), summed over channels and taps.
 
-The columns are never built: each thread gathers one position's samples, by a table with the offset
-of every depth (channel and tap), and knows by one bit for each tap, or by a row and a column where
-there are many, whether the tap meets the image.  Weights and samples of the next step come into
-shared memory by asynchronous copies, which write zeros for what lies outside, while each thread
-multiplies 8 x 8 sums of this one; results leave through shared memory, so that neighbours are
-written together (S. Chetlur et al., "cuDNN: Efficient Primitives for Deep Learning", 2014, sec. 3;
-the tiling is that of V. Volkov and J. Demmel, "Benchmarking GPUs to Tune Dense Linear Algebra", SC
-2008).
+The columns are never built: copies to shared memory gather them.  A table has, for every depth
+(channel and tap), the offset of its sample from a position's first one, and the bits that say along
+which axes it could lie outside; each position has a mask of the bits of which it does.  So a copy
+costs one ``and``, which fills with zeros where it is not zero, and no division.
+
+Copies of one step run while the step before is multiplied, asynchronously on compute capability 8.0
+and later.  A thread has 8 x 8 sums, a warp 32 outputs by 64 positions: its lanes read eight
+neighbouring vectors of samples and share the weights, which no bank is asked for twice (S. Chetlur
+et al., "cuDNN: Efficient Primitives for Deep Learning", 2014, sec. 3; V. Volkov and J. Demmel,
+"Benchmarking GPUs to Tune Dense Linear Algebra", SC 2008).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from typing import Any
 
 import numpy as np
 
-from convjit import panels, planes, precision
-from convjit.panels import DEPTH
-from convjit.planes import NOWHERE, Plane, unsigned
+from convjit import planes, precision
+from convjit.planes import LANES, OnPlanes, unsigned
 from convjit.spec import ConvSpec
 from convjit.spi import Config, Executable, Feature, Numerics, Phase, Refusal, Target, Work
-from convjit_cupy import kernels
+from convjit_cupy.kernels import load
 
 Array = Any
 
 REALS = {"float32": "float", "float64": "double"}
-SUMS = 8  # of a thread, along outputs and along positions
+WIDE = 16  # bytes of the widest copy
+EACH_K, EACH_P = 32, 64  # outputs and positions of a warp
 
-# (outputs, positions) of a tile, the largest first.
-TILES = {"float32": ((128, 128), (64, 64)), "float64": ((128, 64), (64, 64))}
+# Warps of a block by (outputs, positions), largest first, and depths of a step.
+TILES = {"float32": ((4, 2), (2, 1)), "float64": ((4, 1), (2, 1))}
+DEPTH = 16
 
-BITS = 32  # taps of which one word says whether they meet the image
+# Bits of a depth: a real one's, one beyond the last; those below are of taps.
+EXISTS, NOWHERE = 1 << 30, 1 << 31
+MOST_BITS = 30
 
-# REAL, TILE_K, TILE_P and MASKED are macros.
-SOURCE = (
-    f"#define DEPTH {DEPTH}\n#define PANEL {panels.PANEL}\n#define NOWHERE {NOWHERE}u\n"
-    + r"""
-typedef unsigned int u32;
-#if MASKED
-typedef uint2 Entry;  // of the table: an offset, the tap's bit
-#else
-typedef uint4 Entry;  // an offset, a row, a column
-#endif
-constexpr int THREADS = TILE_K * TILE_P / 64;
-constexpr int VECTOR = 16 / sizeof(REAL);        // numbers of a load of 128 bits
-constexpr int THREADS_X = TILE_P / 8, THREADS_Y = TILE_K / 8;
-constexpr int ROWS_AT_ONCE = THREADS / TILE_P;   // depths whose samples are gathered together
-constexpr int SAMPLES = DEPTH / ROWS_AT_ONCE;    // of a thread, in a step
-constexpr int ROWS_COPIED = THREADS * VECTOR / PANEL;  // of panels, together
-constexpr int COPIES = DEPTH * TILE_K / VECTOR / THREADS;
-constexpr int STAGE = DEPTH * (TILE_K + TILE_P);
-struct alignas(16) Vector { REAL of[VECTOR]; };
+SOURCE = r"""
+using Real = REAL;
 
-extern __shared__ __align__(16) char shared[];
+constexpr unsigned VECTOR = 16 / sizeof(Real);  // of the widest copy
+constexpr unsigned GROUPS = 8 / VECTOR;         // vectors of a thread's positions
+constexpr unsigned THREADS = 32 * WARPS_K * WARPS_P;
+constexpr unsigned TILE_K = 32 * WARPS_K, TILE_P = 64 * WARPS_P;
+constexpr unsigned STAGE = DEPTH * (TILE_K + TILE_P);
+constexpr unsigned PIECES = TILE_P / PIECE;         // of the positions of a tile
+constexpr unsigned AT_ONCE = THREADS / PIECES;      // depths that the block copies at once
+constexpr unsigned OWN = DEPTH / AT_ONCE;           // neighbouring depths of a thread
+constexpr unsigned WEIGHTS = DEPTH * TILE_K / VECTOR / THREADS;
 
-// One number, or zero, to a place in shared memory.  What does not exist is not read.
-__device__ __forceinline__ void copy_number(u32 to, const REAL *from, bool exists) {
+struct alignas(16) Vector { Real at[VECTOR]; };
+
+// Zeros where `given` is 0, and then nothing is read.
+template <unsigned BYTES>
+__device__ __forceinline__ void copy(Real *to, const Real *from, unsigned given) {
 #if __CUDA_ARCH__ >= 800
-    asm volatile("{ .reg .pred p; setp.eq.u32 p, %2, 0;\n"
-                 "cp.async.ca.shared.global [%0], [%1], %3, p; }\n"
-                 ::"r"(to), "l"(from), "r"((u32)exists), "n"(sizeof(REAL)) : "memory");
+    const unsigned at = static_cast<unsigned>(__cvta_generic_to_shared(to));
+    if constexpr (BYTES == 16)
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+                     :: "r"(at), "l"(from), "r"(given) : "memory");
+    else
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;"
+                     :: "r"(at), "l"(from), "n"(BYTES), "r"(given) : "memory");
 #else
-    *static_cast<REAL *>(__cvta_shared_to_generic(to)) = exists ? *from : REAL(0);
+    for (unsigned i = 0; i < BYTES / sizeof(Real); i++) to[i] = given ? from[i] : Real(0);
 #endif
 }
-__device__ __forceinline__ void copy_vector(u32 to, const REAL *from) {
+
+__device__ __forceinline__ void arrived() {
 #if __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;\n" ::"r"(to), "l"(from) : "memory");
-#else
-    *static_cast<float4 *>(__cvta_shared_to_generic(to)) = *reinterpret_cast<const float4 *>(from);
+    asm volatile("cp.async.wait_all;" ::: "memory");
 #endif
+    __syncthreads();
 }
-__device__ __forceinline__ void wait_for_copies() {
-#if __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.wait_all;\n" ::: "memory");
-#endif
+
+struct Axis { unsigned bits, size, out, stride, pad, dilation; };
+
+// The bits of the taps that lie outside for an output's place on an axis.
+__device__ __forceinline__ unsigned outside(const Axis axis, unsigned place, unsigned first) {
+    unsigned mask = 0;
+#pragma unroll 1
+    for (unsigned tap = 0; tap < axis.bits; tap++)
+        if (place * axis.stride - axis.pad + tap * axis.dilation >= axis.size)
+            mask |= 1u << (first + tap);
+    return mask;
 }
-// from + count, in one instruction, which the compiler does not always find.
-__device__ __forceinline__ const REAL *beyond(const REAL *from, u32 count) {
-    const REAL *to;
-    asm("mad.wide.u32 %0, %1, %2, %3;" : "=l"(to) : "r"(count), "n"(sizeof(REAL)), "l"(from));
-    return to;
-}
-// Eight numbers, a vector of each of the chunks that the threads of a row or column share.
-template <int APART> __device__ __forceinline__ void load(REAL (&to)[8], const REAL *from) {
-#pragma unroll
-    for (int i = 0; i < 8; i += VECTOR) {
-        const Vector vector = *reinterpret_cast<const Vector *>(from + i / VECTOR * APART);
-#pragma unroll
-        for (int j = 0; j < VECTOR; j++) to[i + j] = vector.of[j];
+
+#define AXIS(z) unsigned bits_##z, unsigned size_##z, unsigned out_##z, unsigned stride_##z, \
+                unsigned pad_##z, unsigned dilation_##z
+#define OF(z) {bits_##z, size_##z, out_##z, stride_##z, pad_##z, dilation_##z}
+
+extern "C" __global__ void __launch_bounds__(THREADS) implicit_gemm(
+    const Real *__restrict__ x, const Real *__restrict__ w, const uint4 *__restrict__ table,
+    const Real *__restrict__ bias, Real *__restrict__ y, unsigned positions, unsigned steps,
+    unsigned outputs, unsigned groups, unsigned image, unsigned pixels, unsigned tiles_p,
+    unsigned tiles_k, AXIS(z), AXIS(y), AXIS(x), Real slope, Real lowest, Real highest
+) {
+    __shared__ __align__(16) Real memory[2 * STAGE];  // of a stage: weights, samples
+    const unsigned thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
+    unsigned block = blockIdx.x;
+    const unsigned first_p = block % tiles_p * TILE_P;
+    block /= tiles_p;
+    const unsigned tile_k = block % tiles_k, group = block / tiles_k;
+
+    // What this thread copies: weights one after the other, samples of one position (of several
+    // neighbours where PIECE is more than 1).
+    const Real *weight = w + size_t(group * tiles_k + tile_k) * steps * DEPTH * TILE_K
+                           + thread * VECTOR;
+    const unsigned column = thread % PIECES * PIECE, row = thread / PIECES * OWN;
+    const uint4 *entry = table + row / 2;  // of two depths each
+    unsigned mask = 0xffffffffu;
+    int corner = 0;
+    if (first_p + column < positions) {
+        const Axis axes[3] = {OF(z), OF(y), OF(x)};
+        const unsigned n = (first_p + column) / pixels;
+        unsigned pixel = (first_p + column) % pixels;
+        const unsigned at_x = pixel % out_x;
+        pixel /= out_x;
+        const unsigned at_y = pixel % out_y, at_z = pixel / out_y;
+        mask = 1u << 31 | outside(axes[0], at_z, 0) | outside(axes[1], at_y, bits_z)
+             | outside(axes[2], at_x, bits_z + bits_y);
+        corner = (n * groups + group) * image
+               + ((at_z * stride_z - pad_z) * size_y + at_y * stride_y - pad_y) * size_x
+               + at_x * stride_x - pad_x;
     }
-}
-__device__ __forceinline__ void multiply(REAL (&sums)[8][8], const REAL *a, const REAL *b) {
+    auto fetch = [&](unsigned stage) {
+        Real *const to = memory + stage + thread * VECTOR;
 #pragma unroll
-    for (int d = 0; d < DEPTH; d++) {
-        REAL weights[8], samples[8];
-        load<THREADS_Y * VECTOR>(weights, a + d * TILE_K);
-        load<THREADS_X * VECTOR>(samples, b + d * TILE_P);
+        for (unsigned i = 0; i < WEIGHTS; i++)
+            copy<16>(to + i * THREADS * VECTOR, weight + i * THREADS * VECTOR, 16);
+        Real *const samples = memory + stage + DEPTH * TILE_K + row * TILE_P + column;
 #pragma unroll
-        for (int i = 0; i < 8; i++)
-#pragma unroll
-            for (int j = 0; j < 8; j++) sums[i][j] = fma(weights[i], samples[j], sums[i][j]);
-    }
-}
-
-// A block of 64 threads gathers most for each: so few blocks leave it enough registers.
-#if TILE_P == 64
-#define BOUNDS THREADS, (sizeof(REAL) == 4 ? 6 : 1)
-#else
-#define BOUNDS THREADS
-#endif
-
-extern "C" __global__ void __launch_bounds__(BOUNDS)
-implicit_gemm(const REAL *__restrict__ x, const REAL *__restrict__ w,
-              const Entry *__restrict__ table, const REAL *__restrict__ bias, REAL *__restrict__ y,
-              u32 positions, u32 steps, u32 outputs, u32 panels, u32 groups, u32 image, u32 height,
-              u32 width, u32 pixels, u32 out_width, u32 rows, u32 columns, u32 stride_y,
-              u32 stride_x, u32 pad_y, u32 pad_x, u32 dilation_y, u32 dilation_x, u32 tiles_p,
-              u32 tiles_k, REAL slope, REAL lowest, REAL highest) {
-    const u32 thread = threadIdx.x;
-    u32 block = blockIdx.x;
-    const u32 tile_k = block % tiles_k;  // blocks beside each other read the same samples
-    block /= tiles_k;
-    const u32 tile_p = block % tiles_p, group = block / tiles_p;
-
-    // The position whose samples this thread gathers, and whose results it writes.
-    const u32 column = thread % TILE_P, first = thread / TILE_P;
-    const u32 position = tile_p * TILE_P + column;
-    const u32 n = position / pixels, pixel = position - n * pixels;
-    const u32 row = pixel / out_width;
-    const u32 top = row * stride_y - pad_y, left = (pixel - row * out_width) * stride_x - pad_x;
-    // Where its first tap is, before x begins if that lies in the padding.
-    const REAL *const corner
-        = x + (long long)(int)((n * groups + group) * image + top * width + left);
-#if MASKED
-    u32 met = 0;
-    if (position < positions)
-        for (u32 r = 0, bit = 1; r < rows; r++)
-            for (u32 s = 0; s < columns; s++, bit <<= 1)
-                if (top + r * dilation_y < height && left + s * dilation_x < width) met |= bit;
-#else
-    const u32 upper = position < positions ? top : NOWHERE;
-#endif
-    // The weights that it copies: from a row of a panel on, and from those ROWS_COPIED below.
-    const u32 copied = thread * VECTOR % PANEL, panel_row = thread * VECTOR / PANEL;
-    const u32 panel = panel_row / DEPTH, depth = panel_row % DEPTH;
-    const size_t panel_size = (size_t)steps * DEPTH * PANEL;
-    const REAL *from_w = w + (group * panels + tile_k * (TILE_K / PANEL) + panel) * panel_size
-                         + depth * PANEL + copied;
-    const Entry *entry = table + first;
-    const u32 base = (u32)__cvta_generic_to_shared(shared);
-    const u32 to_weights = base + (depth * TILE_K + panel * PANEL + copied) * sizeof(REAL);
-    const u32 to_samples
-        = base + (DEPTH * TILE_K + first * TILE_P + column) * sizeof(REAL);
-
-    auto fetch = [&](u32 stage) {
-#pragma unroll
-        for (int i = 0; i < COPIES; i++) {
-            const int down = i * ROWS_COPIED % DEPTH, right = i * ROWS_COPIED / DEPTH;
-            copy_vector(to_weights + (stage * STAGE + down * TILE_K + right * PANEL) * sizeof(REAL),
-                        from_w + right * panel_size + down * PANEL);
+        for (unsigned i = 0; i < OWN; i += 2) {
+            const uint4 two = entry[i / 2];
+            constexpr unsigned BYTES = PIECE * sizeof(Real);
+            Real *const place = samples + i * TILE_P;
+            copy<BYTES>(place, x + (corner + int(two.x)), mask & two.y ? 0 : BYTES);
+            copy<BYTES>(place + TILE_P, x + (corner + int(two.z)), mask & two.w ? 0 : BYTES);
         }
-#pragma unroll
-        for (int i = 0; i < SAMPLES; i++) {
-            const Entry tap = entry[i * ROWS_AT_ONCE];
-#if MASKED
-            const bool exists = met & tap.y;
-#else
-            const bool exists = upper + tap.y < height && left + tap.z < width;
-#endif
-            copy_number(to_samples + (stage * STAGE + i * ROWS_AT_ONCE * TILE_P) * sizeof(REAL),
-                        beyond(corner, tap.x), exists);
-        }
-        from_w += DEPTH * PANEL;
-        entry += DEPTH;
+        weight += DEPTH * TILE_K;
+        entry += DEPTH / 2;
     };
 
-    const u32 thread_x = thread % THREADS_X, thread_y = thread / THREADS_X;
-    REAL *const numbers = reinterpret_cast<REAL *>(shared);
-    const REAL *const a = numbers + thread_y * VECTOR;
-    const REAL *const b = numbers + DEPTH * TILE_K + thread_x * VECTOR;
-    REAL sums[8][8] = {};
+    Real sums[8][8];
+#pragma unroll
+    for (unsigned i = 0; i < 8; i++)
+#pragma unroll
+        for (unsigned j = 0; j < 8; j++) sums[i][j] = 0;
+    const unsigned own_k = warp / WARPS_P * 32 + lane / 8 * 8;
+    const unsigned own_p = warp % WARPS_P * 64 + lane % 8 * VECTOR;
+    unsigned stage = 0;
     fetch(0);
-    // Two steps at a time, so that the addresses of both stages are constants.
-    u32 left_over = steps;
 #pragma unroll 1
-    while (true) {
+    for (unsigned step = 1; step <= steps; step++) {
+        arrived();  // also: the stage that is filled next has been read by all
+        if (step < steps) fetch(STAGE - stage);
+        const Real *const weights = memory + stage + own_k;
+        const Real *const samples = memory + stage + DEPTH * TILE_K + own_p;
 #pragma unroll
-        for (int stage = 0; stage < 2; stage++) {
-            wait_for_copies();
-            __syncthreads();
-            left_over--;
-            if (left_over) fetch(1 - stage);
-            multiply(sums, a + stage * STAGE, b + stage * STAGE);
-            if (left_over == 0) goto done;
-        }
-    }
-done:
-
-    // Output i of every thread at a time, a row of positions for each row of threads.
-    const size_t place = (size_t)(n * groups + group) * outputs * pixels + pixel;
+        for (unsigned depth = 0; depth < DEPTH; depth++) {
+            Vector a[GROUPS], b[GROUPS];
 #pragma unroll
-    for (int i = 0; i < 8; i++) {
-        __syncthreads();
-#pragma unroll
-        for (int j = 0; j < 8; j += VECTOR) {
-            Vector vector;
-#pragma unroll
-            for (int v = 0; v < VECTOR; v++) vector.of[v] = sums[i][j + v];
-            *reinterpret_cast<Vector *>(numbers + thread_y * TILE_P
-                                        + (j / VECTOR * THREADS_X + thread_x) * VECTOR) = vector;
-        }
-        __syncthreads();
-#pragma unroll
-        for (int r = 0; r < THREADS_Y; r += ROWS_AT_ONCE) {
-            const u32 k = tile_k * TILE_K + i / VECTOR * (THREADS_Y * VECTOR)
-                          + (r + first) * VECTOR + i % VECTOR;
-            if (position < positions && k < outputs) {
-                REAL value = numbers[(r + first) * TILE_P + column] + bias[group * outputs + k];
-                if (value < REAL(0)) value *= slope;
-                if (value < lowest) value = lowest;
-                if (value > highest) value = highest;
-                y[place + (size_t)k * pixels] = value;
+            for (unsigned g = 0; g < GROUPS; g++) {
+                a[g] = *reinterpret_cast<const Vector *>(weights + depth * TILE_K + g * VECTOR);
+                b[g] = *reinterpret_cast<const Vector *>(samples + depth * TILE_P + g * 8 * VECTOR);
             }
+#pragma unroll
+            for (unsigned i = 0; i < 8; i++)
+#pragma unroll
+                for (unsigned j = 0; j < 8; j++)
+                    sums[i][j] += a[i / VECTOR].at[i % VECTOR] * b[j / VECTOR].at[j % VECTOR];
+        }
+        stage = STAGE - stage;
+    }
+
+    // Vectors of results lie in one plane where planes are whole vectors.
+    const bool wide = pixels % VECTOR == 0 && reinterpret_cast<size_t>(y) % 16 == 0;
+#pragma unroll
+    for (unsigned i = 0; i < 8; i++) {
+        const unsigned k = tile_k * TILE_K + own_k + i;
+        if (k >= outputs) break;
+        const Real added = bias[group * outputs + k];
+#pragma unroll
+        for (unsigned g = 0; g < GROUPS; g++) {
+            Vector results;
+#pragma unroll
+            for (unsigned e = 0; e < VECTOR; e++) {
+                Real value = sums[i][g * VECTOR + e] + added;
+                if (value < 0) value *= slope;  // a NaN passes, since it compares with nothing
+                if (value < lowest) value = lowest;
+                results.at[e] = value > highest ? highest : value;
+            }
+            const unsigned p = first_p + own_p + g * 8 * VECTOR;
+            if (wide && p < positions) {
+                const size_t plane = p / pixels * groups + group;
+                *reinterpret_cast<Vector *>(y + (plane * outputs + k) * pixels + p % pixels) =
+                    results;
+            }
+            if (!wide)
+#pragma unroll
+                for (unsigned e = 0; e < VECTOR; e++)
+                    if (p + e < positions) {
+                        const size_t plane = (p + e) / pixels * groups + group;
+                        y[(plane * outputs + k) * pixels + (p + e) % pixels] = results.at[e];
+                    }
         }
     }
 }
 """
-)
 
 
-def shared_bytes(dtype: str, tile: tuple[int, int]) -> int:
-    """Of a block: two steps of weights and samples."""
-    return 2 * DEPTH * sum(tile) * precision.numpy_dtype(dtype).itemsize
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """An axis of the image: as many bits of a mask as taps may lie outside, or 0.
+
+    The fields are those of the source's ``Axis``, and the taps.
+    """
+
+    bits: int = 0
+    size: int = 1
+    out: int = 1
+    stride: int = 1
+    padding: int = 0
+    dilation: int = 1
+    taps: int = 1
+
+    @property
+    def numbers(self) -> tuple[np.uint32, ...]:
+        """As the kernel is told them."""
+        return unsigned(self.bits, self.size, self.out, self.stride, self.padding, self.dilation)
 
 
-def options(dtype: str, tile: tuple[int, int], masked: bool) -> tuple[str, ...]:
-    """The macros of a dtype and a tile of (outputs, positions)."""
-    return (
-        f"-DREAL={REALS[dtype]}", f"-DTILE_K={tile[0]}", f"-DTILE_P={tile[1]}",
-        f"-DMASKED={int(masked)}",
-    )  # fmt: skip
+@lru_cache(maxsize=1024)
+def axes_of(spec: ConvSpec) -> tuple[Axis, ...]:
+    """The three axes of a problem; the first of fewer have one sample and one tap."""
+    axes = [Axis()] * (3 - spec.ndim)
+    for n, out, taps, s, (lo, _), d in zip(
+        spec.in_size, spec.out_size, spec.kernel_size, spec.stride, spec.padding, spec.dilation,
+        strict=True,
+    ):  # fmt: skip
+        all_inside = lo == 0 and (out - 1) * s + (taps - 1) * d < n
+        axes.append(Axis(0 if all_inside else taps, n, out, s, lo, d, taps))
+    return tuple(axes)
 
 
-def masked(p: Plane) -> bool:
-    """Whether one word has a bit for every tap."""
-    return p.taps <= BITS
+def _depths(spec: ConvSpec) -> int:
+    """Channels times taps, filled up to whole steps."""
+    return -(-(spec.in_channels // spec.groups) * prod(spec.kernel_size) // DEPTH) * DEPTH
 
 
-def depth_table(p: Plane) -> Array:
-    """Of every depth the offset, and the tap's bit, or its row and column (and a number unused)."""
-    table = planes.depth_table(p, DEPTH)
-    if not masked(p):
-        return np.pad(table, ((0, 0), (0, 1)))
-    # What fills up the last step meets nothing.
-    bits = np.zeros(len(table), np.uint32)
-    each = np.uint32(1) << np.arange(p.taps, dtype=np.uint32)
-    bits[: p.channels * p.taps] = np.tile(each, p.channels)
-    return np.stack([table[:, 0], bits], axis=1)
+def depth_table(spec: ConvSpec) -> Array:
+    """Of each depth its offset, and the bits that no position may have that is to read it.
+
+    Offsets wrap at 2^32; one that is read lies in x.
+
+    Returns
+    -------
+    array of uint32, (depths, 2)
+    """
+    z, y, x = axes_of(spec)
+    channels = spec.in_channels // spec.groups
+    index = np.indices((channels, z.taps, y.taps, x.taps)).reshape(4, -1)
+    strides = (z.size * y.size * x.size, y.size * x.size, x.size, 1)
+    table = np.full((_depths(spec), 2), NOWHERE, np.uint32)
+    offset, bits, first = index[0] * strides[0], np.full(index.shape[1], EXISTS), 0
+    for axis, tap, stride in zip((z, y, x), index[1:], strides[1:], strict=True):
+        offset += tap * axis.dilation * stride
+        if axis.bits:
+            bits |= 1 << (first + tap)
+        first += axis.bits
+    table[: offset.size, 0], table[: offset.size, 1] = offset & 0xFFFFFFFF, bits
+    return table
+
+
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """A problem in tiles of (outputs, positions)."""
+
+    outputs: int
+    positions: int
+    tiles_k: int
+    tiles_p: int
+    blocks: int
+
+
+def tiling(spec: ConvSpec, warps: tuple[int, int]) -> Tiling:
+    """The tiles of a problem for blocks of so many warps."""
+    outputs, positions = warps[0] * EACH_K, warps[1] * EACH_P
+    tiles_k = -(-spec.out_channels // spec.groups // outputs)
+    tiles_p = -(-spec.batch * prod(spec.out_size) // positions)
+    return Tiling(outputs, positions, tiles_k, tiles_p, spec.groups * tiles_k * tiles_p)
+
+
+def _packed_elements(spec: ConvSpec, tile: Tiling) -> int:
+    return spec.groups * tile.tiles_k * _depths(spec) * tile.outputs
+
+
+def _warps(config: Config) -> tuple[int, int]:
+    chosen = dict(config)
+    return chosen["warps_k"], chosen["warps_p"]
 
 
 class ImplicitGemmSolver:
@@ -273,90 +317,100 @@ class ImplicitGemmSolver:
         self._cupy = cupy
 
     def refuse(self, spec: ConvSpec, target: Target) -> Refusal | None:
-        if refusal := planes.refuse(spec, tuple(REALS), "the kernel indexes x as one run"):
+        strided = "the kernel indexes x as one run of memory"
+        if (refusal := planes.refuse(spec, tuple(REALS), strided, axes=3)) is not None:
             return refusal
-        p = planes.plane(spec)
-        if p.height > NOWHERE // 2:
-            return Refusal(Feature.SIZE, f"an image of {p.height} rows is too high for the table")
-        return planes.refuse_size(panels.packed_elements(p))
-
-    def _counts(self, spec: ConvSpec, tile: tuple[int, int]) -> tuple[int, int]:
-        """Tiles of outputs and of positions."""
-        p = planes.plane(spec)
-        return -(-p.outputs // tile[0]), -(-spec.batch * p.pixels // tile[1])
+        bits = sum(axis.bits for axis in axes_of(spec))
+        if bits > MOST_BITS:
+            return Refusal(
+                Feature.SIZE,
+                f"the {bits} taps along the padded axes exceed a mask of {MOST_BITS} bits",
+            )
+        tiles = (tiling(spec, warps) for warps in TILES[spec.dtype])
+        return planes.refuse_size(max(_packed_elements(spec, tile) for tile in tiles))
 
     def estimate(self, spec: ConvSpec, target: Target) -> Work:
-        outputs, positions = self._best(spec, target)
-        p = planes.plane(spec)
+        tile = tiling(spec, _warps(next(iter(self.configs(spec, target)))))
         size = precision.numpy_dtype(spec.dtype).itemsize
-        blocks = p.groups * prod(self._counts(spec, (outputs, positions)))
-        depth = panels.padded(p.channels * p.taps, DEPTH)
-        packed = size * panels.packed_elements(p)
+        columns = float(tile.blocks * _depths(spec))
+        packed = size * _packed_elements(spec, tile)
         multiply = Phase(
             "gemm",
-            2.0 * blocks * outputs * positions * depth,
+            2.0 * columns * tile.outputs * tile.positions,
             f"{self.id}.{spec.dtype}",
-            # Each block reads its weights and samples for itself.
+            # A block reads weights and samples once; most of them lie in the cache.
             {
-                "l2": float(size * blocks * depth * (outputs + positions)),
+                "l2": columns * size * (tile.outputs + tile.positions),
                 "memory": float(size * (prod(spec.x_shape) + prod(spec.y_shape))),
             },
         )
         return Work(
             (multiply,),
             Numerics("gemm"),
-            Phase("pack", bytes={"copy": 4.0 * packed}),
+            Phase("pack", bytes={"memory": 4.0 * packed}),
             launches=1,
-            packed_bytes=packed,
+            packed_bytes=packed + 8 * _depths(spec),
         )
 
-    def _best(self, spec: ConvSpec, target: Target) -> tuple[int, int]:
-        """The largest tile of which every multiprocessor gets two blocks, else the smallest."""
-        tiles, groups = TILES[spec.dtype], planes.plane(spec).groups
-        blocks = {tile: groups * prod(self._counts(spec, tile)) for tile in tiles}
-        return next((t for t in tiles if blocks[t] >= 2 * target.cores), tiles[-1])
-
     def configs(self, spec: ConvSpec, target: Target) -> Iterable[Config]:
-        best = self._best(spec, target)
-        others = (t for t in TILES[spec.dtype] if t != best)
-        return [(("tile_k", k), ("tile_p", p)) for k, p in (best, *others)]
+        kinds = TILES[spec.dtype]
+        # The largest tile of which every multiprocessor gets two blocks, else the smallest.
+        enough = (t for t in kinds if tiling(spec, t).blocks >= 2 * target.cores)
+        best = next(enough, kinds[-1])
+        ordered = (best, *(t for t in kinds if t != best))
+        return [(("warps_k", k), ("warps_p", p)) for k, p in ordered]
 
     def plan(self, spec: ConvSpec, target: Target, config: Config) -> Executable:
-        sizes = dict(config)
-        return ImplicitGemm(spec, self._cupy, (sizes["tile_k"], sizes["tile_p"]))
+        return ImplicitGemm(spec, self._cupy, _warps(config))
 
 
-class ImplicitGemm(planes.OnPlanes):
-    """The executable; packed are the weights and the table of depths."""
+class ImplicitGemm(OnPlanes):
+    """The executable; packed are the weights, tile by tile and depth by depth, and the table."""
 
-    def __init__(self, spec: ConvSpec, cupy: Any, tile: tuple[int, int]) -> None:
+    def __init__(self, spec: ConvSpec, cupy: Any, warps: tuple[int, int]) -> None:
         super().__init__(spec, cupy)
-        p = self.plane
-        macros = options(spec.dtype, tile, masked(p))
-        self._kernel = kernels.load(cupy, SOURCE, "implicit_gemm", macros)
-        self._threads = prod(tile) // SUMS**2
-        self._shared_bytes = shared_bytes(spec.dtype, tile)
-        positions = spec.batch * p.pixels
-        tiles_k, tiles_p = -(-p.outputs // tile[0]), -(-positions // tile[1])
-        self._blocks = tiles_k * tiles_p * p.groups
-        _, count, depths, _ = panels.packed_shape(p.groups, p.outputs, p.channels * p.taps)
+        self._warps = warps
+        self._tile = tile = tiling(spec, warps)
+        axes = axes_of(spec)
+        pixels = prod(spec.out_size)
         self._arguments = (
             *unsigned(
-                positions, depths // DEPTH, p.outputs, count, p.groups,
-                p.channels * p.height * p.width, p.height, p.width, p.pixels, p.out_width, p.rows,
-                p.columns, *p.stride, *p.padding, *p.dilation, tiles_p, tiles_k,
+                spec.batch * pixels, _depths(spec) // DEPTH, self.plane.outputs, spec.groups,
+                self.plane.channels * prod(spec.in_size), pixels, tile.tiles_p, tile.tiles_k,
             ),
+            *(number for axis in axes for number in axis.numbers),
             *planes.activation(spec),
         )  # fmt: skip
+        # Where the positions of an image are its samples, neighbours are copied together.
+        self._vector = WIDE // self._kind.itemsize
+        one_tap = all(a.taps == a.stride == 1 and a.size == a.out for a in axes)
+        self._neighbours = one_tap and pixels % self._vector == 0
 
     def pack(self, rhs: Array) -> tuple[Array, Array]:
-        p = self.plane
+        p, tile = self.plane, self._tile
         taps = planes.grouped_taps(self.spec, rhs).reshape(p.groups, p.outputs, -1)
-        return panels.arranged(self.cupy, taps), self.cupy.asarray(depth_table(p).reshape(-1))
+        depths = _depths(self.spec)
+        filled = self.cupy.zeros((p.groups, tile.tiles_k * tile.outputs, depths), self._kind)
+        filled[:, : p.outputs, : taps.shape[2]] = taps
+        tiles = filled.reshape(p.groups, tile.tiles_k, tile.outputs, depths).transpose(0, 1, 3, 2)
+        table = self.cupy.asarray(depth_table(self.spec).reshape(-1))
+        into = self.cupy.empty(tiles.shape, self._kind)
+        into[...] = tiles
+        return into.reshape(-1), table
 
     def compute(
         self, x: Array, packed: Any, bias: Array, y: Array, workspace: Array | None
     ) -> None:
+        # An array of another library's may begin anywhere.
+        aligned = int(getattr(x.data, "ptr", 0)) % WIDE == 0
+        macros = {
+            "REAL": REALS[self.spec.dtype], "WARPS_K": self._warps[0], "WARPS_P": self._warps[1],
+            "DEPTH": DEPTH, "PIECE": self._vector if self._neighbours and aligned else 1,
+        }  # fmt: skip
+        options = tuple(f"-D{name}={value}" for name, value in macros.items())
+        kernel = load(self.cupy, SOURCE, "implicit_gemm", options)
         weights, table = packed
-        arguments = (x, weights, table, bias, y, *self._arguments)
-        self._kernel((self._blocks,), (self._threads,), arguments, shared_bytes=self._shared_bytes)
+        kernel(
+            (self._tile.blocks,), (prod(self._warps) * LANES,),
+            (x, weights, table, bias, y, *self._arguments),
+        )  # fmt: skip

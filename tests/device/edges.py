@@ -108,6 +108,27 @@ CUPY_DEPTHWISE = (
     "NCHW_n1c3k3g3_i20x24_w1x3_d1x4",
     "NCDHW_n2c2k4g2_i5x6x8_w3x2x3_s2x1x1_p1x0x1_d1x2x1_flip",
 )
+# A step is 16 depths, a tile 64 outputs by 64 positions; where there is one tap, and a plane is whole
+# vectors, neighbours are copied together.
+IMPLICIT_GEMM = (
+    "NCHW_n1c15k63g1_i9x7_w1x1",
+    "NCHW_n1c16k64g1_i8x8_w1x1_bias",
+    "NCHW_n2c17k65g1_i6x6_w1x1_bias_act=leaky_relu,0.1",  # the images' edge within a tile
+    "NCHW_n1c9k65g1_i13x5_w3x3_p1_bias_act=relu",
+    "NCHW_n3c3k5g1_i11x13_w3x3_s2x1_p1.2x2.0_d1x2_flip",
+    "NCHW_n2c6k10g2_i6x5_w3x2_p1",
+    "NCHW_n1c5k3g1_i9x8_w2x3",  # no padding
+    "NCL_n2c3k4g1_i67_w5_s2_p2_act=clip,-1.0,1.0",
+    "NCDHW_n2c3k4g1_i5x6x7_w3x2x3_s2x1x1_p1x0x1_d1x2x1_flip",
+)
+# The same for tiles of 128 outputs, which are chosen where they make blocks enough.
+LARGE_IMPLICIT_GEMM = (
+    "NCHW_n1c15k127g1_i43x3_w1x1",
+    "NCHW_n1c17k129g1_i16x8_w1x1_bias",
+    "NCHW_n2c9k65g1_i13x5_w3x3_p1_bias_act=relu",
+    "NCHW_n2c6k10g2_i6x5_w3x2_p1_flip",
+    "NCDHW_n2c3k4g1_i5x6x7_w3x2x3_s2x1x1_p1x0x1_d1x2x1",
+)
 CUPY_EDGES = [
     *(("depthwise", text) for text in CUPY_DEPTHWISE),
 ]

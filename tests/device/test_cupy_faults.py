@@ -16,25 +16,21 @@ from emulated_cupy import EmulatedCupy, missing, registered
 from faults import changed, told_of
 
 from convjit.spi import Solver
-from convjit_cupy import depthwise, implicit_gemm, winograd
-from convjit_cupy import depthwise, tensor_core
+from convjit_cupy import depthwise, implicit_gemm, tensor_core, winograd
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 
 SOLVERS = {
     depthwise: lambda m, *args: m.DepthwiseSolver(*args),
     implicit_gemm: lambda m, *args: m.ImplicitGemmSolver(*args),
+    tensor_core: lambda m, *args: m.TensorCoreSolver(*args),
     winograd: lambda m, *args: m.WinogradSolver(*args, 4),
 }
 SHAPES = {
     depthwise: "NCHW_n1c5k5g5_i9x36_w3x3_p1",
     implicit_gemm: "NCHW_n1c9k65g1_i13x5_w3x3_p1",
-    winograd: "NCHW_n1c9k33g1_i9x13_w3x3_p1",
-    tensor_core: lambda m, *args: m.TensorCoreSolver(*args),
-}
-SHAPES = {
-    depthwise: "NCHW_n1c5k5g5_i9x36_w3x3_p1",
     tensor_core: "NHWC_n1c40k136g1_i9x8_w3x2_p1_bias",
+    winograd: "NCHW_n1c9k33g1_i9x13_w3x3_p1",
 }
 
 
@@ -102,39 +98,61 @@ FAULTS: dict[str, Planted] = {
     "depthwise, rows and columns of taps swapped": Planted(
         depthwise, "into[...] = taps", "into[...] = taps.swapaxes(3, 4)", "wrong",
     ),
-    "implicit GEMM, no wait for the copies": Planted(
-        implicit_gemm, "            wait_for_copies();\n            __syncthreads();\n",
-        "            __syncthreads();\n", "uninitialised|wrong",
+    "implicit gemm, no barrier": Planted(
+        implicit_gemm, "#endif\n    __syncthreads();\n", "#endif\n", "race|uninitialised",
     ),
-    "implicit GEMM, no barrier between the stages": Planted(
-        implicit_gemm, "            wait_for_copies();\n            __syncthreads();\n",
-        "            wait_for_copies();\n", "race|uninitialised",
+    "implicit gemm, copies are not waited for": Planted(
+        implicit_gemm, "cp.async.wait_all;", "cp.async.commit_group;", "uninitialised",
     ),
-    "implicit GEMM, no barrier before results pass": Planted(
-        implicit_gemm, "    for (int i = 0; i < 8; i++) {\n        __syncthreads();\n",
-        "    for (int i = 0; i < 8; i++) {\n", "race",
+    "implicit gemm, the last copies are not waited for": Planted(
+        implicit_gemm, "cp.async.wait_all;", "cp.async.commit_group; cp.async.wait_group 1;",
+        "uninitialised|race",
     ),
-    "implicit GEMM, a step left out": Planted(
-        implicit_gemm, "left_over = steps;", "left_over = steps - (steps > 1);", "wrong",
+    "implicit gemm, copies into the stage that is read": Planted(
+        implicit_gemm, "fetch(STAGE - stage);", "fetch(stage);", "uninitialised|race|wrong",
     ),
-    "implicit GEMM, samples beside the image": Planted(
-        implicit_gemm, "left + s * dilation_x < width", "left + s * dilation_x <= width",
-        "wrong|out of bounds",
+    "implicit gemm, a step left out": Planted(
+        implicit_gemm, "step <= steps; step++", "step < steps; step++", "wrong",
     ),
-    "implicit GEMM, weights of the next panel": Planted(
-        implicit_gemm, "+ depth * PANEL + copied;", "+ (depth + 1) * PANEL + copied;",
-        "wrong|out of bounds",
+    "implicit gemm, a step too many": Planted(
+        implicit_gemm, "if (step < steps) fetch", "if (step <= steps) fetch",
+        "load out of bounds",
     ),
-    "implicit GEMM, a short step of samples": Planted(
-        implicit_gemm, "i < SAMPLES; i++", "i < SAMPLES - 1; i++", "uninitialised",
+    "implicit gemm, few depths": Planted(
+        implicit_gemm, "i < OWN; i += 2", "i + 2 < OWN; i += 2", "uninitialised",
     ),
-    "implicit GEMM, positions beyond the last": Planted(
-        implicit_gemm, "if (position < positions && k < outputs)", "if (k < outputs)",
-        "wrong|out of bounds",
+    "implicit gemm, the sample beside": Planted(
+        implicit_gemm, "x + (corner + int(two.x))", "x + (corner + int(two.x) + 1)",
+        "load out of bounds|wrong",
     ),
-    "implicit GEMM, taps swapped": Planted(
-        implicit_gemm, "np.tile(each, p.channels)", "np.tile(each[::-1], p.channels)",
-        "wrong|out of bounds",
+    "implicit gemm, no zeros outside the image": Planted(
+        implicit_gemm, "mask & two.w ? 0 : BYTES", "BYTES", "out of bounds|wrong",
+    ),
+    "implicit gemm, a mask of the taps of another axis": Planted(
+        implicit_gemm, "outside(axes[2], at_x, bits_z + bits_y)", "outside(axes[2], at_x, bits_z)",
+        "out of bounds|wrong",
+    ),
+    "implicit gemm, positions beyond the last": Planted(
+        implicit_gemm, "                    if (p + e < positions) {", "                    {",
+        "store out of bounds|wrong",
+    ),
+    "implicit gemm, outputs beyond the last": Planted(
+        implicit_gemm, "if (k >= outputs) break;", "", "out of bounds",
+    ),
+    "implicit gemm, wide results of planes that are no whole vectors": Planted(
+        implicit_gemm, "pixels % VECTOR == 0 && reinterpret", "reinterpret",
+        "misaligned|out of bounds|wrong",
+    ),
+    "implicit gemm, neighbours of planes that are no whole vectors": Planted(
+        implicit_gemm, "one_tap and pixels % self._vector == 0", "one_tap",
+        "misaligned|out of bounds|wrong", "NCHW_n2c17k65g1_i3x5_w1x1",
+    ),
+    "implicit gemm, offsets of taps without dilation": Planted(
+        implicit_gemm, "offset += tap * axis.dilation * stride", "offset += tap * stride", "wrong",
+        "NCHW_n1c9k65g1_i13x7_w3x3_p1_d2",
+    ),
+    "implicit gemm, weights of another depth": Planted(
+        implicit_gemm, "transpose(0, 1, 3, 2)", "transpose(0, 1, 3, 2)[:, :, ::-1]", "wrong",
     ),
     "winograd, no wait for the weights": Planted(
         winograd, "        wait_for_copies();\n", "", "uninitialised|wrong",
@@ -165,6 +183,7 @@ FAULTS: dict[str, Planted] = {
     ),
     "winograd, points of another warp": Planted(
         winograd, "+ warp * WARP_POINTS * WEIGHTS", "+ warp / 2 * WARP_POINTS * WEIGHTS", "wrong",
+    ),
     "tensor core, no wait for copies": Planted(
         tensor_core, '            asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 2));\n',
         "", "uninitialised|wrong",
@@ -221,13 +240,12 @@ FAULTS: dict[str, Planted] = {
 }  # fmt: skip
 # One of each kind in the quick tier.
 QUICK = (
-    "depthwise, no barrier", "depthwise, tiles beyond the last", "depthwise, few weights",
-    "implicit GEMM, taps swapped", "winograd, no barrier before the products",
-)  # fmt: skip
     "depthwise, no barrier",
     "depthwise, tiles beyond the last",
     "depthwise, few weights",
+    "implicit gemm, copies are not waited for",
     "tensor core, no barrier",
+    "winograd, no barrier before the products",
 )
 
 

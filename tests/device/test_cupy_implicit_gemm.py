@@ -1,81 +1,115 @@
-"""Implicit GEMM in CUDA C++: every tile at its edges, with bits for taps and without."""
+"""The implicit GEMM in CUDA C++: at the edges of both kinds of tile, and in checked mode."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
-import edges
+import numpy as np
 import pytest
 import standin_cupy
+from edges import IMPLICIT_GEMM, LARGE_IMPLICIT_GEMM
 from emulated_cupy import EmulatedCupy, missing, registered
 
+import convjit
 from convjit.spec import ConvSpec
-from convjit.spi import Feature
+from convjit.spi import Target
 from convjit.testing.cases import Case
 from convjit.testing.check import check
-from convjit_cupy import implicit_gemm
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 
-BACKEND = EmulatedCupy("cupy_implicit")
-# More than 32 taps, and sizes that the larger tiles divide.
-EDGES = (
-    *edges.GEMM,
-    "NCHW_n1c3k70g1_i20x20_w7x7_s2_p3",
-    "NCL_n2c2k5g1_i130_w33_p16_d2",
-    "NCHW_n1c2k129g1_i12x11_w3x3_p1_bias_act=relu",
-)
-TILES = [(dtype, tile) for dtype in ("f32", "f64")
-         for tile in implicit_gemm.TILES[{"f32": "float32", "f64": "float64"}[dtype]]]  # fmt: skip
+
+class OnOneCore(EmulatedCupy):
+    """A GPU for which a small problem is a large one."""
+
+    def target(self, device_id: int | None = None) -> Target:
+        return replace(super().target(device_id), cores=1)
 
 
-@pytest.fixture(autouse=True)
-def backend() -> Iterator[None]:
-    with registered(BACKEND):
+BACKEND = EmulatedCupy("cupy_gemm_edges")
+LARGE = OnOneCore("cupy_large_gemm_edges")
+SLOW = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _registered() -> Iterator[None]:
+    with registered(BACKEND), registered(LARGE):
         yield
 
 
-def verify(dtype: str, tile: tuple[int, int], text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = ConvSpec.parse(f"conv_{dtype}_{text}")
-    monkeypatch.setitem(implicit_gemm.TILES, spec.dtype, (tile,))
-    outcome = check(
-        Case("edge", spec), BACKEND.name, algorithm=f"{BACKEND.name}.implicit_gemm",
-        choice={"precision": "fast"},
-    )  # fmt: skip
+def passes(backend: EmulatedCupy, text: str, dtype: str) -> None:
+    identity = f"{backend.name}.implicit_gemm"
+    case = Case("edge", ConvSpec.parse(f"conv_{dtype}_{text}"))
+    outcome = check(case, backend.name, algorithm=identity, choice={"precision": "fast"})
     assert outcome.passed, str(outcome)
+    assert outcome.label == identity
+    _, _, block = standin_cupy.RawModule.launches[-1]
+    warps = ((4, 2) if dtype == "f32" else (4, 1)) if backend is LARGE else (2, 1)
+    assert block == (warps[0] * warps[1] * 32,)
 
 
-@pytest.mark.parametrize(("dtype", "tile"), TILES)
-@pytest.mark.parametrize("text", EDGES)
-def test_edges(
-    dtype: str, tile: tuple[int, int], text: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    verify(dtype, tile, text, monkeypatch)
+def each(texts: tuple[str, ...], quick: slice) -> list[Any]:
+    """The problems, and whether in the quick tier: those of single precision."""
+    return [
+        pytest.param(text, dtype, marks=() if dtype == "f32" and text in texts[quick] else SLOW)
+        for dtype in ("f32", "f64")
+        for text in texts
+    ]
 
 
-@pytest.mark.parametrize(("dtype", "tile"), TILES)
+@pytest.mark.parametrize(("text", "dtype"), each(IMPLICIT_GEMM, slice(None)))
+def test_tiles_are_cut_at_their_edges(text: str, dtype: str) -> None:
+    passes(BACKEND, text, dtype)
+
+
+@pytest.mark.parametrize(("text", "dtype"), each(LARGE_IMPLICIT_GEMM, slice(2, 3)))
+def test_large_tiles_are_cut_at_their_edges(text: str, dtype: str) -> None:
+    passes(LARGE, text, dtype)
+
+
 @pytest.mark.parametrize(
-    "text", ["NCHW_n2c10k70g2_i9x8_w3x3_p1_bias_act=relu", "NCHW_n1c1k3g1_i9x12_w7x7_s2_p3"]
-)
-def test_checked_mode_finds_nothing(
-    dtype: str, tile: tuple[int, int], text: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(standin_cupy.RawModule, "checked", True)
-    verify(dtype, tile, text, monkeypatch)
-
-
-@pytest.mark.parametrize(
-    ("text", "feature"),
+    ("backend", "text", "dtype"),
     [
-        ("conv_f16_NCHW_n1c2k2g1_i8x8_w3x3", Feature.DTYPE),
-        ("conv_f32_NHWC_n1c2k2g1_i8x8_w3x3", Feature.LAYOUT),
-        ("conv_f32_NCDHW_n1c2k2g1_i8x8x8_w3x3x3", Feature.NDIM),
-        ("convt_f32_NCHW_n1c2k2g1_i8x8_w3x3", Feature.DIRECTION),
-        ("conv_f32_NCHW_n65536c64k2g1_i32x32_w3x3", Feature.SIZE),
+        (BACKEND, IMPLICIT_GEMM[3], "f32"),
+        pytest.param(BACKEND, IMPLICIT_GEMM[2], "f32", marks=SLOW),
+        pytest.param(BACKEND, IMPLICIT_GEMM[3], "f64", marks=SLOW),
+        pytest.param(LARGE, LARGE_IMPLICIT_GEMM[1], "f32", marks=SLOW),
+        pytest.param(LARGE, LARGE_IMPLICIT_GEMM[3], "f64", marks=SLOW),
     ],
 )
-def test_refuses_with_the_feature_to_lower(text: str, feature: Feature) -> None:
-    solver = implicit_gemm.ImplicitGemmSolver("cupy", standin_cupy)
+def test_the_kernel_is_clean_in_checked_mode(
+    backend: EmulatedCupy, text: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(standin_cupy.RawModule, "checked", True)
+    passes(backend, text, dtype)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("conv_f32_NCL_n1c4k4g1_i80_w33_p1", "the 33 taps along the padded axes exceed a mask"),
+        ("conv_f32_NCHW_n1c65536k32768g1_i2x2_w1x1", "offsets of 32 bits"),
+        ("conv_c64_NCHW_n1c4k4g1_i8x8_w3x3", "the kernels compute float32"),
+        ("conv_f32_NHWC_n1c4k4g1_i8x8_w3x3", "channels-first"),
+    ],
+)
+def test_what_is_refused(text: str, reason: str) -> None:
+    solver = next(s for s in BACKEND.solvers() if s.id.endswith(".implicit_gemm"))
     refusal = solver.refuse(ConvSpec.parse(text), BACKEND.target())
     assert refusal is not None
-    assert refusal.feature is feature
+    assert reason in refusal.reason
+
+
+def test_many_taps_of_an_axis_without_padding_need_no_bits() -> None:
+    passes(BACKEND, "NCL_n1c2k3g1_i80_w33", "f32")
+
+
+def test_a_view_that_is_not_aligned_is_copied_element_by_element() -> None:
+    memory = standin_cupy.asarray(np.arange(1 + 5 * 8 * 8, dtype=np.float32))
+    x = memory[1:].reshape(1, 5, 8, 8)
+    w = standin_cupy.full((3, 5, 1, 1), 1, "float32")
+    y = convjit.conv(x, w, backend=BACKEND.name, algorithm=f"{BACKEND.name}.implicit_gemm")
+    expected = np.broadcast_to(x.get().sum(1, keepdims=True), (1, 3, 8, 8))
+    np.testing.assert_allclose(y.get(), expected, rtol=1e-6)
