@@ -116,7 +116,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) implicit_gemm(
     const unsigned column = thread % PIECES * PIECE, row = thread / PIECES * OWN;
     const uint4 *entry = table + row / 2;  // of two depths each
     unsigned mask = 0xffffffffu;
-    int corner = 0;
+    const Real *corner = x;
     if (first_p + column < positions) {
         const Axis axes[3] = {OF(z), OF(y), OF(x)};
         const unsigned n = (first_p + column) / pixels;
@@ -126,9 +126,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) implicit_gemm(
         const unsigned at_y = pixel % out_y, at_z = pixel / out_y;
         mask = 1u << 31 | outside(axes[0], at_z, 0) | outside(axes[1], at_y, bits_z)
              | outside(axes[2], at_x, bits_z + bits_y);
-        corner = (n * groups + group) * image
-               + ((at_z * stride_z - pad_z) * size_y + at_y * stride_y - pad_y) * size_x
-               + at_x * stride_x - pad_x;
+        corner += int((n * groups + group) * image
+                      + ((at_z * stride_z - pad_z) * size_y + at_y * stride_y - pad_y) * size_x
+                      + at_x * stride_x - pad_x);
     }
     auto fetch = [&](unsigned stage) {
         Real *const to = memory + stage + thread * VECTOR;
@@ -141,8 +141,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) implicit_gemm(
             const uint4 two = entry[i / 2];
             constexpr unsigned BYTES = PIECE * sizeof(Real);
             Real *const place = samples + i * TILE_P;
-            copy<BYTES>(place, x + (corner + int(two.x)), mask & two.y ? 0 : BYTES);
-            copy<BYTES>(place + TILE_P, x + (corner + int(two.z)), mask & two.w ? 0 : BYTES);
+            copy<BYTES>(place, corner + int(two.x), mask & two.y ? 0 : BYTES);
+            copy<BYTES>(place + TILE_P, corner + int(two.z), mask & two.w ? 0 : BYTES);
         }
         weight += DEPTH * TILE_K;
         entry += DEPTH / 2;

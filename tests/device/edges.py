@@ -108,8 +108,8 @@ CUPY_DEPTHWISE = (
     "NCHW_n1c3k3g3_i20x24_w1x3_d1x4",
     "NCDHW_n2c2k4g2_i5x6x8_w3x2x3_s2x1x1_p1x0x1_d1x2x1_flip",
 )
-# A step is 16 depths, a tile 64 outputs by 64 positions; where there is one tap, and a plane is whole
-# vectors, neighbours are copied together.
+# A step is 16 depths, a tile 64 outputs by 64 positions; neighbours are copied together where there
+# is one tap and planes are whole vectors.
 IMPLICIT_GEMM = (
     "NCHW_n1c15k63g1_i9x7_w1x1",
     "NCHW_n1c16k64g1_i8x8_w1x1_bias",

@@ -100,7 +100,6 @@ LIMITS = {
         "winograd": Limit(0.85, sectors=2.1),  # rows of tiles begin a tile apart
         "depthwise": Limit(0.0),
         # Eight loads of shared memory for 64 multiply-adds, where single precision needs four.
-        "implicit_gemm -DREAL=double": Limit(0.8),
         "implicit_gemm: implicit_gemm -DREAL=double": Limit(0.8),
         "implicit_gemm": Limit(0.85),
     },

@@ -122,7 +122,7 @@ FAULTS: dict[str, Planted] = {
         implicit_gemm, "i < OWN; i += 2", "i + 2 < OWN; i += 2", "uninitialised",
     ),
     "implicit gemm, the sample beside": Planted(
-        implicit_gemm, "x + (corner + int(two.x))", "x + (corner + int(two.x) + 1)",
+        implicit_gemm, "corner + int(two.x)", "corner + 1 + int(two.x)",
         "load out of bounds|wrong",
     ),
     "implicit gemm, no zeros outside the image": Planted(

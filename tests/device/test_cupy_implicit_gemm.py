@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import gates
 import numpy as np
 import pytest
 import standin_cupy
@@ -100,6 +101,21 @@ def test_what_is_refused(text: str, reason: str) -> None:
     refusal = solver.refuse(ConvSpec.parse(text), BACKEND.target())
     assert refusal is not None
     assert reason in refusal.reason
+
+
+@SLOW
+@pytest.mark.parametrize("capability", gates.GENERATIONS)
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+@pytest.mark.parametrize("taps", ["w1x1", "w3x3_p1"])
+def test_large_tiles_multiply_most_of_the_time(
+    taps: str, dtype: str, capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = f"conv_{dtype}_NCHW_n32c64k256g1_i56x56_{taps}"
+    monkeypatch.setattr(gates, "CUPY", (("implicit_gemm", text),))
+    ((kernel, figures),) = gates.static("cupy", capability).items()
+    assert "-DWARPS_K=4" in kernel
+    assert (figures["spilled_bytes"], figures["local"], figures["blocks"]) == (0, 0, 2)
+    assert figures["share"] >= gates.limit_of("cupy", kernel).share
 
 
 def test_many_taps_of_an_axis_without_padding_need_no_bits() -> None:
