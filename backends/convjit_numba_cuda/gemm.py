@@ -17,12 +17,12 @@ from typing import Any
 from numba import cuda, uint32, uint64
 
 from convjit import planes, precision
-from convjit.panels import DEPTH, PANEL, arranged, packed_elements, packed_shape, padded
 from convjit.planes import NOWHERE, unsigned
 from convjit.spec import ConvSpec
 from convjit.spi import Config, Executable, Feature, Numerics, Phase, Refusal, Target, Work
 from convjit_numba_cuda import problem
 from convjit_numba_cuda.device import Array, Device, Kernel
+from convjit_numba_cuda.panels import DEPTH, PANEL, arranged, packed_elements, packed_shape, padded
 from convjit_numba_cuda.problem import WIDE, OnPlanes, finish
 
 COLUMNS = 16  # threads along a row of a tile: neighbours, whose results are written together

@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 from numba import cuda, uint32
 
-from convjit import panels, planes, precision
+from convjit import planes, precision
 from convjit.algorithms import winograd
 from convjit.algorithms.composed_winograd import tile_of, winograd_counts
 from convjit.algorithms.workspace import Carver, aligned, nbytes
 from convjit.planes import Plane, unsigned
 from convjit.spec import ConvSpec
 from convjit.spi import Config, Executable, Feature, Numerics, Phase, Refusal, Target, Work
-from convjit_numba_cuda import gemm, problem
+from convjit_numba_cuda import gemm, panels, problem
 from convjit_numba_cuda.device import Array, Device, Kernel
 from convjit_numba_cuda.problem import OnPlanes, finish
 from convjit_numba_cuda.winogradcode import along_axis

@@ -46,7 +46,7 @@ LAYERS = (
 )
 BACKEND_MAY_IMPORT = (
     "errors", "_version", "locks", "store", "spec", "layout", "precision", "algorithms", "spi",
-    "gauges", "gpus", "planes", "panels", "blockwise", "cupyarrays", "profiling",
+    "gauges", "gpus", "planes", "blockwise", "cupyarrays", "profiling",
 )  # fmt: skip
 
 
