@@ -26,7 +26,6 @@ LAYERS = (
         "gauges",
         "gpus",
         "planes",
-        "panels",
         "blockwise",
         "cupyarrays",
         "arguments",
