@@ -36,6 +36,8 @@ class CupyBackend(CupyBackendBase):
 
     def solvers(self) -> Sequence[Solver]:
         from convjit_cupy.depthwise import DepthwiseSolver
+        from convjit_cupy.depthwise_channels_last import ChannelsLastDepthwiseSolver
+        from convjit_cupy.direct import DirectSolver
         from convjit_cupy.fft import FftSolver
         from convjit_cupy.gemm import GemmSolver
         from convjit_cupy.implicit_gemm import ImplicitGemmSolver
@@ -46,6 +48,7 @@ class CupyBackend(CupyBackendBase):
         name, cupy = self.name, self.array_namespace()
         return (
             GemmSolver(name, cupy), FftSolver(name, cupy), DepthwiseSolver(name, cupy),
+            ChannelsLastDepthwiseSolver(name, cupy), DirectSolver(name, cupy),
             ImplicitGemmSolver(name, cupy),
             TensorCoreSolver(name, cupy),
             *(WinogradSolver(name, cupy, m) for m in (4, 2, 6)),

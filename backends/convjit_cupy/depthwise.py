@@ -26,7 +26,8 @@ WARPS = 8  # of a block, fewer where their patches would not fit
 MOST_COLUMNS = 32  # of taps, which are unrolled
 
 SOURCE = (
-    tiles.PATCH
+    tiles.TYPES
+    + tiles.PATCH
     + tiles.TILE
     + r"""
 extern __shared__ __align__(16) char memory[];
@@ -177,7 +178,7 @@ class DepthwiseSum(OnPlanes):
         own_bytes = own * tiles.sum_bytes(spec.dtype)
         self._warps = min(WARPS, planes.SHARED_BYTES // own_bytes)
         self._shared = self._warps * own_bytes
-        self._kernel = load(cupy, SOURCE, "depthwise", tiles.macros(spec, tile))
+        self._kernel = load(cupy, SOURCE, "depthwise", tiles.tile_macros(spec, tile))
         count = spec.batch * spec.out_channels * planes.depth(spec).out * tile.count
         self._blocks = -(-count // self._warps)
         self._arguments = (

@@ -17,6 +17,7 @@ from convjit_cupy import tiles
 # tap, and of one in which nearly nothing is work.
 PRODUCT = "conv_{}_NCHW_n1c256k256g1_i28x28_w1x1"
 CHANNELS_LAST = "conv_{}_NHWC_n1c256k256g1_i28x28_w1x1"
+SUMS = "conv_{}_NCHW_n1c32k64g1_i32x32_w3x3_p1x1"
 PLANES = "conv_{}_NCHW_n1c32k32g32_i32x32_w3x3_p1x1"
 TINY = "conv_f32_NCHW_n1c8k8g1_i8x8_w1x1"
 
@@ -24,6 +25,7 @@ MEASURED = (
     ("gemm", PRODUCT, ("float32", "float64")),
     ("tensor_core", CHANNELS_LAST, ("float16",)),
     ("implicit_gemm", PRODUCT, ("float32", "float64")),
+    ("direct", SUMS, tiles.DTYPES),
     ("depthwise", PLANES, tiles.DTYPES),
 )
 

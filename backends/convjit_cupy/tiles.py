@@ -29,8 +29,11 @@ C_TYPES = {
     "float32": "float", "float64": "double", "float16": "__half", "bfloat16": "__nv_bfloat16",
 }  # fmt: skip
 
+LAYOUTS = ("NCL", "NCHW", "NCDHW")
+
 WIDE_BYTES = 16  # of the widest load
 MOST_STRIDE = 8  # of columns
+MOST_REACH = 256  # columns from the first to the last tap of a row, whose window is unrolled
 BANKS_BYTES = 128  # of shared memory, that a quarter of a warp reads at once
 
 
@@ -50,9 +53,8 @@ def sum_bytes(dtype: str) -> int:
 
 # ------------------------------------------------------------------------------ CUDA C++
 
-# Of every kernel: types, the patch, the activation.  Macros: REAL, SUM, VECTOR; STRIDE, RESIDUE
-# and PITCH of the patch.
-PATCH = r"""
+# Of every kernel: types, the activation.  Macros: REAL, SUM, VECTOR.
+TYPES = r"""
 #include <cuda_fp16.h>
 #include <cuda_bf16.h>
 
@@ -65,6 +67,16 @@ __device__ __forceinline__ bool is_wide(const void *array, unsigned width) {
     return width % VECTOR == 0 && reinterpret_cast<size_t>(array) % sizeof(Vector<Real>) == 0;
 }
 
+// A NaN passes, since it compares with nothing.
+__device__ __forceinline__ Sum finish(Sum value, Sum slope, Sum lowest, Sum highest) {
+    if (value < 0) value *= slope;
+    if (value < lowest) value = lowest;
+    return value > highest ? highest : value;
+}
+"""
+
+# The patch in shared memory.  Further macros: STRIDE, RESIDUE and PITCH.
+PATCH = r"""
 // Vectors in shared memory.  Left to itself the compiler splits them, or loads only the parts that
 // are used; neighbouring lanes are a vector apart, so that a part costs what the whole does.
 __device__ __forceinline__ void load_wide(const Sum *from, Sum *to) {
@@ -87,13 +99,6 @@ __device__ __forceinline__ void store_wide(Sum *to, const Sum *from) {
     asm volatile("st.shared.v2.f64 [%2], {%0, %1};"
                  :: "d"(from[0]), "d"(from[1]), "r"(at) : "memory");
 #endif
-}
-
-// A NaN passes, since it compares with nothing.
-__device__ __forceinline__ Sum finish(Sum value, Sum slope, Sum lowest, Sum highest) {
-    if (value < 0) value *= slope;
-    if (value < lowest) value = lowest;
-    return value > highest ? highest : value;
 }
 
 // An image, the taps of its depth, the patch's first line and column (below zero by wrapping).
@@ -366,6 +371,12 @@ def refuse(spec: ConvSpec, most_columns: int, largest: int = 0) -> Refusal | Non
             Feature.SIZE,
             f"the taps of a row are unrolled, {most_columns} at most, not {spec.kernel_size[-1]}",
         )
+    reach = (spec.kernel_size[-1] - 1) * spec.dilation[-1]
+    if reach > MOST_REACH:
+        return Refusal(
+            Feature.SIZE,
+            f"the taps of a row reach over {reach} columns, more than the {MOST_REACH} of a window",
+        )
     if spec.stride[-1] > MOST_STRIDE:
         return Refusal(
             Feature.STRIDE, f"strides above {MOST_STRIDE} leave most of what is loaded unread"
@@ -373,17 +384,23 @@ def refuse(spec: ConvSpec, most_columns: int, largest: int = 0) -> Refusal | Non
     return None
 
 
-def macros(spec: ConvSpec, tile: Tile) -> tuple[str, ...]:
-    """What a kernel is compiled for."""
+def macros(spec: ConvSpec, **more: int) -> tuple[str, ...]:
+    """What a kernel is compiled for: types, columns of taps, and ``more``."""
     p = planes.plane(spec)
     values = {
         "REAL": C_TYPES[spec.dtype], "SUM": C_TYPES[precision.accumulator_dtype(spec.dtype)],
         "VECTOR": vector(spec.dtype), "COLUMNS": p.columns, "STRIDE": p.stride[1],
-        "DILATION": p.dilation[1], "PHASE": tile.phase, "ACROSS": tile.across,
-        "GROUPS": tile.groups, "SIDE_BY_SIDE": tile.side_by_side, "WINDOW": tile.window,
-        "RESIDUE": tile.residue, "PITCH": tile.pitch,
+        "DILATION": p.dilation[1], **more,
     }  # fmt: skip
     return tuple(f"-D{name}={value}" for name, value in values.items())
+
+
+def tile_macros(spec: ConvSpec, tile: Tile) -> tuple[str, ...]:
+    """What a kernel with windows is compiled for."""
+    return macros(
+        spec, PHASE=tile.phase, ACROSS=tile.across, GROUPS=tile.groups,
+        SIDE_BY_SIDE=tile.side_by_side, WINDOW=tile.window, RESIDUE=tile.residue, PITCH=tile.pitch,
+    )  # fmt: skip
 
 
 def sizes(spec: ConvSpec, tile: Tile) -> tuple[np.uint32, ...]:

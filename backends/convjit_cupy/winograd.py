@@ -400,7 +400,8 @@ class FusedWinograd(planes.OnPlanes):
         into = cupy.zeros((groups, blocks * outputs, steps * channels, count), self._kind)
         into[:, : p.outputs, : p.channels] = points.reshape(p.groups, p.outputs, p.channels, count)
         split = into.reshape(groups, blocks, outputs, steps, channels, count)
-        return cupy.ascontiguousarray(split.transpose(0, 1, 3, 5, 4, 2)).reshape(-1)
+        arranged = cupy.ascontiguousarray(split.transpose(0, 1, 3, 5, 4, 2))
+        return arranged.reshape(-1)
 
     def compute(
         self, x: Array, packed: Any, bias: Array, y: Array, workspace: Array | None

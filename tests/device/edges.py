@@ -129,6 +129,25 @@ LARGE_IMPLICIT_GEMM = (
     "NCHW_n2c6k10g2_i6x5_w3x2_p1_flip",
     "NCDHW_n2c3k4g1_i5x6x7_w3x2x3_s2x1x1_p1x0x1_d1x2x1",
 )
+CUPY_CHANNELS_LAST = (
+    "NHWC_n1c8k8g8_i3x8_w3x3_p1_bias",
+    "NHWC_n2c5k5g5_i4x9_w3x3_p1_bias_act=relu",  # channels that are no vector
+    "NHWC_n1c3k3g3_i7x11_w2x3_s1x2_p1.2x2.0_d2x1_flip",
+    "NLC_n1c12k12g12_i19_w3_p1_act=clip,-1.0,1.0",
+    "NDHWC_n2c2k2g2_i5x6x7_w3x2x3_s2x1x1_p1x0x1_d1x2x1_flip",
+)
+CUPY_DIRECT = (
+    *DIRECT,
+    "NCHW_n1c3k5g1_i9x36_w3x3_p1",
+    "NCHW_n2c3k5g1_i9x36_w1x1_bias",
+    "NCHW_n1c3k5g1_i9x28_w3x5_s2x2_p1x2_bias",
+    "NCHW_n2c9k40g1_i7x7_w3x3_p1_flip",
+    "NCHW_n1c3k3g1_i20x24_w1x3_d1x4",
+    "NCDHW_n2c4k6g2_i5x6x8_w3x2x3_s2x1x1_p1x0x1_d1x2x1_flip",
+    "NCDHW_n1c13k2g1_i4x9x6_w3x3x3_p1",  # 39 sheets, more than a step takes
+)
 CUPY_EDGES = [
     *(("depthwise", text) for text in CUPY_DEPTHWISE),
+    *(("depthwise.channels_last", text) for text in CUPY_CHANNELS_LAST),
+    *(("direct", text) for text in CUPY_DIRECT),
 ]

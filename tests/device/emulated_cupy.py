@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
@@ -12,6 +12,7 @@ import ptxcpu
 import standin_cupy
 
 from convjit import registry
+from convjit.spi import Solver
 from convjit_cupy import CupyBackend
 
 
@@ -32,9 +33,14 @@ class EmulatedCupy(CupyBackend):
     name = "cupy_emulated"
     array_types = ("standin_cupy:ndarray", "numpy:ndarray")
 
-    def __init__(self, name: str = name) -> None:
+    def __init__(self, name: str = name, without: tuple[str, ...] = ()) -> None:
         super().__init__(standin_cupy)
         self.name = name
+        self._without = without
+
+    def solvers(self) -> Sequence[Solver]:
+        """The backend's, but for those of the algorithms that it is to do without."""
+        return tuple(s for s in super().solvers() if s.algorithm not in self._without)
 
     def probe(self) -> str | None:
         return missing()

@@ -10,9 +10,14 @@ from emulated_cupy import EmulatedCupy, registered
 from convjit.testing import suite
 from convjit.testing.requirements import Requirements as Base
 
-__all__ = ["EmulatedCupyRequirements", "pytest_generate_tests", "registered_for_the_module"]
+__all__ = [
+    "QUICK_BACKEND", "EmulatedCupyRequirements", "pytest_generate_tests",
+    "registered_for_the_module",
+]  # fmt: skip
 
 BACKEND = EmulatedCupy()
+# Direct kernels are compiled for their taps, seconds each; the quick tier has some at their edges.
+QUICK_BACKEND = EmulatedCupy("cupy_emulated_quick", without=("direct",))
 
 
 class EmulatedCupyRequirements(Base):
@@ -22,11 +27,11 @@ class EmulatedCupyRequirements(Base):
 
 @pytest.fixture(scope="module", autouse=True)
 def registered_for_the_module() -> Iterator[None]:
-    with registered(BACKEND):
+    with registered(BACKEND), registered(QUICK_BACKEND):
         yield
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     # The suite asks for the backend's solvers while tests are collected.
-    with registered(BACKEND):
+    with registered(BACKEND), registered(QUICK_BACKEND):
         suite.pytest_generate_tests(metafunc)

@@ -64,6 +64,13 @@ CUPY = (
     ("implicit_gemm", "conv_f32_NCHW_n1c32k64g1_i8x8_w1x1"),
     ("implicit_gemm", "conv_f64_NCHW_n1c16k64g1_i8x8_w1x2_p0x0.1"),
     ("implicit_gemm", "conv_f64_NCHW_n1c32k64g1_i8x8_w1x1"),
+    ("depthwise.channels_last", "conv_f32_NHWC_n1c64k64g64_i8x8_w3x3_p1"),
+    ("depthwise.channels_last", "conv_f16_NHWC_n1c64k64g64_i8x8_w3x3_p1"),
+    ("direct", "conv_f32_NCHW_n1c4k32g1_i8x64_w3x3_p1"),
+    ("direct", "conv_f32_NCHW_n1c4k32g1_i8x64_w5x5_p2"),
+    ("direct", "conv_f32_NCHW_n1c4k32g1_i16x64_w3x3_s2_p1"),
+    ("direct", "conv_f64_NCHW_n1c4k32g1_i8x64_w3x3_p1"),
+    ("direct", "conv_f16_NCHW_n1c4k32g1_i8x64_w3x3_p1"),
 )
 
 
@@ -102,6 +109,7 @@ LIMITS = {
         # Eight loads of shared memory for 64 multiply-adds, where single precision needs four.
         "implicit_gemm: implicit_gemm -DREAL=double": Limit(0.8),
         "implicit_gemm": Limit(0.85),
+        "direct": Limit(0.85),
     },
 }
 # How much worse than recorded a figure may be: compilers of one toolkit differ by patch releases.

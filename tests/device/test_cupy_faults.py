@@ -16,18 +16,29 @@ from emulated_cupy import EmulatedCupy, missing, registered
 from faults import changed, told_of
 
 from convjit.spi import Solver
-from convjit_cupy import depthwise, implicit_gemm, tensor_core, winograd
+from convjit_cupy import (
+    depthwise,
+    depthwise_channels_last,
+    direct,
+    implicit_gemm,
+    tensor_core,
+    winograd,
+)
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 
 SOLVERS = {
     depthwise: lambda m, *args: m.DepthwiseSolver(*args),
+    depthwise_channels_last: lambda m, *args: m.ChannelsLastDepthwiseSolver(*args),
+    direct: lambda m, *args: m.DirectSolver(*args),
     implicit_gemm: lambda m, *args: m.ImplicitGemmSolver(*args),
     tensor_core: lambda m, *args: m.TensorCoreSolver(*args),
     winograd: lambda m, *args: m.WinogradSolver(*args, 4),
 }
 SHAPES = {
     depthwise: "NCHW_n1c5k5g5_i9x36_w3x3_p1",
+    depthwise_channels_last: "NHWC_n2c5k5g5_i4x9_w3x3_p1",
+    direct: "NCHW_n1c19k33g1_i9x33_w3x3_p1",
     implicit_gemm: "NCHW_n1c9k65g1_i13x5_w3x3_p1",
     tensor_core: "NHWC_n1c40k136g1_i9x8_w3x2_p1_bias",
     winograd: "NCHW_n1c9k33g1_i9x13_w3x3_p1",
@@ -97,6 +108,53 @@ FAULTS: dict[str, Planted] = {
     ),
     "depthwise, rows and columns of taps swapped": Planted(
         depthwise, "into[...] = taps", "into[...] = taps.swapaxes(3, 4)", "wrong",
+    ),
+    "channels last, threads beyond the last": Planted(
+        depthwise_channels_last, "if (at >= total) return;", "", "out of bounds|wrong",
+    ),
+    "channels last, channels beyond the last": Planted(
+        depthwise_channels_last, "if (c < count) to", "to", "out of bounds|wrong",
+    ),
+    "channels last, no left edge of the image": Planted(
+        depthwise_channels_last, "if (in_x < width)", "if (in_x <= width)", "out of bounds|wrong",
+    ),
+    "channels last, wide loads that are not aligned": Planted(
+        depthwise_channels_last, "if (wide) sum_up", "if (true) sum_up",
+        "misaligned|out of bounds|wrong",
+    ),
+    "channels last, rows and columns of taps swapped": Planted(
+        depthwise_channels_last, "taps.transpose(1, 2, 3, 0)", "taps.transpose(1, 3, 2, 0)",
+        "wrong",
+    ),
+    "direct, no barrier after a chunk was read": Planted(
+        direct, "        __syncthreads();\n        load_patch", "        load_patch", "race",
+    ),
+    "direct, no barrier before a chunk is read": Planted(
+        direct, "        __syncthreads();\n        const Sum *weight ",
+        "        const Sum *weight ", "race: read|uninitialised",
+    ),
+    "direct, no barrier before the patch becomes a stage": Planted(
+        direct, "    __syncthreads();  // the patch", "    // the patch", "race",
+    ),
+    "direct, few weights": Planted(
+        direct, "i < count * weights_of_a_sheet;", "i + 128 < count * weights_of_a_sheet;",
+        "uninitialised|wrong",
+    ),
+    "direct, a step left out": Planted(
+        direct, "done < sheets; done", "done + chunk < sheets; done", "wrong",
+    ),
+    "direct, weights of another panel": Planted(
+        direct, "w + (panel * sheets + done)", "w + done", "wrong",
+    ),
+    "direct, outputs beyond the last": Planted(
+        direct, "if (k >= outputs) break;", "", "out of bounds",
+    ),
+    "direct, groups of positions swapped": Planted(
+        direct, "window_of(line + between[g])", "window_of(line + between[GROUPS - 1 - g])",
+        "wrong",
+    ),
+    "direct, rows and columns of taps swapped": Planted(
+        direct, "some.transpose(0, 2, 3, 4, 1)", "some.transpose(0, 2, 4, 3, 1)", "wrong",
     ),
     "implicit gemm, no barrier": Planted(
         implicit_gemm, "#endif\n    __syncthreads();\n", "#endif\n", "race|uninitialised",
@@ -241,8 +299,7 @@ FAULTS: dict[str, Planted] = {
 # One of each kind in the quick tier.
 QUICK = (
     "depthwise, no barrier",
-    "depthwise, tiles beyond the last",
-    "depthwise, few weights",
+    "direct, no barrier before a chunk is read",
     "implicit gemm, copies are not waited for",
     "tensor core, no barrier",
     "winograd, no barrier before the products",
