@@ -26,7 +26,7 @@ from convjit import planes, precision
 from convjit.planes import LANES, OnPlanes, unsigned
 from convjit.spec import ConvSpec
 from convjit.spi import Config, Executable, Feature, Numerics, Phase, Refusal, Target, Work
-from convjit_cupy.kernels import load
+from convjit_cupy.kernels import ACTIVATION, load
 
 Array = Any
 
@@ -42,7 +42,9 @@ DEPTH = 16
 EXISTS, NOWHERE = 1 << 30, 1 << 31
 MOST_BITS = 30
 
-SOURCE = r"""
+SOURCE = (
+    ACTIVATION
+    + r"""
 using Real = REAL;
 
 constexpr unsigned VECTOR = 16 / sizeof(Real);  // of the widest copy
@@ -192,10 +194,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) implicit_gemm(
             Vector results;
 #pragma unroll
             for (unsigned e = 0; e < VECTOR; e++) {
-                Real value = sums[i][g * VECTOR + e] + added;
-                if (value < 0) value *= slope;  // a NaN passes, since it compares with nothing
-                if (value < lowest) value = lowest;
-                results.at[e] = value > highest ? highest : value;
+                const Real value = sums[i][g * VECTOR + e] + added;
+                results.at[e] = finish(value, slope, lowest, highest);
             }
             const unsigned p = first_p + own_p + g * 8 * VECTOR;
             if (wide && p < positions) {
@@ -214,6 +214,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) implicit_gemm(
     }
 }
 """
+)
 
 
 @dataclass(frozen=True, slots=True)

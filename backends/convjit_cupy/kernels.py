@@ -22,6 +22,17 @@ from convjit.planes import SHARED_BYTES
 # Of every kernel.  No --use_fast_math: the error model knows of no approximate divisions.
 OPTIONS = ("--std=c++17",)
 
+# For the sources of kernels: the activation of a number.  A NaN passes, since it compares with
+# nothing.
+ACTIVATION = r"""
+template <typename T>
+__device__ __forceinline__ T finish(T value, T slope, T lowest, T highest) {
+    if (value < T(0)) value *= slope;
+    if (value < lowest) value = lowest;
+    return value > highest ? highest : value;
+}
+"""
+
 MOST_BLOCKS = (2**31 - 1, 65535, 65535)
 
 

@@ -23,6 +23,7 @@ from convjit import planes, precision
 from convjit.planes import LANES, unsigned
 from convjit.spec import ConvSpec
 from convjit.spi import Feature, Refusal
+from convjit_cupy.kernels import ACTIVATION
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 C_TYPES = {
@@ -54,7 +55,8 @@ def sum_bytes(dtype: str) -> int:
 # ------------------------------------------------------------------------------ CUDA C++
 
 # Of every kernel: types, the activation.  Macros: REAL, SUM, VECTOR.
-TYPES = r"""
+TYPES = (
+    r"""
 #include <cuda_fp16.h>
 #include <cuda_bf16.h>
 
@@ -66,14 +68,9 @@ template <typename T> struct alignas(VECTOR * sizeof(T)) Vector { T at[VECTOR]; 
 __device__ __forceinline__ bool is_wide(const void *array, unsigned width) {
     return width % VECTOR == 0 && reinterpret_cast<size_t>(array) % sizeof(Vector<Real>) == 0;
 }
-
-// A NaN passes, since it compares with nothing.
-__device__ __forceinline__ Sum finish(Sum value, Sum slope, Sum lowest, Sum highest) {
-    if (value < 0) value *= slope;
-    if (value < lowest) value = lowest;
-    return value > highest ? highest : value;
-}
 """
+    + ACTIVATION
+)
 
 # The patch in shared memory.  Further macros: STRIDE, RESIDUE and PITCH.
 PATCH = r"""

@@ -259,11 +259,8 @@ winograd(const float *__restrict__ x, const float *__restrict__ w, const float *
                 for (int i = 0; i < M; i++) {
                     const u32 row_y = tile_y * M + i;
                     if (row_y < out_height) {
-                        float value = down[i] + added;
-                        if (value < 0.f) value *= slope;
-                        if (value < lowest) value = lowest;
-                        if (value > highest) value = highest;
-                        y[(plane * out_height + row_y) * out_width + column_x] = value;
+                        y[(plane * out_height + row_y) * out_width + column_x]
+                            = finish(down[i] + added, slope, lowest, highest);
                     }
                 }
             }
@@ -290,6 +287,7 @@ def source(m: int) -> str:
         "".join(f"#define {name} {value}\n" for name, value in macros.items())
         + cuda_source(axis.data_program(), "data_transform")
         + cuda_source(axis.output_program(), "output_transform")
+        + kernels.ACTIVATION
         + SOURCE
     )
 
