@@ -11,13 +11,13 @@ from convjit.testing import suite
 from convjit.testing.requirements import Requirements as Base
 
 __all__ = [
-    "QUICK_BACKEND", "EmulatedCupyRequirements", "pytest_generate_tests",
+    "WITHOUT_DIRECT", "EmulatedCupyRequirements", "pytest_generate_tests",
     "registered_for_the_module",
 ]  # fmt: skip
 
 BACKEND = EmulatedCupy()
-# Direct kernels are compiled for their taps, seconds each; the quick tier has some at their edges.
-QUICK_BACKEND = EmulatedCupy("cupy_emulated_quick", without=("direct",))
+# Direct kernels are compiled for their taps, seconds each: test_cupy_solvers.py has some.
+WITHOUT_DIRECT = EmulatedCupy("cupy_emulated_more", without=("direct",))
 
 
 class EmulatedCupyRequirements(Base):
@@ -27,11 +27,11 @@ class EmulatedCupyRequirements(Base):
 
 @pytest.fixture(scope="module", autouse=True)
 def registered_for_the_module() -> Iterator[None]:
-    with registered(BACKEND), registered(QUICK_BACKEND):
+    with registered(BACKEND), registered(WITHOUT_DIRECT):
         yield
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     # The suite asks for the backend's solvers while tests are collected.
-    with registered(BACKEND), registered(QUICK_BACKEND):
+    with registered(BACKEND), registered(WITHOUT_DIRECT):
         suite.pytest_generate_tests(metafunc)

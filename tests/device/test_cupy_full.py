@@ -2,7 +2,7 @@
 
 import pytest
 from emulated_cupy_suite import *  # noqa: F403
-from emulated_cupy_suite import EmulatedCupyRequirements
+from emulated_cupy_suite import WITHOUT_DIRECT, EmulatedCupyRequirements
 
 from convjit.testing.suite import (  # noqa: F401
     convjit_requirements,
@@ -15,4 +15,5 @@ pytestmark = pytest.mark.slow
 
 
 class Requirements(EmulatedCupyRequirements):
+    backend = WITHOUT_DIRECT.name
     max_examples = 100

@@ -14,6 +14,7 @@ from emulated_cupy import EmulatedCupy, missing, registered
 import convjit
 from convjit.errors import UnsupportedError
 from convjit.spec import ConvSpec
+from convjit.testing import cases
 from convjit.testing.cases import Case
 from convjit.testing.check import Outcome, check
 
@@ -64,9 +65,35 @@ def test_tiles_are_cut_at_their_edges(solver: str, text: str) -> None:
     assert outcome.label == f"{BACKEND.name}.{solver}"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["f64", "f16", "bf16"])
-@pytest.mark.parametrize(("solver", "text"), CUPY_EDGES)
+def in_other_dtypes() -> list[Any]:
+    """Every edge in every dtype; each in one of them in the slow tier."""
+    found = []
+    for place, (solver, text) in enumerate(CUPY_EDGES):
+        for which, dtype in enumerate(("f64", "f16", "bf16")):
+            marks = [pytest.mark.slow]
+            if place % 3 != which or (solver == "direct" and place % 2):
+                marks.append(pytest.mark.exhaustive)
+            found.append(pytest.param(solver, text, dtype, marks=marks))
+    return found
+
+
+def of_the_suite() -> list[Any]:
+    """Every fourth quick case of the conformance suite, a third of them in the slow tier."""
+    marks = ([pytest.mark.slow], *[[pytest.mark.slow, pytest.mark.exhaustive]] * 2)
+    return [
+        pytest.param(case, marks=marks[place % 3], id=str(case))
+        for place, case in enumerate(cases.QUICK[::4])
+    ]
+
+
+@pytest.mark.parametrize("case", of_the_suite())
+def test_direct_takes_the_cases_of_the_suite(case: Case) -> None:
+    identity = f"{BACKEND.name}.direct"
+    outcome = check(case, BACKEND.name, algorithm=identity, choice={"precision": "fast"})
+    assert outcome.refusal or outcome.passed, str(outcome)
+
+
+@pytest.mark.parametrize(("solver", "text", "dtype"), in_other_dtypes())
 def test_tiles_are_cut_at_their_edges_in_other_dtypes(solver: str, text: str, dtype: str) -> None:
     outcome = compute(solver, text, dtype)
     assert outcome.passed, str(outcome)
@@ -117,6 +144,7 @@ TAPS = (
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("dtype", ["f32", "f64"])
 @pytest.mark.parametrize("taps", TAPS)
 @pytest.mark.parametrize(("solver", "sizes"), [

@@ -49,7 +49,9 @@ def parameters() -> list[Any]:
     for text in edges.TENSOR_CORE:
         for dtype in ("f16", "bf16", "f32"):
             quick = dtype == "f16" and text in edges.TENSOR_CORE_QUICK
-            marks = () if quick else (pytest.mark.slow,)
+            marks = [] if quick else [pytest.mark.slow]
+            if not quick and len(found) % 3:  # of what is left, a third
+                marks.append(pytest.mark.exhaustive)
             found.append(pytest.param(f"{dtype}_{text}", marks=marks, id=f"{dtype}_{text}"))
     return found
 
