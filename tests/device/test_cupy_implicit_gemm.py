@@ -104,6 +104,7 @@ def test_what_is_refused(text: str, reason: str) -> None:
 
 
 @SLOW
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("capability", gates.GENERATIONS)
 @pytest.mark.parametrize("dtype", ["f32", "f64"])
 @pytest.mark.parametrize("taps", ["w1x1", "w3x3_p1"])

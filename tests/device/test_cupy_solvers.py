@@ -78,11 +78,11 @@ def in_other_dtypes() -> list[Any]:
 
 
 def of_the_suite() -> list[Any]:
-    """Every fourth quick case of the conformance suite, a third of them in the slow tier."""
+    """Every eighth quick case of the conformance suite, a third of them in the slow tier."""
     marks = ([pytest.mark.slow], *[[pytest.mark.slow, pytest.mark.exhaustive]] * 2)
     return [
         pytest.param(case, marks=marks[place % 3], id=str(case))
-        for place, case in enumerate(cases.QUICK[::4])
+        for place, case in enumerate(cases.QUICK[::8])
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -96,10 +97,17 @@ def test_sums_live_in_registers(solver: str) -> None:
         assert not [site for site in module.sites if "local" in site.modifiers]
 
 
-# PTX for each generation of GPUs that the toolkit compiles for.
-@pytest.mark.slow
-@pytest.mark.parametrize("capability", [(7, 5), (9, 0), (10, 0), (12, 0)])
-@pytest.mark.parametrize("solver", ["gemm", "direct", "depthwise", "winograd.f4x3"])
+def generations() -> list[Any]:
+    """PTX of each kernel for each generation of GPUs; of each of both one in the slow tier."""
+    found = []
+    for k, solver in enumerate(("gemm", "direct", "depthwise", "winograd.f4x3")):
+        for g, capability in enumerate(((7, 5), (9, 0), (10, 0), (12, 0))):
+            marks = [pytest.mark.slow, *[pytest.mark.exhaustive] * (k != g)]
+            found.append(pytest.param(capability, solver, marks=marks))
+    return found
+
+
+@pytest.mark.parametrize(("capability", "solver"), generations())
 def test_other_generations_compute_alike(capability: tuple[int, int], solver: str) -> None:
     gpu = EmulatedDevice(replace(GPU, capability=capability))
     case = Case("generation", ConvSpec.parse(f"conv_f32_{DEPTHWISE[2]}"))
