@@ -128,14 +128,21 @@ def build(bits: int, vl: int, channels_last: bool) -> Callable[..., None]:
         d, h, w = load_int(g + D), load_int(g + H), load_int(g + W)
         nd, nh = load_int(g + ND), load_int(g + NH)
         dd, dh, dw = load_int(g + DD), load_int(g + DH), load_int(g + DW)
+        low = min(wide, max(0, -c0))
+        high = max(low, min(wide, w - c0))
         target = patch
-        for z in range(z0, z0 + nd * dd, dd):
-            for row in range(r0, r0 + nh * dh, dh):
+        # Neither here nor below does a range have a step: numba divides by one that it reads.
+        for i in range(nd):
+            z = z0 + i * dd
+            for j in range(nh):
+                row = r0 + j * dh
                 if 0 <= z < d and 0 <= row < h:
-                    col = c0
-                    for _ in range(parts):
-                        lo = min(wide, max(0, -col))
-                        hi = max(lo, min(wide, w - col))
+                    lo, hi = low, high
+                    for part in range(parts):
+                        col = c0 + part * dw
+                        if part > 0:
+                            lo = min(wide, max(0, -col))
+                            hi = max(lo, min(wide, w - col))
                         source = x + z * deep + row * down + (col + lo) * right
                         if lo > 0:
                             zero_bytes(target, lo * vector)
@@ -148,7 +155,6 @@ def build(bits: int, vl: int, channels_last: bool) -> Callable[..., None]:
                         if hi < wide:
                             zero_bytes(target + hi * vector, (wide - hi) * vector)
                         target += wide * vector
-                        col += dw
                 else:
                     zero_bytes(target, parts * wide * vector)
                     target += parts * wide * vector
@@ -239,15 +245,16 @@ def build(bits: int, vl: int, channels_last: bool) -> Callable[..., None]:
                 for c in range(0, cg, vl):
                     fill(g, patch, source + c * channel, deep, down, right, channel, z0, r0, c0,
                          parts, wide, min(vl, cg - c))  # fmt: skip
-                    from_ = patch
-                    for j in range(0, run, unit):
-                        for i in range(unit):
-                            call_code(
-                                transform,
-                                (from_ + i * vector, nh * pitch, pitch, unit * vector, fold,
-                                 target + (j + i) * row_bytes + c * size, step),
-                            )  # fmt: skip
-                        from_ += mw * unit * vector
+                    from_, among = patch, 0
+                    for j in range(run):
+                        call_code(
+                            transform,
+                            (from_ + among * vector, nh * pitch, pitch, unit * vector, fold,
+                             target + j * row_bytes + c * size, step),
+                        )  # fmt: skip
+                        among += 1
+                        if among == unit:
+                            from_, among = from_ + mw * unit * vector, 0
                 target += run * row_bytes
             done += run
 
@@ -366,16 +373,16 @@ def build(bits: int, vl: int, channels_last: bool) -> Callable[..., None]:
                     addend = 0
                     if bias != 0:
                         addend = addends + q * size
-                    to = strip
-                    for j in range(0, run, unit):
-                        for i in range(unit):
-                            call_code(
-                                transform,
-                                (products + ((j + i) * nr + q) * size, step, fold,
-                                 to + i * vector, mh * pitch, pitch, unit * vector, addend,
-                                 activation, g + SLOPES),
-                            )  # fmt: skip
-                        to += mw * unit * vector
+                    to, among = strip, 0
+                    for j in range(run):
+                        call_code(
+                            transform,
+                            (products + (j * nr + q) * size, step, fold, to + among * vector,
+                             mh * pitch, pitch, unit * vector, addend, activation, g + SLOPES),
+                        )  # fmt: skip
+                        among += 1
+                        if among == unit:
+                            to, among = to + mw * unit * vector, 0
                     for z in range(slices):
                         for i in range(rows):
                             to = target + q * channel + z * dd * deep + i * dh * down
