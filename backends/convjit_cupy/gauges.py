@@ -27,7 +27,11 @@ MEASURED = (
     ("implicit_gemm", PRODUCT, ("float32", "float64")),
     ("direct", SUMS, tiles.DTYPES),
     ("depthwise", PLANES, tiles.DTYPES),
+    # The tile of most products saved that the default precision admits; one rate stands for all.
+    ("winograd", SUMS, ("float32",)),
 )
+SOLVERS = {"winograd": "winograd.f4x3"}  # of a family whose name is none's
+
 
 LAUNCHES = 32
 
@@ -53,7 +57,7 @@ def gauges(cupy: Any, name: str, solvers: Sequence[Solver], target: Target) -> I
     """One gauge for each figure that is measured by itself; other rates keep the table's."""
     by_name = {solver.id.removeprefix(f"{name}."): solver for solver in solvers}
     for family, text, dtypes in MEASURED:
-        solver = by_name[family]
+        solver = by_name[SOLVERS.get(family, family)]
         for dtype in dtypes:
             key, one = f"{name}.{family}.{dtype}", ConvSpec.parse(text.format(SHORT[dtype]))
             if solver.refuse(one, target) is not None:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -25,7 +24,8 @@ import numpy as np
 from convjit import planes, precision
 from convjit.planes import LANES, OnPlanes, unsigned
 from convjit.spec import ConvSpec
-from convjit.spi import Config, Executable, Feature, Numerics, Phase, Refusal, Target, Work
+from convjit.spi import Config, Executable, Numerics, Phase, Refusal, Target, Work
+from convjit_cupy.axes import MOST_BITS, axes_of, offsets_and_bits, refuse_bits
 from convjit_cupy.kernels import ACTIVATION, load
 
 Array = Any
@@ -39,8 +39,7 @@ TILES = {"float32": ((4, 2), (2, 1)), "float64": ((4, 1), (2, 1))}
 DEPTH = 16
 
 # Bits of a depth: a real one's, one beyond the last; those below are of taps.
-EXISTS, NOWHERE = 1 << 30, 1 << 31
-MOST_BITS = 30
+EXISTS, NOWHERE = 1 << MOST_BITS, 1 << (MOST_BITS + 1)
 
 SOURCE = (
     ACTIVATION
@@ -217,40 +216,6 @@ extern "C" __global__ void __launch_bounds__(THREADS) implicit_gemm(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Axis:
-    """An axis of the image: as many bits of a mask as taps may lie outside, or 0.
-
-    The fields are those of the source's ``Axis``, and the taps.
-    """
-
-    bits: int = 0
-    size: int = 1
-    out: int = 1
-    stride: int = 1
-    padding: int = 0
-    dilation: int = 1
-    taps: int = 1
-
-    @property
-    def numbers(self) -> tuple[np.uint32, ...]:
-        """As the kernel is told them."""
-        return unsigned(self.bits, self.size, self.out, self.stride, self.padding, self.dilation)
-
-
-@lru_cache(maxsize=1024)
-def axes_of(spec: ConvSpec) -> tuple[Axis, ...]:
-    """The three axes of a problem; the first of fewer have one sample and one tap."""
-    axes = [Axis()] * (3 - spec.ndim)
-    for n, out, taps, s, (lo, _), d in zip(
-        spec.in_size, spec.out_size, spec.kernel_size, spec.stride, spec.padding, spec.dilation,
-        strict=True,
-    ):  # fmt: skip
-        all_inside = lo == 0 and (out - 1) * s + (taps - 1) * d < n
-        axes.append(Axis(0 if all_inside else taps, n, out, s, lo, d, taps))
-    return tuple(axes)
-
-
 def _depths(spec: ConvSpec) -> int:
     """Channels times taps, filled up to whole steps."""
     return -(-(spec.in_channels // spec.groups) * prod(spec.kernel_size) // DEPTH) * DEPTH
@@ -270,13 +235,9 @@ def depth_table(spec: ConvSpec) -> Array:
     index = np.indices((channels, z.taps, y.taps, x.taps)).reshape(4, -1)
     strides = (z.size * y.size * x.size, y.size * x.size, x.size, 1)
     table = np.full((_depths(spec), 2), NOWHERE, np.uint32)
-    offset, bits, first = index[0] * strides[0], np.full(index.shape[1], EXISTS), 0
-    for axis, tap, stride in zip((z, y, x), index[1:], strides[1:], strict=True):
-        offset += tap * axis.dilation * stride
-        if axis.bits:
-            bits |= 1 << (first + tap)
-        first += axis.bits
-    table[: offset.size, 0], table[: offset.size, 1] = offset & 0xFFFFFFFF, bits
+    offset, bits = offsets_and_bits((z, y, x), tuple(index[1:]), strides[1:])
+    table[: offset.size, 0] = offset + index[0] * strides[0] & 0xFFFFFFFF
+    table[: offset.size, 1] = bits | EXISTS
     return table
 
 
@@ -321,12 +282,8 @@ class ImplicitGemmSolver:
         strided = "the kernel indexes x as one run of memory"
         if (refusal := planes.refuse(spec, tuple(REALS), strided, axes=3)) is not None:
             return refusal
-        bits = sum(axis.bits for axis in axes_of(spec))
-        if bits > MOST_BITS:
-            return Refusal(
-                Feature.SIZE,
-                f"the {bits} taps along the padded axes exceed a mask of {MOST_BITS} bits",
-            )
+        if (refusal := refuse_bits(spec)) is not None:
+            return refusal
         tiles = (tiling(spec, warps) for warps in TILES[spec.dtype])
         return planes.refuse_size(max(_packed_elements(spec, tile) for tile in tiles))
 
@@ -379,7 +336,7 @@ class ImplicitGemm(OnPlanes):
                 spec.batch * pixels, _depths(spec) // DEPTH, self.plane.outputs, spec.groups,
                 self.plane.channels * prod(spec.in_size), pixels, tile.tiles_p, tile.tiles_k,
             ),
-            *(number for axis in axes for number in axis.numbers),
+            *unsigned(*(number for axis in axes for number in axis.numbers)),
             *planes.activation(spec),
         )  # fmt: skip
         # Where the positions of an image are its samples, neighbours are copied together.

@@ -25,6 +25,7 @@ from convjit import planes, precision
 from convjit.algorithms.workspace import carve, nbytes
 from convjit.spec import ConvSpec, Direction
 from convjit.spi import Config, Executable, Feature, Numerics, Phase, Refusal, Target, Work
+from convjit_cupy.axes import MOST_BITS, Axis, axes_of, offsets_and_bits, refuse_bits
 from convjit_cupy.kernels import load
 
 Array = Any
@@ -41,8 +42,8 @@ LEAST_CAPABILITY = 80  # of asynchronous copies, bfloat16 and TF32
 CHUNK, CHUNKS, EACH = 16, 4, 64
 LINE = CHUNK * CHUNKS
 STAGES = 3
-EXISTS, NOWHERE = 1 << 31, 1 << 30  # bits of a position's mask that are no tap's
-MOST_BITS = 30
+# Bits of a position's mask that are no tap's.
+EXISTS, NOWHERE = 1 << (MOST_BITS + 1), 1 << MOST_BITS
 
 # Positions of a tile by its outputs, largest first: four warps, or two that make twice the blocks.
 # A tile of 64 outputs is as long as the share of multiplications among its instructions needs.
@@ -50,22 +51,6 @@ TILES = {128: (128, 64), 64: (256,)}
 
 # Tensor cores have 16 times the ordinary cores' peak (NVIDIA's data sheet "A100", float16).
 MOST_WASTE = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Axis:
-    """An axis of the image: as many bits of a mask as taps may lie outside, or 0.
-
-    The fields are those of the source's ``Axis``, and the taps.
-    """
-
-    bits: int
-    size: int
-    out: int
-    stride: int
-    padding: int
-    dilation: int
-    taps: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,18 +100,11 @@ class Sizes:
 def sizes(spec: ConvSpec) -> Sizes:
     """The sizes of a problem with one to three axes."""
     elements = CHUNK // precision.numpy_dtype(spec.dtype).itemsize
-    axes = [Axis(0, 1, 1, 1, 0, 1, 1)] * (3 - spec.ndim)
-    for n, out, k, s, (lo, _), d in zip(
-        spec.in_size, spec.out_size, spec.kernel_size, spec.stride, spec.padding, spec.dilation,
-        strict=True,
-    ):  # fmt: skip
-        all_inside = lo == 0 and (out - 1) * s + (k - 1) * d < n
-        axes.append(Axis(0 if all_inside else k, n, out, s, lo, d, k))
     channels = -(-spec.in_channels // spec.groups // elements) * elements
     outputs = spec.out_channels // spec.groups
     chunks = channels // elements * prod(spec.kernel_size)
     return Sizes(
-        (axes[0], axes[1], axes[2]),
+        axes_of(spec),
         elements,
         spec.groups,
         channels,
@@ -151,14 +129,9 @@ def chunk_table(s: Sizes) -> Array:
         index.reshape(-1)
         for index in np.indices((*(a.taps for a in s.axes), s.channels // s.elements))
     )
-    row = s.groups * s.channels
-    offset, bits, first = c * s.elements, np.full(c.size, EXISTS), 0
-    for axis, tap, below in zip(s.axes, (z, y, x), _strides(s.axes, row), strict=True):
-        offset += tap * axis.dilation * below
-        if axis.bits:
-            bits |= 1 << (first + tap)
-        first += axis.bits
-    table[: c.size, 0], table[: c.size, 1] = offset, bits
+    strides = _strides(s.axes, s.groups * s.channels)
+    offset, bits = offsets_and_bits(s.axes, (z, y, x), strides)
+    table[: c.size, 0], table[: c.size, 1] = offset + c * s.elements, bits | EXISTS
     return table
 
 
@@ -287,11 +260,8 @@ def chunk_table_bytes(s: Sizes) -> int:
 
 def _refuse_sizes(spec: ConvSpec) -> Refusal | None:
     s = sizes(spec)
-    bits = sum(axis.bits for axis in s.axes)
-    if bits > MOST_BITS:
-        return Refusal(
-            Feature.SIZE, f"the {bits} taps along the padded axes exceed a mask of {MOST_BITS} bits"
-        )
+    if (refusal := refuse_bits(spec)) is not None:
+        return refusal
     products = s.steps * CHUNKS * s.elements * s.tiles_k * s.columns
     wanted = spec.in_channels // s.groups * s.taps * s.outputs
     if products > MOST_WASTE * wanted:
@@ -350,7 +320,7 @@ class TensorCore:
         tiles_p = -(-s.positions // rows)
         numbers = [s.positions, s.outputs, s.groups, s.channels, s.steps, tiles_p, s.tiles_k]
         for a in s.axes:
-            numbers += (a.bits, a.size, a.out, a.stride, a.padding, a.dilation)
+            numbers += a.numbers
         # The activation is of float32, before a result is rounded.
         self._numbers = (
             *map(np.int32, numbers), *planes.activation(spec.replace(dtype="float32")),

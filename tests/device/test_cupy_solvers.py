@@ -17,6 +17,7 @@ from convjit.spec import ConvSpec
 from convjit.testing import cases
 from convjit.testing.cases import Case
 from convjit.testing.check import Outcome, check
+from convjit_cupy import kernels
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 
@@ -78,11 +79,11 @@ def in_other_dtypes() -> list[Any]:
 
 
 def of_the_suite() -> list[Any]:
-    """Every eighth quick case of the conformance suite, a third of them in the slow tier."""
-    marks = ([pytest.mark.slow], *[[pytest.mark.slow, pytest.mark.exhaustive]] * 2)
+    """The quick cases of the conformance suite, a few of them in the slow tier."""
+    more = [pytest.mark.slow, pytest.mark.exhaustive]
     return [
-        pytest.param(case, marks=marks[place % 3], id=str(case))
-        for place, case in enumerate(cases.QUICK[::8])
+        pytest.param(case, marks=more if place % 24 else [pytest.mark.slow], id=str(case))
+        for place, case in enumerate(cases.QUICK)
     ]
 
 
@@ -110,6 +111,31 @@ def test_a_kernel_is_clean_in_checked_mode(
     monkeypatch.setattr(standin_cupy.RawModule, "checked", True)
     outcome = compute(solver, text)
     assert outcome.passed, str(outcome)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("solver", "text"),
+    [
+        ("implicit_gemm", "NCHW_n1c9k65g1_i13x5_w3x3_p1_bias_act=relu"),
+        ("implicit_gemm", "NCHW_n1c16k64g1_i8x8_w1x1_bias"),
+        ("winograd.f4x3", "NCHW_n2c9k33g1_i9x13_w3x3_p1_bias"),
+    ],
+)
+def test_turing_has_no_asynchronous_copies(
+    solver: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(standin_cupy, "CAPABILITY", (7, 5))
+    monkeypatch.setattr(standin_cupy.RawModule, "checked", True)
+    standin_cupy.RawModule.used.clear()
+    kernels.load.cache_clear()  # those compiled for another generation
+    try:
+        outcome = compute(solver, text)
+    finally:
+        kernels.load.cache_clear()
+    assert outcome.passed, str(outcome)
+    (module,) = standin_cupy.RawModule.used.values()
+    assert not [site for site in module.sites if site.opcode == "cp"]
 
 
 @pytest.mark.parametrize(
