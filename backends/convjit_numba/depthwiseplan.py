@@ -149,7 +149,7 @@ def blocking(p: Problem, isa: str, cores: int, mr: int | None = None) -> Blockin
                 tasks = units * parts
                 work = task_vectors * rows * line * cols / p.out[2] * miss
                 cycles = work + rows * ENTRY * p.kernel[0] * p.kernel[1] + TASK
-                makespan = cycles * (-(-tasks // cores) + (0.15 if cores > 1 else 0.0))
+                makespan = targets.makespan(tasks, tasks * cycles, cycles, cores)
                 if best is None or makespan < best.makespan:
                     best = Blocking(
                         mr, vl, stride, classes, kept, rows, cols, task_vectors,

@@ -280,7 +280,7 @@ def blocking(p: Problem, isa: str, cores: int, config: Config = DEFAULT_CONFIG) 
                     edges = lag * (40 + PIECE * pieces * t.mr)
                     compute = tiles * task_panels * (p.depth * step * miss + cblocks * edges)
                     cycles = compute + lag * (image * cblocks + 300)
-                    makespan = cycles * (-(-tasks // cores) + (0.15 if cores > 1 else 0.0))
+                    makespan = targets.makespan(tasks, tasks * cycles, cycles, cores)
                     if best is None or makespan < best.makespan:
                         best = Blocking(
                             t, cblock, rows, cols, task_panels, min(pass_panels, task_panels),

@@ -343,7 +343,7 @@ def _tiling_of(
             product = max(product, stream) + EXPOSED * min(product, stream)
             cycles = task_pairs * (p.cg + outs) * one * missing + away + product + TASK
             tasks = p.groups * blocks * parts
-            makespan = cycles * -(-tasks // cores)
+            makespan = targets.makespan(tasks, tasks * cycles, cycles, cores)
             if best is None or makespan < best.makespan:
                 best = Tiling(
                     shape, lanes, p.bytes, outputs, counts, units, panel_rows, panels,

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from itertools import pairwise
 
 from convjit.algorithms.workspace import aligned
 from convjit.precision import Numerics
@@ -38,7 +39,9 @@ PAGES = 64
 FMA_LATENCY = 4  # cycles: a tile with few sums waits for each of them
 GATHERED_STEPS = 4  # strides along a row up to this are gathered by vectors
 PIXELS = 32.0  # bytes a cycle of pixels and results, which come from L3 or memory
-L2_BYTES = 24.0  # bytes a cycle from L2
+L2_BYTES = 60.0  # bytes a cycle from L2
+# Of weights, beside products: a panel is read once for each strip.
+WEIGHTS = 64.0
 
 
 # -------------------------------------------------------------------- blocking
@@ -90,6 +93,27 @@ def _tail(pixels: int, vl: int, halves: bool) -> int:
     return vl // 2 if halves and vl > 1 and rest <= vl // 2 else vl
 
 
+def _tasks(
+    units: int, vectors: int, wide: float, strips: int, blocks: int, panels: int, task_panels: int,
+    share: float, fixed: float, each: float,
+) -> list[float]:  # fmt: skip
+    """Cycles of the tasks in their order; ``units`` images and groups are alike.
+
+    ``fixed`` and ``each`` are those of a strip as wide as ``wide / strips`` vectors, ``share`` is a
+    task's own.
+    """
+    ends: list[float] = [
+        (block + 1) * strips // blocks * vectors // strips for block in range(blocks)
+    ]
+    ends[-1] = wide
+    passes = [min(task_panels, panels - low) for low in range(0, panels, task_panels)]
+    return units * [
+        share + (end - first) * strips / wide * (fixed + count * each)
+        for first, end in pairwise([0, *ends])
+        for count in passes
+    ]
+
+
 @lru_cache(maxsize=1024)
 def blocking(p: Problem, isa: str, cores: int, config: Config = DEFAULT_CONFIG) -> Blocking:
     """The blocking whose modelled time on ``cores`` threads is least, as far as it is free."""
@@ -116,6 +140,9 @@ def blocking(p: Problem, isa: str, cores: int, config: Config = DEFAULT_CONFIG) 
     else:
         gather = SCALAR * p.pixels + SEGMENT * lines
     wide = vectors - 1 + (tail or vl) / vl  # vectors that are computed
+    weights = WEIGHTS
+    if p.kg * p.depth * p.bytes > blocks.weights:
+        weights = min(weights, lag * targets.streams(isa)[0])
     best: Blocking | None = None
     for t in shapes if shape is None else (shape,):
         panels, strips = -(-p.kg // t.mr), -(-vectors // t.nv)
@@ -127,7 +154,7 @@ def blocking(p: Problem, isa: str, cores: int, config: Config = DEFAULT_CONFIG) 
             step = max(step, lag * wide_each * vl * p.bytes / L2_BYTES)
         call = CALL + STORE * rows * wide_each
         others = cblocks * call
-        others += rows * p.depth * p.bytes / (4 * L2_BYTES)  # the weights' stream, which is hidden
+        others += rows * p.depth * p.bytes / weights
         each = p.depth * step + lag * others
         each += rows * wide_each * vl * p.bytes / arriving * (2 * cblocks - 1)
         read = p.cg * wide_each * vl * p.bytes * p.stride[1] * p.stride[2] / arriving
@@ -141,10 +168,15 @@ def blocking(p: Problem, isa: str, cores: int, config: Config = DEFAULT_CONFIG) 
                 if not targets.is_about(tasks, wanted):
                     continue
                 share = lag * (TASK + SHARED * p.kg / parts_k)
-                longest = share + task_strips * (fixed + task_panels * each)
                 total = tasks * share + units * strips * (parts_k * fixed + panels * each)
-                # Threads that start at any time end half a task apart.
-                makespan = max(longest, total / cores + 0.5 * longest * (cores - 1) / cores)
+                # The strips of a task by the vectors that they have.
+                largest = -(-vectors * task_strips // strips) / wide * strips
+                longest = share + min(strips, largest) * (fixed + task_panels * each)
+                sizes = partial(
+                    _tasks, units, vectors, wide, strips, strip_blocks, panels, task_panels,
+                    share, fixed, each,
+                )  # fmt: skip
+                makespan = targets.makespan(tasks, total, longest, cores, sizes)
                 if best is None or makespan < best.makespan:
                     best = Blocking(
                         p, tile, tail, in_place, cblock, vectors, strips, strip_blocks, panels,

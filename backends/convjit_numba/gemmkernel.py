@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from convjit_numba import taskloop
 from convjit_numba.problem import FIELD
+from convjit_numba.targets import LINE
 
 
 def build(
@@ -99,30 +100,31 @@ def build(
             col = 0
 
     @njit(**OPTIONS)
-    def tile(rows, vectors, last, kc, a, b, walk, c, ldc, accumulate, add, kind, slopes, count):
+    def tile(rows, vectors, last, kc, a, b, walk, c, ldc, accumulate, add, kind, slopes, count,
+             ahead, stride):  # fmt: skip
         if rows == mr:
             if last:
                 pixel_tile(bits, mr, nv, vl, tail, masked, kc, a, b, walk, c, ldc, accumulate,
-                           add, kind, slopes, count)  # fmt: skip
+                           add, kind, slopes, count, ahead, stride)  # fmt: skip
             elif vectors == nv:
                 pixel_tile(bits, mr, nv, vl, 0, 0, kc, a, b, walk, c, ldc, accumulate,
-                           add, kind, slopes, count)  # fmt: skip
+                           add, kind, slopes, count, ahead, stride)  # fmt: skip
             else:
                 pixel_tile(bits, mr, fewer_vectors, vl, 0, 0, kc, a, b, walk, c, ldc, accumulate,
-                           add, kind, slopes, count)  # fmt: skip
+                           add, kind, slopes, count, ahead, stride)  # fmt: skip
         elif last:
             pixel_tile(bits, fewer_rows, nv, vl, tail, masked, kc, a, b, walk, c, ldc, accumulate,
-                       add, kind, slopes, count)  # fmt: skip
+                       add, kind, slopes, count, ahead, stride)  # fmt: skip
         elif vectors == nv:
             pixel_tile(bits, fewer_rows, nv, vl, 0, 0, kc, a, b, walk, c, ldc, accumulate,
-                       add, kind, slopes, count)  # fmt: skip
+                       add, kind, slopes, count, ahead, stride)  # fmt: skip
         else:
             pixel_tile(bits, fewer_rows, fewer_vectors, vl, 0, 0, kc, a, b, walk, c, ldc,
-                       accumulate, add, kind, slopes, count)  # fmt: skip
+                       accumulate, add, kind, slopes, count, ahead, stride)  # fmt: skip
 
     @njit(**OPTIONS)
-    def run_strip(g, x, weights, bias, y, gathered, unit, group, strip, low, high):
-        """All that one task computes of a strip."""
+    def run_strip(g, x, weights, bias, y, gathered, unit, group, strip, end, low, high):
+        """All that one task, whose strips end before ``end``, computes of a strip."""
         cg, kg, strips = load_int(g + CG), load_int(g + KG), load_int(g + STRIPS)
         channel = load_int(g + D) * load_int(g + H) * load_int(g + W) * size
         taps = load_int(g + KD) * load_int(g + KH) * load_int(g + KW)
@@ -135,6 +137,8 @@ def build(
         pixels = min(vectors * vl, all_pixels - p0)
         last = tail != 0 and strip == strips - 1
         count = pixels - (vectors - 1) * vl
+        # Whether a strip's part of a channel is consecutive.
+        adjacent = taps == 1 and load_int(g + W) == all_pixels
         in_place = load_int(g + IN_PLACE) != 0 and (masked != 0 or not last)
         for block in range(cblocks):
             begin = block * cblock
@@ -147,6 +151,13 @@ def build(
                 gather(g, gathered, source, channels, p0, pixels)
             kind = load_int(g + ACTIVATION) if block == cblocks - 1 else 0
             accumulate = 1 if block > 0 else 0
+            # While a panel is summed, one line of every channel that is gathered next is fetched:
+            # they are far apart, so that no prefetcher of the processor sees them coming.
+            ahead, lines = source + channels * channel + p0 * size, vectors * vl * size // LINE
+            if block == cblocks - 1:
+                ahead = x + unit * cg * channel + (p0 + vectors * vl) * size
+                lines = lines if strip + 1 < end else 0
+            lines = lines + 1 if adjacent and lines > 0 else 0
             for panel in range(low, high):
                 k0 = panel * kg // panels
                 rows = (panel + 1) * kg // panels - k0
@@ -155,8 +166,12 @@ def build(
                 if bias != 0 and block == cblocks - 1:
                     add = bias + (group * kg + k0) * size
                 c = y + (unit * kg + k0) * ldc + p0 * size
+                fetched = ahead + (panel - low) * LINE
+                stride = channel
+                if panel - low >= lines:
+                    fetched, stride = a, 0
                 tile(rows, vectors, last, channels * taps, a, b, walk, c, ldc, accumulate,
-                     add, kind, g + SLOPES, count)  # fmt: skip
+                     add, kind, g + SLOPES, count, fetched, stride)  # fmt: skip
 
     @njit(**OPTIONS)
     def start(g, mine):
@@ -172,7 +187,8 @@ def build(
         unit = rest // strip_blocks  # image and group
         group = unit % load_int(g + GROUPS)
         block = rest - unit * strip_blocks
-        for strip in range(block * strips // strip_blocks, (block + 1) * strips // strip_blocks):
-            run_strip(g, x, weights, bias, y, mine, unit, group, strip, low, high)
+        end = (block + 1) * strips // strip_blocks
+        for strip in range(block * strips // strip_blocks, end):
+            run_strip(g, x, weights, bias, y, mine, unit, group, strip, end, low, high)
 
     return taskloop.build(run, start)

@@ -131,6 +131,19 @@ def _task_cycles(
     return fixed, whole, end
 
 
+def _tasks(
+    planes: int, blocks: int, panels: int, task_panels: int,
+    cost: tuple[float, float, float], last: tuple[float, float, float],
+) -> list[float]:  # fmt: skip
+    """Cycles of the tasks in their order: of a block of pixels, and of a plane's last."""
+    plane = []
+    for fixed, whole, end in [cost] * (blocks - 1) + [last]:
+        for low in range(0, panels, task_panels):
+            count = min(task_panels, panels - low)
+            plane.append(fixed + count * whole + (end - whole if low + count == panels else 0.0))
+    return plane * planes
+
+
 def _pixel_blocks(p: Problem, last: bool, lanes: int, image: int) -> Iterator[tuple[int, int]]:
     """Candidates for the unit that is divided, in lines, and for the pixels of a task."""
     lines, width = p.batch * p.out[0] * p.out[1], p.out[2]
@@ -195,8 +208,11 @@ def blocking(
                     planes * count * (parts_k * cost[0] + (panels - 1) * cost[1] + cost[2])
                     for count, cost in ((blocks_in_plane - 1, (fixed, whole, end)), (1, rest))
                 )
-                # Threads that start at any time end half a task apart.
-                makespan = max(longest, total / cores + 0.5 * longest * (cores - 1) / cores)
+                sizes = partial(
+                    _tasks, planes, blocks_in_plane, panels, task_panels,
+                    (fixed, whole, end), rest,
+                )  # fmt: skip
+                makespan = targets.makespan(tasks, total, longest, cores, sizes)
                 if best is None or makespan < best.makespan:
                     best = Blocking(
                         p, last, t, tail, cblock, merged, lines, plane_lines, task_pixels,

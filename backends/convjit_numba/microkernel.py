@@ -406,6 +406,17 @@ def declare_fma(builder: Any, bits: int, vl: int) -> Any:
     return cgutils.get_or_insert_function(builder.module, kind, f"llvm.fmuladd.v{vl}f{bits}")
 
 
+def prefetch(builder: Any, address: Any) -> None:
+    """Fetch a line for reading into the second level of the caches.
+
+    The address may lie outside of any array.
+    """
+    kind = ir.FunctionType(ir.VoidType(), [POINTER, I32, I32, I32])
+    fetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    flags = [ir.Constant(I32, value) for value in (0, 2, 1)]  # read, moderate locality, data
+    builder.call(fetch, [builder.inttoptr(address, POINTER), *flags])
+
+
 def add_wholes(builder: Any, a: Any, b: Any) -> Any:
     """``a + b`` of whole numbers of 64 bits that are handled as vectors of float64."""
     return _as_reals(builder, builder.add(_as_wholes(builder, a), _as_wholes(builder, b)))

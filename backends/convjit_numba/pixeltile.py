@@ -29,17 +29,18 @@ from convjit_numba.microkernel import (
     broadcast_real,
     declare_fma,
     emit_epilogue,
+    prefetch,
 )
 from convjit_numba.transpose import masked_load, masked_store
 
-_INTEGERS = 11  # arguments of a pixel tile that are not literals
+_INTEGERS = 13  # arguments of a pixel tile that are not literals
 
 
 @intrinsic(prefer_literal=True)
 def pixel_tile(
     typingctx: Any, bits: Any, rows: Any, nv: Any, vl: Any, tail: Any, masked: Any,
     kc: Any, a: Any, b: Any, walk: Any, c: Any, ldc: Any, accumulate: Any,
-    bias: Any, activation: Any, slopes: Any, count: Any,
+    bias: Any, activation: Any, slopes: Any, count: Any, ahead: Any, stride: Any,
 ) -> Any:  # fmt: skip
     """``c[i, :] (+)= sum over k < kc of a[k, i] * b[k, :]`` for ``rows`` rows of pixels.
 
@@ -63,6 +64,10 @@ def pixel_tile(
         As for :func:`convjit_numba.microkernel.register_tile`.
     count : int
         Lanes of the last vector that exist, if ``tail`` is not 0.
+    ahead, stride : address, bytes
+        With every product a line is fetched into the second level, the first at ``ahead``, the
+        others ``stride`` bytes apart: what a later call will read comes from memory while this one
+        computes.  They may lie outside of any array.
     """
     literals = _literals(bits, rows, nv, vl, tail, masked)
     if literals is None:
@@ -111,7 +116,7 @@ def lanes_below(builder: Any, lanes: int, first: Any, end: Any) -> Any:
 def _emit(
     builder: Any, bits: int, rows: int, nv: int, vl: int, tail: int, masked: int,
     kc: Any, a: Any, b: Any, walk: Any, c: Any, ldc: Any, accumulate: Any,
-    bias: Any, activation: Any, slopes: Any, count: Any,
+    bias: Any, activation: Any, slopes: Any, count: Any, ahead: Any, stride: Any,
 ) -> None:  # fmt: skip
     size = bits // 8
     lanes = [vl] * (nv - 1) + [tail or vl]
@@ -139,7 +144,7 @@ def _emit(
     builder.branch(loop)
 
     builder.position_at_end(loop)
-    step, weights, pixels = builder.phi(I64), builder.phi(I64), builder.phi(I64)
+    step, weights, pixels, line = (builder.phi(I64) for _ in range(4))
     sums = [builder.phi(vectors[j]) for _, j in places]
     for block, values in (
         (fresh, [ir.Constant(vectors[j], [0.0] * lanes[j]) for _, j in places]),
@@ -148,8 +153,10 @@ def _emit(
         step.add_incoming(kc, block)
         weights.add_incoming(a, block)
         pixels.add_incoming(b, block)
+        line.add_incoming(ahead, block)
         for phi, value in zip(sums, values, strict=True):
             phi.add_incoming(value, block)
+    prefetch(builder, line)
     new: list[Any] = [None] * len(places)
     at = [builder.add(weights, _int(i * size)) for i in range(rows)]
 
@@ -178,6 +185,7 @@ def _emit(
     step.add_incoming(left, done)
     weights.add_incoming(builder.add(weights, _int(rows * size)), done)
     pixels.add_incoming(builder.add(pixels, walk), done)
+    line.add_incoming(builder.add(line, stride), done)
     for phi, value in zip(sums, new, strict=True):
         phi.add_incoming(value, done)
     builder.cbranch(builder.icmp_signed(">", left, _int(0)), loop, epilogue)

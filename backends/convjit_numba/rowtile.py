@@ -16,13 +16,10 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
 from convjit_numba.microkernel import (
-    I32,
     I64,
-    POINTER,
     _int,
     _literals,
     _load,
@@ -33,6 +30,7 @@ from convjit_numba.microkernel import (
     declare_fma,
     emit_epilogue,
     multiply_add_wholes,
+    prefetch,
 )
 
 _INTEGERS = 10  # arguments of a row tile that are not literals
@@ -247,7 +245,7 @@ def _emit_row_tile(
     for phi, total in zip(sums, totals, strict=True):
         phi.add_incoming(total, tap)
     if ahead is not None:
-        _prefetch(builder, builder.add(ahead, builder.mul(offset, _int(64 // size))))
+        prefetch(builder, builder.add(ahead, builder.mul(offset, _int(64 // size))))
     values = [_load(builder, column(weights, j), vector, size) for j in range(nv)]
     new = []
     for i in range(mr):
@@ -274,11 +272,3 @@ def _emit_row_tile(
     results = emit_epilogue(builder, bits, vl, totals, addends, bias, activation, slopes, add)
     for result, (i, j) in zip(results, places, strict=True):
         _store(builder, result, column(rows[i], j), size)
-
-
-def _prefetch(builder: Any, address: Any) -> None:
-    """Fetch a line for reading into the second level of the caches."""
-    kind = ir.FunctionType(ir.VoidType(), [POINTER, I32, I32, I32])
-    prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-    flags = [ir.Constant(I32, value) for value in (0, 2, 1)]  # read, moderate locality, data
-    builder.call(prefetch, [builder.inttoptr(address, POINTER), *flags])

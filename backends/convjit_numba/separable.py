@@ -208,7 +208,7 @@ def blocking(p: Problem, q: Problem, isa: str, cores: int) -> Blocking:
                 # The first tile waits for the weights, some 10 bytes a cycle.
                 together += count * (step + q.cg * width * tile.vl * p.bytes / 20)
             cycles = apart + together + depthwiseplan.TASK + indirectplan.TASK
-            makespan = cycles * (-(-tasks // cores) + (0.15 if cores > 1 else 0.0))
+            makespan = targets.makespan(tasks, tasks * cycles, cycles, cores)
             if best is None or makespan < best.makespan:
                 best = Blocking(
                     first, tile, tail, rows, cols, tasks, apart / cycles, cycles * tasks, makespan

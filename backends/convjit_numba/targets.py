@@ -7,7 +7,9 @@ targets, which is not always the processor's (``NUMBA_CPU_NAME``, ``NUMBA_CPU_FE
 
 from __future__ import annotations
 
+import heapq
 import os
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +19,8 @@ from convjit_numba import microarchitectures
 from convjit_numba.microarchitectures import Microarchitecture
 
 LINE = 64  # bytes of a cache line
+LATE = 0.1  # of a task: threads do not start at once, and are held up
+FEW_TASKS = 64
 BITS = {"float32": 32, "float64": 64}
 SHORT = {"float32": "f32", "float64": "f64"}
 
@@ -273,6 +277,41 @@ def grain(tasks: int, threads: int, seconds: float) -> int:
     """Tasks to take at a time: some 5 microseconds' worth, but not more than balances."""
     fair = max(1, tasks // (8 * threads))
     return max(1, min(fair, int(5e-6 * tasks / max(seconds, 1e-9))))
+
+
+def makespan(
+    tasks: int,
+    cycles: float,
+    longest: float,
+    cores: int,
+    sizes: Callable[[], Iterable[float]] | None = None,
+) -> float:
+    """Cycles until the last of ``cores`` threads is done, of tasks taken by whichever is free.
+
+    Few tasks are taken one by one.  For many it is the smaller of two bounds: those of one size run
+    in rounds, and while the last runs no thread was idle before (Graham 1966, "Bounds for certain
+    multiprocessing anomalies", theorem 2).
+
+    Parameters
+    ----------
+    tasks : int
+    cycles : float
+        Of all tasks together.
+    longest : float
+        Of the longest task.
+    cores : int
+    sizes : callable, optional
+        The cycles of each in their order, if they differ.
+    """
+    if cores == 1:
+        return cycles
+    if sizes is not None and tasks <= min(4 * cores, FEW_TASKS):
+        ends = [0.0] * cores
+        for size in sizes():
+            heapq.heapreplace(ends, ends[0] + size)
+        return max(ends) + LATE * longest
+    rounds = longest * -(-tasks // cores)
+    return min(rounds, cycles / cores + longest * (cores - 1) / cores) + LATE * longest
 
 
 def splits(n: int, most: int, largest: int | None = None) -> list[int]:

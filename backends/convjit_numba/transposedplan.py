@@ -175,7 +175,7 @@ def blocking(p: Problem, last: bool, isa: str, cores: int, tile: Tile | None = N
                 splits = -(-panels // task_panels)
                 longest = fixed + task_panels * whole + (end - whole if splits == 1 else 0.0)
                 total = units * share * (splits * fixed + (panels - 1) * whole + end)
-                makespan = max(longest, total / cores + 0.5 * longest * (cores - 1) / cores)
+                makespan = targets.makespan(units * splits, total, longest, cores)
                 if best is None or makespan < best.makespan:
                     best = Blocking(
                         p, last, direct, t, tail, kblock, images, lines, cols, task_panels,

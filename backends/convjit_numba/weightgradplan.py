@@ -195,8 +195,7 @@ def _with_tile(p: Problem, last: bool, cores: int, t: Tile) -> Blocking:
             one += TASK + sums * (FINISH if splits == 1 else 0.1)
             longest = one * -(-units // splits) / (units / splits)
             total = one * tasks
-            spread = longest * -(-tasks // cores) if tasks < 4 * cores else total / cores
-            makespan = max(spread, total / cores) + (0.15 * longest if cores > 1 else 0.0)
+            makespan = targets.makespan(tasks, total, longest, cores)
             width = (panels - 1) * t.nr + tail * t.vl
             if splits > 1:
                 added = p.groups * p.kg * taps * width * (FINISH + 0.2 * splits)

@@ -258,7 +258,7 @@ def blocking(
                 cycles = task_tiles * in_blocks * data + products + 500
                 cycles += again / shared
                 cycles += task_tiles * result * out_blocks * task_panels / panels
-                makespan = cycles * (-(-tasks // cores) + (0.1 if cores > 1 else 0.0))
+                makespan = targets.makespan(tasks, tasks * cycles, cycles, cores)
                 if best is None or makespan < best.makespan:
                     best = Blocking(
                         t, outputs, p.kernel, counts, unit, min(task_tiles, most), task_tiles,

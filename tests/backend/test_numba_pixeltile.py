@@ -13,6 +13,7 @@ from convjit_numba import cache, targets
 from convjit_numba.problem import address
 
 ISA = targets.codegen().isa
+OUTSIDE = 1 << 44  # bytes beyond an array: what is fetched ahead need not exist
 TILES = [
     (dtype, tile, tail)
     for dtype in targets.BITS
@@ -24,13 +25,15 @@ TILES = [
 def _build(bits: int, mr: int, nv: int, vl: int, tail: int) -> Any:
     from convjit_numba.pixeltile import pixel_tile
 
-    def kernel(masked, kc, a, b, walk, c, ldc, accumulate, bias, activation, slopes, count):
+    def kernel(
+        masked, kc, a, b, walk, c, ldc, accumulate, bias, activation, slopes, count, ahead, stride
+    ):  # fmt: skip
         if masked != 0:
             pixel_tile(bits, mr, nv, vl, tail, 1, kc, a, b, walk, c, ldc, accumulate, bias,
-                       activation, slopes, count)  # fmt: skip
+                       activation, slopes, count, ahead, stride)  # fmt: skip
         else:
             pixel_tile(bits, mr, nv, vl, tail, 0, kc, a, b, walk, c, ldc, accumulate, bias,
-                       activation, slopes, count)  # fmt: skip
+                       activation, slopes, count, ahead, stride)  # fmt: skip
 
     return kernel
 
@@ -38,7 +41,7 @@ def _build(bits: int, mr: int, nv: int, vl: int, tail: int) -> Any:
 @pytest.mark.parametrize(("dtype", "tile", "tail"), TILES, ids=lambda value: str(value))
 def test_matches_numpy(dtype: str, tile: targets.Tile, tail: int) -> None:
     name = f"test.pixeltile.{dtype}.{tile}.{tail}"
-    run = cache.function(name, 12, partial(_build, targets.BITS[dtype], *tile, tail))
+    run = cache.function(name, 14, partial(_build, targets.BITS[dtype], *tile, tail))
     rng = np.random.default_rng(0)
 
     def random(*shape: int) -> np.ndarray:
@@ -57,6 +60,7 @@ def test_matches_numpy(dtype: str, tile: targets.Tile, tail: int) -> None:
             run(
                 masked, kc, address(a), address(b), b.strides[0], address(c), c.strides[0],
                 accumulate, address(bias) if biased else 0, kind, address(slopes), count,
+                address(a) + OUTSIDE, 4096,
             )  # fmt: skip
             expected = sums + before[:-1, :pixels] * accumulate + bias[:, None] * biased
             if kind == 1:
