@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import accumulate
 from math import gcd, prod
 from typing import Any
 
@@ -27,13 +28,17 @@ SECONDS_PER_NUMBER = 1.5e-9  # packing
 # Cycles of the model: a tile, a kernel row of it, an output stored, an entry of the table, a task.
 TILE, ROW, STORE, ENTRY, TASK = 16.0, 4.0, 1.0, 5.0, 300.0
 FMA_LATENCY = 4  # cycles: a tile with few outputs waits for each of its sums
+# Of channels-first planes: a number transposed, a vector of channels that a task passes to.
+TO_SLAB, FROM_SLAB, SLAB = 0.12, 0.2, 300.0
+PIXELS = 48.0  # bytes a cycle that are transposed
 
 
 @dataclass(frozen=True, slots=True)
 class Blocking:
     """The tile, and the sizes of the loops; ``cycles`` is the model's for all tasks together.
 
-    ``stride`` is the tile's, in positions; ``kept`` says that it keeps a row of weights.
+    ``stride`` is the tile's, in positions; ``kept`` says that it keeps a row of weights.  A task of
+    channels-first planes transposes ``slab_pixels`` and sums ``sum_pixels``, else these are 0.
     """
 
     mr: int
@@ -44,6 +49,8 @@ class Blocking:
     rows: int
     cols: int
     task_vectors: int
+    slab_pixels: int
+    sum_pixels: int
     tasks: int
     cycles: float
     makespan: float
@@ -51,7 +58,8 @@ class Blocking:
     def name(self, p: Problem) -> str:
         """Of the kernel."""
         numbers = f"{self.mr}x{p.kernel[2]}x{self.stride}x{self.vl}"
-        return f"depthwise.{targets.SHORT[p.dtype]}.{numbers}.m{multiplier(p)}"
+        order = "first" if self.slab_pixels else f"m{multiplier(p)}"
+        return f"depthwise.{targets.SHORT[p.dtype]}.{numbers}.{order}"
 
 
 def multiplier(p: Problem) -> int:
@@ -111,7 +119,9 @@ def _row_count(p: Problem) -> float:
 
 
 @lru_cache(maxsize=1024)
-def blocking(p: Problem, isa: str, cores: int, mr: int | None = None) -> Blocking:
+def blocking(
+    p: Problem, isa: str, cores: int, mr: int | None = None, *, last: bool = True
+) -> Blocking:
     """The blocking whose modelled time on ``cores`` threads is least."""
     vl = lanes(p, isa)
     common = gcd(p.dilation[2], p.stride[2])
@@ -131,7 +141,8 @@ def blocking(p: Problem, isa: str, cores: int, mr: int | None = None) -> Blockin
     kept = line_cycles(p, isa, mr)[2]
     line = line_cycles_of(p, isa, mr)
     vectors = -(-p.groups // vl)
-    blocks = problem.blocks_of(p.dtype)
+    blocks, lag = problem.blocks_of(p.dtype), targets.lag(isa)
+    arriving = problem.arriving(p, isa, PIXELS)
     units = p.batch * p.out[0]
     best: Blocking | None = None
     for task_vectors in targets.splits(vectors, vectors):
@@ -143,16 +154,27 @@ def blocking(p: Problem, isa: str, cores: int, mr: int | None = None) -> Blockin
             miss = 1.0 if weights + window <= 2 * blocks.image or rows_met < 8 else 1.3
             miss *= 1.0 if weights <= blocks.weights else 1.3
             # A task that reads less than a few cache lines of each pixel reads memory at a stride.
-            miss *= 1.0 if task_vectors == vectors or task_vectors * vl * p.bytes >= 256 else 1.2
+            if last and task_vectors < vectors and task_vectors * vl * p.bytes < 256:
+                miss *= 1.2
             for cols in targets.splits(p.out[2], p.out[2] // (4 * mr * classes) or 1):
                 parts = -(-p.out[1] // rows) * -(-p.out[2] // cols) * -(-vectors // task_vectors)
                 tasks = units * parts
-                work = task_vectors * rows * line * cols / p.out[2] * miss
-                cycles = work + rows * ENTRY * p.kernel[0] * p.kernel[1] + TASK
+                work = rows * line * cols / p.out[2] * miss
+                fixed = rows * ENTRY * p.kernel[0] * p.kernel[1]
+                slab = sums = 0
+                if not last:
+                    wide = (cols - 1) * p.stride[2] + (p.kernel[2] - 1) * p.dilation[2] + 1
+                    slab, sums = max(1, high * min(p.size[2], wide)), rows * cols
+                    if slab * vl * p.bytes > blocks.image:
+                        work *= 1.3
+                    moved = TO_SLAB * -(-slab // vl) + FROM_SLAB * -(-sums // vl)  # by squares
+                    work += lag * (vl * vl * moved + SLAB + fixed)
+                    work += (slab + sums) * vl * p.bytes / arriving
+                cycles = task_vectors * work + fixed + TASK
                 makespan = targets.makespan(tasks, tasks * cycles, cycles, cores)
                 if best is None or makespan < best.makespan:
                     best = Blocking(
-                        mr, vl, stride, classes, kept, rows, cols, task_vectors,
+                        mr, vl, stride, classes, kept, rows, cols, task_vectors, slab, sums,
                         tasks, cycles * tasks, makespan,
                     )  # fmt: skip
     assert best is not None
@@ -161,19 +183,31 @@ def blocking(p: Problem, isa: str, cores: int, mr: int | None = None) -> Blockin
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A thread's part of the workspace: the table, a task's bias and a tile's results."""
+    """Regions of a thread's part of the workspace, and the bytes of all.
+
+    First the table; then a task's bias and a tile's results, of kernels with a multiplier; then a
+    slab of pixels and the results of a task, of channels-first planes.
+    """
 
     bias: int
     buffer: int
+    slab: int
+    sums: int
     bytes: int
 
     @classmethod
-    def of(cls, p: Problem, mr: int, vl: int, vectors: int) -> Slot:
-        bias = aligned(16 * p.kernel[0] * p.kernel[1])
-        if p.kg == 1:
-            return cls(bias, bias, bias)
-        buffer = bias + aligned(vectors * p.kg * vl * p.bytes)
-        return cls(bias, buffer, buffer + aligned(mr * p.kg * vl * p.bytes))
+    def of(
+        cls, p: Problem, mr: int, vl: int, vectors: int, slab_pixels: int = 0, sum_pixels: int = 0
+    ) -> Slot:
+        multiplied = p.kg if p.kg > 1 else 0
+        sizes = (
+            16 * p.kernel[0] * p.kernel[1],
+            vectors * multiplied * vl * p.bytes,
+            mr * multiplied * vl * p.bytes,
+            slab_pixels * vl * p.bytes,
+            sum_pixels * vl * p.bytes,
+        )
+        return cls(*accumulate(aligned(size) for size in sizes))
 
 
 # -------------------------------------------------------------------- packing

@@ -24,8 +24,8 @@ def _bandwidth(
 # What kernels reach in general, in the units of their models.
 SHARES: Mapping[str, float] = {
     "direct": 0.9, "gemm": 1.0, "indirect": 1.0, "winograd": 0.9, "winograd.transform": 0.7,
-    "fft": 0.8, "fft.multiply": 0.7, "depthwise": 0.55, "planes": 0.9, "transposed": 0.75,
-    "weight_grad": 1.0,
+    "fft": 0.8, "fft.multiply": 0.7, "depthwise": 0.55, "depthwise.slab": 0.8, "planes": 0.9,
+    "transposed": 0.75, "weight_grad": 1.0,
 }  # fmt: skip
 OTHER_SHARE = 0.9  # of a family that is in no table
 
@@ -67,7 +67,8 @@ _ZEN4 = Microarchitecture(
     {
         "direct": 0.95, "gemm": 1.07, "indirect": 1.07, "winograd": 1.08,
         "winograd.transform": 1.08, "fft": 0.88, "fft.multiply": 0.88,
-        "depthwise": 0.63, "planes": 1.13, "transposed": 0.83, "weight_grad": 1.1,
+        "depthwise": 0.63, "depthwise.slab": 0.9, "planes": 1.13, "transposed": 0.83,
+        "weight_grad": 1.1,
     },
     _bandwidth(1.2e11, 1.1e11, 4.3e10, 3.3e10, 2.3e10, 1.0e10),
     (7.3e10, 1.74e10),
@@ -80,7 +81,8 @@ _GRANITE = Microarchitecture(
     {
         "direct": 0.78, "gemm": 0.86, "indirect": 0.82, "winograd": 0.9,
         "winograd.transform": 0.5, "fft": 0.45, "fft.multiply": 0.4,
-        "depthwise": 0.33, "planes": 0.65, "transposed": 0.75, "weight_grad": 0.76,
+        "depthwise": 0.33, "depthwise.slab": 0.5, "planes": 0.65, "transposed": 0.75,
+        "weight_grad": 0.76,
     },
     _bandwidth(3.2e11, 9.6e10, 2.6e10, 2.5e10, 2.8e10, 1.35e10),
     (2.8e10, 1.5e10),

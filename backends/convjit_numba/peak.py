@@ -37,6 +37,7 @@ RATES = {
     "fft": "conv_{dtype}_NCHW_n1c1k1g1_i512x512_w31x31_p15",
     "fft.multiply": "conv_{dtype}_NCHW_n1c64k64g1_i28x28_w5x5_p2",
     "depthwise": "conv_{dtype}_NHWC_n1c96k96g96_i28x28_w3x3_p1",
+    "depthwise.slab": "conv_{dtype}_NCHW_n1c96k96g96_i28x28_w7x7_p3",
     "planes": "conv_{dtype}_NCHW_n1c1k1g1_i512x512_w7x7_p3",
     "weight_grad": "wgrad_{dtype}_NCHW_n1c128k128g1_i28x28_w3x3_p1",
 }

@@ -29,7 +29,8 @@ from convjit_numba import (
     targets,
     threads,
 )
-from convjit_numba.depthwise import Depthwise, build_line
+from convjit_numba.depthwise import Depthwise
+from convjit_numba.depthwisekernel import build_line
 from convjit_numba.problem import FIELD, Problem, address
 from convjit_numba.rowtables import HEAD, table_words
 from convjit_numba.targets import Tile
@@ -109,10 +110,10 @@ def build(
                 rows = min(block_rows, oh - r0)
                 image = x + plane // od * image_bytes
                 for r in range(rows):
-                    met = row_table(g, mine, plane % od, r0 + r)
+                    met = row_table(g, mine, plane % od, r0 + r, load_int(g + W) * channels * size)
                     line = slab + (r * cols - col0) * depth * size
                     depthwise_line(
-                        g, mine, met, image, weights, add, line, buffer,
+                        g, mine, met, image, channels, weights, add, line, buffer,
                         0, vectors, col0, col0 + cols,
                     )  # fmt: skip
                 pixels = rows * cols
@@ -303,6 +304,8 @@ class SeparableLayer:
         refusal = Depthwise().refuse(depth, target) or problem.refuse(point, channels_last=True)
         if refusal is not None:
             return refusal
+        if not depth.channels_last:
+            return Refusal(Feature.LAYOUT, f"reads channels-last arrays, not {depth.layout}")
         p, q = Problem.of(depth), Problem.of(point)
         b = blocking(p, q, problem.isa_of(target), target.cores)
         if _places(p, q, b)[1] > problem.MAX_SLOT:
