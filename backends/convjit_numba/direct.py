@@ -31,10 +31,6 @@ from convjit_numba.targets import Tile
 MAX_FLAT_COLUMNS = 512
 # Neighbouring taps read the same lines, so pixels take less of L1 than panels of columns do.
 DEPTH = 2
-# What a step takes where a stride sets the columns apart, over one of stride 1: 1.5 to 2.1 on first
-# layers of 1 and 3 channels and kernels of 3 to 7, 1.2 to 1.5 on small grouped ones, on Zen 4; no
-# more than one of stride 1 on cores of two multiply-adds a cycle, whose loads cost more anyway.
-APART = 1.7
 PIECE = 10.0  # cycles of the model to copy what a tile holds of an output row, for each channel
 
 
@@ -252,8 +248,6 @@ def blocking(p: Problem, isa: str, cores: int, config: Config = DEFAULT_CONFIG) 
         if t is not candidates[-1] and tile is None and t.mr >= 2 * p.kg:
             continue
         step = targets.tile_cycles(t, isa) + 0.2
-        if p.stride[2] > 1 and lag == 1:
-            step *= APART
         per_panel = t.mr * cblock * p.taps * p.bytes
         pass_panels = max(1, blocks.weights // per_panel)
         for cols in targets.splits(p.out[2], 1 + p.out[2] // (2 * t.nr)):

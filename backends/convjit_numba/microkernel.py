@@ -300,12 +300,30 @@ def _emit_register_tile(
     row = pixels
     if indirect:
         row = builder.add(b, builder.sext(_load(builder, pixels, I32, 4), I64))
-    values = [_load(builder, builder.add(row, column(j)), vector, size) for j in range(nv)]
-    new = []
-    for i in range(mr):
-        weight = broadcast(builder.add(weights, _int(i * size)))
+
+    def weight(i: int) -> Any:
+        return broadcast(builder.add(weights, _int(i * size)))
+
+    def pixel(j: int) -> Any:
+        return _load(builder, builder.add(row, column(j)), vector, size)
+
+    def product(i: int, j: int, a: Any, b: Any) -> None:
+        new[i * nv + j] = builder.call(fma, [a, b, sums[i * nv + j]])
+
+    # The fewer of the two kinds of operand stay in registers, the others pass.
+    new: list[Any] = [None] * len(places)
+    if mr < nv:
+        kept = [weight(i) for i in range(mr)]
         for j in range(nv):
-            new.append(builder.call(fma, [weight, values[j], sums[i * nv + j]]))
+            passing = pixel(j)
+            for i in range(mr):
+                product(i, j, kept[i], passing)
+    else:
+        kept = [pixel(j) for j in range(nv)]
+        for i in range(mr):
+            passing = weight(i)
+            for j in range(nv):
+                product(i, j, passing, kept[j])
     next_step = builder.add(step, _int(1))
     step.add_incoming(next_step, loop)
     weights.add_incoming(builder.add(weights, _int(mr * size)), loop)
