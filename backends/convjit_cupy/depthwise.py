@@ -48,11 +48,11 @@ extern "C" __global__ void __launch_bounds__(256) depthwise(
     const unsigned z = tile % out_depth;
     const unsigned plane = tile / out_depth;  // of the outputs of all images
     const unsigned k = plane % channels;
-    const Patch p = {depth, height, width, taps, dilation_z, lines, top * stride_y - pad_y,
+    const Patch p = {depth, height, width, taps, dilation_z, top * STRIDE_Y - pad_y,
                      left * STRIDE - pad_x - PHASE, z * stride_z - pad_z};
     load_patch(patch, x, p, plane / multiplier, 0, taps, lane, 32);
-    for (unsigned i = lane; i < taps * rows * COLUMNS; i += 32)
-        weights[i] = Sum(w[k * taps * rows * COLUMNS + i]);
+    for (unsigned i = lane; i < taps * ROWS * COLUMNS; i += 32)
+        weights[i] = Sum(w[k * taps * ROWS * COLUMNS + i]);
     __syncwarp();
 
     Sum sums[GROUPS][VECTOR];
@@ -63,11 +63,11 @@ extern "C" __global__ void __launch_bounds__(256) depthwise(
     const Sum *weight = weights;
     for (unsigned tap = 0; tap < taps; tap++)
 #pragma unroll 1
-        for (unsigned r = 0; r < rows; r++) {
+        for (unsigned r = 0; r < ROWS; r++) {
             Window windows[GROUPS];
 #pragma unroll
             for (unsigned g = 0; g < GROUPS; g++) {
-                const unsigned line = tap * lines + row_of(lane, g) * stride_y + r * dilation_y;
+                const unsigned line = tap * LINES + row_of(lane, g) * STRIDE_Y + r * DILATION_Y;
                 windows[g] = window_of(patch + line * PITCH + column_of(lane, g));
             }
 #pragma unroll

@@ -27,6 +27,8 @@ POSITIONS = 8  # of a lane
 BLOCK_OUTPUTS = WARPS * OUTPUTS
 MOST_COLUMNS = 16  # of taps, which are unrolled: 64 multiply-adds each
 
+AT_ONCE, AT_LEAST = 9, 6  # taps that are unrolled, where a row has no more, or a sheet fewer
+
 # KiB of shared memory for patch and weights: two blocks fit beside each other everywhere, or one
 # that reads longer runs of channels, or four.
 BUDGETS = (24, 48, 12)
@@ -37,6 +39,7 @@ SOURCE = (
     + tiles.TILE
     + r"""
 constexpr unsigned WARPS = 4, OUTPUTS = 8, BLOCK_OUTPUTS = WARPS * OUTPUTS;
+constexpr unsigned OF_A_SHEET = ROWS * COLUMNS * BLOCK_OUTPUTS;  // weights
 extern __shared__ __align__(16) char memory[];
 
 // Two blocks is a bound that no instance comes near; without one the compiler may aim at four, and
@@ -56,17 +59,12 @@ extern "C" __global__ void __launch_bounds__(128, 2) direct(
     block /= out_depth;
     const unsigned panel = block % (groups * blocks_k);  // of weights
     const unsigned group = panel / blocks_k, image = block / (groups * blocks_k);
-    const Patch p = {depth, height, width, taps, dilation_z, lines, top * stride_y - pad_y,
+    const Patch p = {depth, height, width, taps, dilation_z, top * STRIDE_Y - pad_y,
                      left * STRIDE - pad_x - PHASE, z * stride_z - pad_z};
     const unsigned channel = (image * groups + group) * (sheets / taps);
 
-    const unsigned weights_of_a_sheet = rows * COLUMNS * BLOCK_OUTPUTS;
-    Sum *weights = reinterpret_cast<Sum *>(memory), *patch = weights + chunk * weights_of_a_sheet;
-    const Sum *corner = patch + row_of(lane, 0) * stride_y * PITCH + column_of(lane, 0);
-    unsigned between[GROUPS];  // from the first group's corner
-#pragma unroll
-    for (unsigned g = 0; g < GROUPS; g++)
-        between[g] = (row_of(0, g) * stride_y) * PITCH + column_of(0, g);
+    Sum *weights = reinterpret_cast<Sum *>(memory), *patch = weights + chunk * OF_A_SHEET;
+    const Sum *corner = patch + row_of(lane, 0) * STRIDE_Y * PITCH + column_of(lane, 0);
 
     Sum sums[OUTPUTS][GROUPS][VECTOR];
 #pragma unroll
@@ -80,21 +78,23 @@ extern "C" __global__ void __launch_bounds__(128, 2) direct(
         const unsigned count = min(chunk, sheets - done);
         __syncthreads();
         load_patch(patch, x, p, channel, done, count, threadIdx.x, 32 * WARPS);
-        const Sum *from = w + (panel * sheets + done) * weights_of_a_sheet;
-        for (unsigned i = threadIdx.x * VECTOR; i < count * weights_of_a_sheet;
+        const Sum *from = w + (panel * sheets + done) * OF_A_SHEET;
+        for (unsigned i = threadIdx.x * VECTOR; i < count * OF_A_SHEET;
              i += 32 * WARPS * VECTOR) {
             const Vector<Sum> v = *reinterpret_cast<const Vector<Sum> *>(from + i);
             store_wide(weights + i, v.at);
         }
         __syncthreads();
         const Sum *weight = weights + warp * OUTPUTS, *sheet = corner;
-        for (unsigned s = 0; s < count; s++, sheet += lines * PITCH) {
+        auto sum_up = [&] {
             const Sum *line = sheet;
-#pragma unroll 1
-            for (unsigned r = 0; r < rows; r++, line += dilation_y * PITCH) {
+#pragma unroll ROWS_AT_ONCE
+            for (unsigned r = 0; r < ROWS; r++, line += DILATION_Y * PITCH) {
                 Window windows[GROUPS];
 #pragma unroll
-                for (unsigned g = 0; g < GROUPS; g++) windows[g] = window_of(line + between[g]);
+                for (unsigned g = 0; g < GROUPS; g++)
+                    windows[g] = window_of(line + (row_of(0, g) * STRIDE_Y * PITCH
+                                                   + column_of(0, g)));
 #pragma unroll
                 for (unsigned tap = 0; tap < COLUMNS; tap++) {
                     Sum by[OUTPUTS];
@@ -111,7 +111,17 @@ extern "C" __global__ void __launch_bounds__(128, 2) direct(
                 }
                 weight += COLUMNS * BLOCK_OUTPUTS;
             }
-        }
+            sheet += LINES * PITCH;
+        };
+        unsigned left_over = count;
+        // By hand: nvrtc 13.0 leaves out the remainder where a pragma asks for three at once.
+#pragma unroll 1
+        for (; left_over >= SHEETS_AT_ONCE; left_over -= SHEETS_AT_ONCE)
+#pragma unroll
+            for (unsigned s = 0; s < SHEETS_AT_ONCE; s++) sum_up();
+        if (SHEETS_AT_ONCE > 1)
+#pragma unroll 1
+            for (; left_over > 0; left_over--) sum_up();
     }
 
     __syncthreads();  // the patch becomes a stage
@@ -155,6 +165,17 @@ def chunk_of(spec: ConvSpec, kib: int) -> int:
 def packed_elements(spec: ConvSpec) -> int:
     p = planes.plane(spec)
     return p.groups * -(-p.outputs // BLOCK_OUTPUTS) * BLOCK_OUTPUTS * sheets_of(spec) * p.taps
+
+
+def _macros(spec: ConvSpec, tile: tiles.Tile) -> tuple[str, ...]:
+    """What the kernel is compiled for: so many rows of taps, or sheets of few, are unrolled that
+    what counts them is little beside their multiply-adds.
+    """
+    p = planes.plane(spec)
+    parts = -(-p.taps // AT_ONCE)
+    return tiles.tile_macros(
+        spec, tile, ROWS_AT_ONCE=-(-p.rows // parts), SHEETS_AT_ONCE=-(-AT_LEAST // p.taps)
+    )
 
 
 class DirectSolver:
@@ -220,7 +241,7 @@ class DirectSum(OnPlanes):
         self._blocks = spec.batch * p.groups * self._panels * planes.depth(spec).out * tile.count
         elements = max(chunk * (tile.patch + p.taps * BLOCK_OUTPUTS), WARPS * tile.area)
         self._shared = elements * tiles.sum_bytes(spec.dtype)
-        self._kernel = load(cupy, SOURCE, "direct", tiles.tile_macros(spec, tile))
+        self._kernel = load(cupy, SOURCE, "direct", _macros(spec, tile))
         self._arguments = (
             *tiles.sizes(spec, tile),
             *unsigned(sheets_of(spec), p.outputs, p.groups, self._panels, chunk),

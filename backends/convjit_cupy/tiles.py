@@ -72,7 +72,7 @@ __device__ __forceinline__ bool is_wide(const void *array, unsigned width) {
     + ACTIVATION
 )
 
-# The patch in shared memory.  Further macros: STRIDE, RESIDUE and PITCH.
+# The patch in shared memory.  Further macros: STRIDE, RESIDUE, PITCH and LINES.
 PATCH = r"""
 // Vectors in shared memory.  Left to itself the compiler splits them, or loads only the parts that
 // are used; neighbouring lanes are a vector apart, so that a part costs what the whole does.
@@ -100,7 +100,7 @@ __device__ __forceinline__ void store_wide(Sum *to, const Sum *from) {
 
 // An image, the taps of its depth, the patch's first line and column (below zero by wrapping).
 struct Patch {
-    unsigned depth, height, width, taps, dilation, lines, top, left, z;
+    unsigned depth, height, width, taps, dilation, top, left, z;
 };
 
 constexpr unsigned power_of_two(unsigned n) { return n > 1 ? 2 * power_of_two((n + 1) / 2) : 1; }
@@ -115,22 +115,22 @@ __device__ __forceinline__ void load_pieces(
     constexpr unsigned PIECES = STRIDE * RESIDUE / PIECE;  // of a line
     constexpr unsigned TEAM = PIECES > 32 ? 32 : power_of_two(PIECES);
     constexpr unsigned ROUNDS = (PIECES + TEAM - 1) / TEAM;
-    constexpr unsigned LINES = ROUNDS < 4 ? 4 / ROUNDS : 1;
+    constexpr unsigned TOGETHER = ROUNDS < 4 ? 4 / ROUNDS : 1;
     struct alignas(PIECE * sizeof(Real)) Loaded { Real at[PIECE]; };
     const unsigned member = thread % TEAM, teams = threads / TEAM;
     unsigned sheet = 0, line = thread / TEAM;
-    while (line >= p.lines) line -= p.lines, sheet++;
+    while (line >= LINES) line -= LINES, sheet++;
     while (sheet < sheets) {
-        Loaded loaded[LINES][ROUNDS];
-        unsigned place[LINES];
-        bool is[LINES];
+        Loaded loaded[TOGETHER][ROUNDS];
+        unsigned place[TOGETHER];
+        bool is[TOGETHER];
 #pragma unroll
-        for (unsigned i = 0; i < LINES; i++) {
+        for (unsigned i = 0; i < TOGETHER; i++) {
             const unsigned plane = (first + sheet) / p.taps, tap = first + sheet - plane * p.taps;
             const unsigned z = p.z + tap * p.dilation, y = p.top + line;
             const unsigned from = (((channel + plane) * p.depth + z) * p.height + y) * p.width;
             is[i] = sheet < sheets;
-            place[i] = (sheet * p.lines + line) * PITCH;
+            place[i] = (sheet * LINES + line) * PITCH;
 #pragma unroll
             for (unsigned round = 0; round < ROUNDS; round++) {
                 const unsigned piece = member + round * TEAM, column = p.left + piece * PIECE;
@@ -140,10 +140,10 @@ __device__ __forceinline__ void load_pieces(
                     loaded[i][round] = *reinterpret_cast<const Loaded *>(x + (from + column));
             }
             line += teams;
-            while (line >= p.lines) line -= p.lines, sheet++;
+            while (line >= LINES) line -= LINES, sheet++;
         }
 #pragma unroll
-        for (unsigned i = 0; i < LINES; i++)
+        for (unsigned i = 0; i < TOGETHER; i++)
 #pragma unroll
             for (unsigned round = 0; round < ROUNDS; round++) {
                 const unsigned piece = member + round * TEAM;
@@ -173,14 +173,14 @@ __device__ __forceinline__ void load_patch(
 }
 """
 
-# Of kernels whose lanes hold windows.  Further macros: COLUMNS, DILATION and PHASE of the taps,
-# WINDOW; ACROSS, GROUPS and SIDE_BY_SIDE of the tile.
+# Of kernels whose lanes hold windows.  Further macros: ROWS and COLUMNS of taps, their DILATION,
+# PHASE, and DILATION_Y, STRIDE_Y; WINDOW; ACROSS, GROUPS and SIDE_BY_SIDE of
+# the tile.  So all that is loaded of a sheet lies at offsets that the instructions hold.
 TILE = r"""
 #define SIZES                                                                                   \
     unsigned depth, unsigned height, unsigned width, unsigned out_depth, unsigned out_height,   \
-    unsigned out_width, unsigned taps, unsigned rows, unsigned stride_z, unsigned stride_y,     \
-    unsigned pad_z, unsigned pad_y, unsigned pad_x, unsigned dilation_z, unsigned dilation_y,   \
-    unsigned lines, unsigned tiles_y, unsigned tiles_x
+    unsigned out_width, unsigned taps, unsigned stride_z, unsigned pad_z, unsigned pad_y,       \
+    unsigned pad_x, unsigned dilation_z, unsigned tiles_y, unsigned tiles_x
 
 constexpr unsigned DOWN = 32 / ACROSS;  // rows of a group
 constexpr unsigned TILE_WIDTH = ACROSS * VECTOR * SIDE_BY_SIDE;
@@ -332,6 +332,25 @@ def residue(least: int, vector: int, itemsize: int, stride: int) -> int:
     return min(range(least, least + banks, vector), key=conflicts)
 
 
+def _phase(p: planes.Plane, v: int) -> int:
+    """Where windows begin before a lane's first sample.
+
+    Whole vectors of a row are loaded from a column that is a multiple of one, unless a lane then
+    loads more of them than three for two taps, and would load fewer without: dilated taps all lie
+    across two vectors, or hardly any.
+    """
+    if p.stride[1] != 1 or p.width % v:
+        return 0
+    aligned = -p.padding[1] % v
+    begins = range(0, p.columns * p.dilation[1], p.dilation[1])
+
+    def loaded(phase: int) -> int:
+        return len({(phase + begin + e) // v for begin in begins for e in (0, v - 1)})
+
+    most = max(loaded(0), 1.5 * p.columns)
+    return 0 if loaded(aligned) > most else aligned
+
+
 @lru_cache(maxsize=1024)
 def tile_of(spec: ConvSpec, groups: int) -> Tile:
     """The tile of ``groups`` groups with the fewest warps on a plane, then of the least patch."""
@@ -341,8 +360,7 @@ def tile_of(spec: ConvSpec, groups: int) -> Tile:
     def arranged(across: int, side_by_side: int) -> Tile:
         width = across * v * side_by_side
         height = LANES // across * groups // side_by_side
-        # Whole vectors of a row are loaded from a column that is a multiple of one.
-        phase = -p.padding[1] % v if p.stride[1] == 1 and p.width % v == 0 else 0
+        phase = _phase(p, v)
         last = (phase + (p.columns - 1) * p.dilation[1]) // p.stride[1]
         window = -(-(last + v) // v) * v
         own = residue(width - v + window, v, itemsize, p.stride[1])
@@ -392,11 +410,13 @@ def macros(spec: ConvSpec, **more: int) -> tuple[str, ...]:
     return tuple(f"-D{name}={value}" for name, value in values.items())
 
 
-def tile_macros(spec: ConvSpec, tile: Tile) -> tuple[str, ...]:
-    """What a kernel with windows is compiled for."""
+def tile_macros(spec: ConvSpec, tile: Tile, **more: int) -> tuple[str, ...]:
+    """What a kernel with windows is compiled for, and ``more``."""
+    p = planes.plane(spec)
     return macros(
-        spec, PHASE=tile.phase, ACROSS=tile.across, GROUPS=tile.groups,
-        SIDE_BY_SIDE=tile.side_by_side, WINDOW=tile.window, RESIDUE=tile.residue, PITCH=tile.pitch,
+        spec, ROWS=p.rows, STRIDE_Y=p.stride[0], DILATION_Y=p.dilation[0], LINES=tile.lines,
+        PHASE=tile.phase, ACROSS=tile.across, GROUPS=tile.groups, SIDE_BY_SIDE=tile.side_by_side,
+        WINDOW=tile.window, RESIDUE=tile.residue, PITCH=tile.pitch, **more,
     )  # fmt: skip
 
 
@@ -404,7 +424,6 @@ def sizes(spec: ConvSpec, tile: Tile) -> tuple[np.uint32, ...]:
     """The arguments that the source calls SIZES."""
     p, d = planes.plane(spec), planes.depth(spec)
     return unsigned(
-        d.size, p.height, p.width, d.out, p.out_height, p.out_width, d.taps, p.rows, d.stride,
-        p.stride[0], d.padding, *p.padding, d.dilation, p.dilation[0], tile.lines, tile.tiles_y,
-        tile.tiles_x,
+        d.size, p.height, p.width, d.out, p.out_height, p.out_width, d.taps, d.stride, d.padding,
+        *p.padding, d.dilation, tile.tiles_y, tile.tiles_x,
     )  # fmt: skip

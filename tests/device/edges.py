@@ -143,6 +143,8 @@ CUPY_DIRECT = (
     "NCHW_n1c3k5g1_i9x28_w3x5_s2x2_p1x2_bias",
     "NCHW_n2c9k40g1_i7x7_w3x3_p1_flip",
     "NCHW_n1c3k3g1_i20x24_w1x3_d1x4",
+    "NCHW_n2c4k3g1_i5x4_w1x2_p0x0.1",  # a sheet left over of three at once
+    "NCHW_n1c2k3g1_i13x8_w7x2",  # a row left over of four
     "NCDHW_n2c4k6g2_i5x6x8_w3x2x3_s2x1x1_p1x0x1_d1x2x1_flip",
     "NCDHW_n1c13k2g1_i4x9x6_w3x3x3_p1",  # 39 sheets, more than a step takes
 )

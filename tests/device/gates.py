@@ -71,6 +71,11 @@ CUPY = (
     ("direct", "conv_f32_NCHW_n1c4k32g1_i16x64_w3x3_s2_p1"),
     ("direct", "conv_f64_NCHW_n1c4k32g1_i8x64_w3x3_p1"),
     ("direct", "conv_f16_NCHW_n1c4k32g1_i8x64_w3x3_p1"),
+    # Least to multiply for what is loaded: few taps, or those whose windows lie across vectors.
+    ("direct", "conv_f64_NCHW_n1c6k32g1_i8x64_w1x1"),
+    ("direct", "conv_f64_NCHW_n1c4k32g1_i8x64_w3x1_p1x0"),
+    ("direct", "conv_f64_NCHW_n1c4k32g1_i8x64_w2x2_d3"),
+    ("direct", "conv_f64_NCHW_n1c4k32g1_i8x64_w3x3_p3_d3"),
 )
 
 

@@ -80,15 +80,15 @@ FAULTS: dict[str, Planted] = {
         depthwise, "if (tile >= tiles) return;", "", "out of bounds",
     ),
     "depthwise, a short patch": Planted(
-        depthwise, "sheet < sheets) {", "sheet + 1 < sheets + (line + 1 < p.lines)) {",
+        depthwise, "sheet < sheets) {", "sheet + 1 < sheets + (line + 1 < LINES)) {",
         "uninitialised",
     ),
     "depthwise, few weights": Planted(
-        depthwise, "i < taps * rows * COLUMNS; i", "i + 1 < taps * rows * COLUMNS; i",
+        depthwise, "i < taps * ROWS * COLUMNS; i", "i + 1 < taps * ROWS * COLUMNS; i",
         "uninitialised",
     ),
     "depthwise, weights of another channel": Planted(
-        depthwise, "w[k * taps * rows * COLUMNS + i]", "w[i]", "wrong",
+        depthwise, "w[k * taps * ROWS * COLUMNS + i]", "w[i]", "wrong",
     ),
     "depthwise, no right edge of the image": Planted(
         depthwise, "y < p.height && column < p.width", "y < p.height", "out of bounds|wrong",
@@ -137,7 +137,7 @@ FAULTS: dict[str, Planted] = {
         direct, "    __syncthreads();  // the patch", "    // the patch", "race",
     ),
     "direct, few weights": Planted(
-        direct, "i < count * weights_of_a_sheet;", "i + 128 < count * weights_of_a_sheet;",
+        direct, "i < count * OF_A_SHEET;", "i + 128 < count * OF_A_SHEET;",
         "uninitialised|wrong",
     ),
     "direct, a step left out": Planted(
@@ -150,7 +150,7 @@ FAULTS: dict[str, Planted] = {
         direct, "if (k >= outputs) break;", "", "out of bounds",
     ),
     "direct, groups of positions swapped": Planted(
-        direct, "window_of(line + between[g])", "window_of(line + between[GROUPS - 1 - g])",
+        direct, "window_of(line + (row_of(0, g)", "window_of(line + (row_of(0, GROUPS - 1 - g)",
         "wrong",
     ),
     "direct, rows and columns of taps swapped": Planted(
