@@ -6,10 +6,15 @@ which axes it could lie outside; each position has a mask of the bits of which i
 costs one ``and``, which fills with zeros where it is not zero, and no division.
 
 Copies of one step run while the step before is multiplied, asynchronously on compute capability 8.0
-and later.  A thread has 8 x 8 sums, a warp 32 outputs by 64 positions: its lanes read eight
-neighbouring vectors of samples and share the weights, which no bank is asked for twice (S. Chetlur
-et al., "cuDNN: Efficient Primitives for Deep Learning", 2014, sec. 3; V. Volkov and J. Demmel,
-"Benchmarking GPUs to Tune Dense Linear Algebra", SC 2008).
+and later.  A thread has 64 sums, a warp 32 outputs by 64 positions.  Where it multiplies and adds,
+they are 8 x 8: its lanes read eight neighbouring vectors of samples and share the weights, which no
+bank is asked for twice (S. Chetlur et al., "cuDNN: Efficient Primitives for Deep Learning", 2014,
+sec. 3; V. Volkov and J. Demmel, "Benchmarking GPUs to Tune Dense Linear Algebra", SC 2008).
+
+In double precision that takes eight loads for 64 multiply-adds; so from compute capability 8.0 on,
+tensor cores multiply matrices of 8 x 4 by 4 x 8, or from 9.0 on of 16 x 4 (PTX ISA, "Matrix
+Fragments for mma.m8n8k4 with .f64 floating point type"), in the same tiles, and rounded as
+multiply-adds are.
 """
 
 from __future__ import annotations
@@ -37,6 +42,7 @@ EACH_K, EACH_P = 32, 64  # outputs and positions of a warp
 # Warps of a block by (outputs, positions), largest first, and depths of a step.
 TILES = {"float32": ((4, 2), (2, 1)), "float64": ((4, 1), (2, 1))}
 DEPTH = 16
+LEAST_CAPABILITY = 80  # of tensor cores that multiply in double precision
 
 # Bits of a depth: a real one's, one beyond the last; those below are of taps.
 EXISTS, NOWHERE = 1 << MOST_BITS, 1 << (MOST_BITS + 1)
@@ -47,7 +53,6 @@ SOURCE = (
 using Real = REAL;
 
 constexpr unsigned VECTOR = 16 / sizeof(Real);  // of the widest copy
-constexpr unsigned GROUPS = 8 / VECTOR;         // vectors of a thread's positions
 constexpr unsigned THREADS = 32 * WARPS_K * WARPS_P;
 constexpr unsigned TILE_K = 32 * WARPS_K, TILE_P = 64 * WARPS_P;
 constexpr unsigned STAGE = DEPTH * (TILE_K + TILE_P);
@@ -58,19 +63,106 @@ constexpr unsigned WEIGHTS = DEPTH * TILE_K / VECTOR / THREADS;
 
 struct alignas(16) Vector { Real at[VECTOR]; };
 
-// Zeros where `given` is 0, and then nothing is read.
+__device__ __forceinline__ Vector vector_at(const Real *from) {
+    return *reinterpret_cast<const Vector *>(from);
+}
+
+// A thread's sums: OUTS outputs by vectors of neighbouring positions, where in the warp's tile they
+// are, and what a step adds to them out of its weights and samples.
+#if TENSOR
+// Lane 4 n + t has of a product the weights of output n and the samples of position n, both at the
+// depth t, and the sums of output n at the positions 2 t and 2 t + 1; one of 16 outputs is two.
+// Positions of two products are put in such an order that what a lane loads for both is a vector,
+// and what lanes write of an output are neighbours: position 2 t + e of product h is 8 e + 2 t + h
+// of the sixteen.  Weights are packed in the order of the lanes; four depths of samples would lie
+// in the same banks, and so are moved to columns that differ by 2 t bitwise.
+constexpr unsigned OUTS = 4, VECTORS = 8;
+__device__ __forceinline__ unsigned out_of(unsigned lane, unsigned i) { return lane / 4 + 8 * i; }
+__device__ __forceinline__ unsigned place_of(unsigned lane, unsigned v) {
+    return v * 8 + lane % 4 * 2;
+}
+__device__ __forceinline__ unsigned moved(unsigned place, unsigned depth) {
+    return place ^ depth % 4 * VECTOR * sizeof(Real);
+}
+__device__ __forceinline__ void multiply(
+    Real (&sums)[OUTS][VECTORS * VECTOR], const Real *weights, const Real *samples, unsigned warp,
+    unsigned lane
+) {
+    weights += warp / WARPS_P * 128 + lane * VECTOR;
+    const unsigned n = lane / 4, t = lane % 4;
+    samples += t * TILE_P + warp % WARPS_P * 64 + (n % 2 * 8 + (n / 2 ^ t) * VECTOR);
+#pragma unroll
+    for (unsigned depth = 0; depth < DEPTH; depth += 4) {
+        Vector a[OUTS / 2], b[VECTORS / 2];
+#pragma unroll
+        for (unsigned i = 0; i < OUTS / 2; i++)
+            a[i] = vector_at(weights + depth * TILE_K + i * 64);
+#pragma unroll
+        for (unsigned j = 0; j < VECTORS / 2; j++)
+            b[j] = vector_at(samples + depth * TILE_P + j * 16);
+#pragma unroll
+        for (unsigned i = 0; i < OUTS; i += __CUDA_ARCH__ >= 900 ? 2 : 1)
+#pragma unroll
+            for (unsigned j = 0; j < VECTORS; j++) {
+                Real *const sum = sums[i] + j / 2 * 4 + j % 2;
+                const Real by = b[j / 2].at[j % 2];
+#if __CUDA_ARCH__ >= 900
+                Real *const below = sums[i + 1] + j / 2 * 4 + j % 2;
+                asm("mma.sync.aligned.m16n8k4.row.col.f64.f64.f64.f64 "
+                    "{%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+                    : "+d"(sum[0]), "+d"(sum[2]), "+d"(below[0]), "+d"(below[2])
+                    : "d"(a[i / 2].at[0]), "d"(a[i / 2].at[1]), "d"(by));
+#else
+                asm("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 "
+                    "{%0, %1}, {%2}, {%3}, {%0, %1};"
+                    : "+d"(sum[0]), "+d"(sum[2]) : "d"(a[i / 2].at[i % 2]), "d"(by));
+#endif
+            }
+    }
+}
+#else
+constexpr unsigned OUTS = 8, VECTORS = 8 / VECTOR;
+__device__ __forceinline__ unsigned out_of(unsigned lane, unsigned i) { return lane / 8 * 8 + i; }
+__device__ __forceinline__ unsigned place_of(unsigned lane, unsigned v) {
+    return (v * 8 + lane % 8) * VECTOR;
+}
+__device__ __forceinline__ unsigned moved(unsigned place, unsigned) { return place; }
+__device__ __forceinline__ void multiply(
+    Real (&sums)[OUTS][VECTORS * VECTOR], const Real *weights, const Real *samples, unsigned warp,
+    unsigned lane
+) {
+    weights += warp / WARPS_P * 32 + out_of(lane, 0);
+    samples += warp % WARPS_P * 64 + place_of(lane, 0);
+#pragma unroll
+    for (unsigned depth = 0; depth < DEPTH; depth++) {
+        Vector a[VECTORS], b[VECTORS];
+#pragma unroll
+        for (unsigned g = 0; g < VECTORS; g++) {
+            a[g] = vector_at(weights + depth * TILE_K + g * VECTOR);
+            b[g] = vector_at(samples + depth * TILE_P + g * 8 * VECTOR);
+        }
+#pragma unroll
+        for (unsigned i = 0; i < 8; i++)
+#pragma unroll
+            for (unsigned j = 0; j < 8; j++)
+                sums[i][j] += a[i / VECTOR].at[i % VECTOR] * b[j / VECTOR].at[j % VECTOR];
+    }
+}
+#endif
+
+// To an address in shared memory; zeros where `given` is 0, and then nothing is read.
 template <unsigned BYTES>
-__device__ __forceinline__ void copy(Real *to, const Real *from, unsigned given) {
+__device__ __forceinline__ void copy(unsigned to, const Real *from, unsigned given) {
 #if __CUDA_ARCH__ >= 800
-    const unsigned at = static_cast<unsigned>(__cvta_generic_to_shared(to));
     if constexpr (BYTES == 16)
         asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
-                     :: "r"(at), "l"(from), "r"(given) : "memory");
+                     :: "r"(to), "l"(from), "r"(given) : "memory");
     else
         asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;"
-                     :: "r"(at), "l"(from), "n"(BYTES), "r"(given) : "memory");
+                     :: "r"(to), "l"(from), "n"(BYTES), "r"(given) : "memory");
 #else
-    for (unsigned i = 0; i < BYTES / sizeof(Real); i++) to[i] = given ? from[i] : Real(0);
+    Real *const place = static_cast<Real *>(__cvta_shared_to_generic(to));
+    for (unsigned i = 0; i < BYTES / sizeof(Real); i++) place[i] = given ? from[i] : Real(0);
 #endif
 }
 
@@ -103,7 +195,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) implicit_gemm(
     unsigned outputs, unsigned groups, unsigned image, unsigned pixels, unsigned tiles_p,
     unsigned tiles_k, AXIS(z), AXIS(y), AXIS(x), Real slope, Real lowest, Real highest
 ) {
-    __shared__ __align__(16) Real memory[2 * STAGE];  // of a stage: weights, samples
+    __shared__ __align__(128) Real memory[2 * STAGE];  // of a stage: weights, samples
     const unsigned thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
     unsigned block = blockIdx.x;
     const unsigned first_p = block % tiles_p * TILE_P;
@@ -131,72 +223,59 @@ extern "C" __global__ void __launch_bounds__(THREADS) implicit_gemm(
                       + ((at_z * stride_z - pad_z) * size_y + at_y * stride_y - pad_y) * size_x
                       + at_x * stride_x - pad_x);
     }
+    const unsigned shared = static_cast<unsigned>(__cvta_generic_to_shared(memory));
+    const unsigned weights_at = shared + thread * VECTOR * sizeof(Real);
+    const unsigned samples_at = shared + (DEPTH * TILE_K + row * TILE_P + column) * sizeof(Real);
     auto fetch = [&](unsigned stage) {
-        Real *const to = memory + stage + thread * VECTOR;
+        const unsigned weights = weights_at + stage * sizeof(Real);
 #pragma unroll
         for (unsigned i = 0; i < WEIGHTS; i++)
-            copy<16>(to + i * THREADS * VECTOR, weight + i * THREADS * VECTOR, 16);
-        Real *const samples = memory + stage + DEPTH * TILE_K + row * TILE_P + column;
+            copy<16>(weights + i * THREADS * 16, weight + i * THREADS * VECTOR, 16);
+        const unsigned samples = samples_at + stage * sizeof(Real);
 #pragma unroll
         for (unsigned i = 0; i < OWN; i += 2) {
             const uint4 two = entry[i / 2];
-            constexpr unsigned BYTES = PIECE * sizeof(Real);
-            Real *const place = samples + i * TILE_P;
-            copy<BYTES>(place, corner + int(two.x), mask & two.y ? 0 : BYTES);
-            copy<BYTES>(place + TILE_P, corner + int(two.z), mask & two.w ? 0 : BYTES);
+            constexpr unsigned BYTES = PIECE * sizeof(Real), ROW = TILE_P * sizeof(Real);
+            copy<BYTES>(moved(samples, i) + i * ROW, corner + int(two.x), mask & two.y ? 0 : BYTES);
+            copy<BYTES>(moved(samples, i + 1) + (i + 1) * ROW, corner + int(two.z),
+                        mask & two.w ? 0 : BYTES);
         }
         weight += DEPTH * TILE_K;
         entry += DEPTH / 2;
     };
 
-    Real sums[8][8];
+    Real sums[OUTS][VECTORS * VECTOR];
 #pragma unroll
-    for (unsigned i = 0; i < 8; i++)
+    for (unsigned i = 0; i < OUTS; i++)
 #pragma unroll
-        for (unsigned j = 0; j < 8; j++) sums[i][j] = 0;
-    const unsigned own_k = warp / WARPS_P * 32 + lane / 8 * 8;
-    const unsigned own_p = warp % WARPS_P * 64 + lane % 8 * VECTOR;
+        for (unsigned j = 0; j < VECTORS * VECTOR; j++) sums[i][j] = 0;
     unsigned stage = 0;
     fetch(0);
 #pragma unroll 1
     for (unsigned step = 1; step <= steps; step++) {
         arrived();  // also: the stage that is filled next has been read by all
         if (step < steps) fetch(STAGE - stage);
-        const Real *const weights = memory + stage + own_k;
-        const Real *const samples = memory + stage + DEPTH * TILE_K + own_p;
-#pragma unroll
-        for (unsigned depth = 0; depth < DEPTH; depth++) {
-            Vector a[GROUPS], b[GROUPS];
-#pragma unroll
-            for (unsigned g = 0; g < GROUPS; g++) {
-                a[g] = *reinterpret_cast<const Vector *>(weights + depth * TILE_K + g * VECTOR);
-                b[g] = *reinterpret_cast<const Vector *>(samples + depth * TILE_P + g * 8 * VECTOR);
-            }
-#pragma unroll
-            for (unsigned i = 0; i < 8; i++)
-#pragma unroll
-                for (unsigned j = 0; j < 8; j++)
-                    sums[i][j] += a[i / VECTOR].at[i % VECTOR] * b[j / VECTOR].at[j % VECTOR];
-        }
+        const Real *const weights = memory + stage;
+        multiply(sums, weights, weights + DEPTH * TILE_K, warp, lane);
         stage = STAGE - stage;
     }
 
     // Vectors of results lie in one plane where planes are whole vectors.
     const bool wide = pixels % VECTOR == 0 && reinterpret_cast<size_t>(y) % 16 == 0;
 #pragma unroll
-    for (unsigned i = 0; i < 8; i++) {
-        const unsigned k = tile_k * TILE_K + own_k + i;
+    for (unsigned i = 0; i < OUTS; i++) {
+        const unsigned k = tile_k * TILE_K + warp / WARPS_P * 32 + out_of(lane, i);
         if (k >= outputs) break;
         const Real added = bias[group * outputs + k];
 #pragma unroll
-        for (unsigned g = 0; g < GROUPS; g++) {
+        for (unsigned v = 0; v < VECTORS; v++) {
             Vector results;
 #pragma unroll
             for (unsigned e = 0; e < VECTOR; e++) {
-                const Real value = sums[i][g * VECTOR + e] + added;
+                const Real value = sums[i][v * VECTOR + e] + added;
                 results.at[e] = finish(value, slope, lowest, highest);
             }
-            const unsigned p = first_p + own_p + g * 8 * VECTOR;
+            const unsigned p = first_p + warp % WARPS_P * 64 + place_of(lane, v);
             if (wide && p < positions) {
                 const size_t plane = p / pixels * groups + group;
                 *reinterpret_cast<Vector *>(y + (plane * outputs + k) * pixels + p % pixels) =
@@ -319,15 +398,16 @@ class ImplicitGemmSolver:
         return [(("warps_k", k), ("warps_p", p)) for k, p in ordered]
 
     def plan(self, spec: ConvSpec, target: Target, config: Config) -> Executable:
-        return ImplicitGemm(spec, self._cupy, _warps(config))
+        tensor = spec.dtype == "float64" and int(target.features.get("sm", 0)) >= LEAST_CAPABILITY
+        return ImplicitGemm(spec, self._cupy, _warps(config), tensor)
 
 
 class ImplicitGemm(OnPlanes):
     """The executable; packed are the weights, tile by tile and depth by depth, and the table."""
 
-    def __init__(self, spec: ConvSpec, cupy: Any, warps: tuple[int, int]) -> None:
+    def __init__(self, spec: ConvSpec, cupy: Any, warps: tuple[int, int], tensor: bool) -> None:
         super().__init__(spec, cupy)
-        self._warps = warps
+        self._warps, self._tensor = warps, tensor
         self._tile = tile = tiling(spec, warps)
         axes = axes_of(spec)
         pixels = prod(spec.out_size)
@@ -351,6 +431,12 @@ class ImplicitGemm(OnPlanes):
         filled = self.cupy.zeros((p.groups, tile.tiles_k * tile.outputs, depths), self._kind)
         filled[:, : p.outputs, : taps.shape[2]] = taps
         tiles = filled.reshape(p.groups, tile.tiles_k, tile.outputs, depths).transpose(0, 1, 3, 2)
+        if self._tensor:
+            # By four depths and warps, in the order of lanes 4 n + t and of what each loads:
+            # (depths, t) and (warps, loads, products, n) become (depths, warps, loads, n, t,
+            # products).
+            split = (p.groups, tile.tiles_k, depths // 4, 4, self._warps[0], 2, 2, 8)
+            tiles = tiles.reshape(split).transpose(0, 1, 2, 4, 5, 7, 3, 6)
         table = self.cupy.asarray(depth_table(self.spec).reshape(-1))
         into = self.cupy.empty(tiles.shape, self._kind)
         into[...] = tiles
@@ -363,7 +449,8 @@ class ImplicitGemm(OnPlanes):
         aligned = int(getattr(x.data, "ptr", 0)) % WIDE == 0
         macros = {
             "REAL": REALS[self.spec.dtype], "WARPS_K": self._warps[0], "WARPS_P": self._warps[1],
-            "DEPTH": DEPTH, "PIECE": self._vector if self._neighbours and aligned else 1,
+            "DEPTH": DEPTH, "TENSOR": int(self._tensor),
+            "PIECE": self._vector if self._neighbours and aligned else 1,
         }  # fmt: skip
         options = tuple(f"-D{name}={value}" for name, value in macros.items())
         kernel = load(self.cupy, SOURCE, "implicit_gemm", options)

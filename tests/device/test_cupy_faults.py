@@ -58,6 +58,7 @@ class Planted(NamedTuple):
         Pattern of what checked mode says; ``"wrong"`` where only the numbers tell.
     shape : str
         The problem, if not the module's.
+    dtype : str
     """
 
     module: ModuleType
@@ -65,6 +66,7 @@ class Planted(NamedTuple):
     after: str
     found: str
     shape: str = ""
+    dtype: str = "f32"
 
 
 FAULTS: dict[str, Planted] = {
@@ -209,6 +211,17 @@ FAULTS: dict[str, Planted] = {
         implicit_gemm, "offset += tap * axis.dilation * stride", "offset += tap * stride", "wrong",
         "NCHW_n1c9k65g1_i13x7_w3x3_p1_d2",
     ),
+    "implicit gemm, samples of four depths where they would lie without the others": Planted(
+        implicit_gemm, "(n / 2 ^ t) * VECTOR", "n / 2 * VECTOR", "wrong", dtype="f64",
+    ),
+    "implicit gemm, positions in the order of the products": Planted(
+        implicit_gemm, "return v * 8 + lane % 4 * 2;",
+        "return v / 2 * 16 + lane % 4 * 4 + v % 2 * 2;", "wrong", dtype="f64",
+    ),
+    "implicit gemm, weights in the order of the outputs": Planted(
+        implicit_gemm, "transpose(0, 1, 2, 4, 5, 7, 3, 6)", "transpose(0, 1, 2, 3, 4, 5, 6, 7)",
+        "wrong", dtype="f64",
+    ),
     "implicit gemm, weights of another depth": Planted(
         implicit_gemm, "transpose(0, 1, 3, 2)", "transpose(0, 1, 3, 2)[:, :, ::-1]", "wrong",
     ),
@@ -343,7 +356,8 @@ def parameters() -> list[Any]:
 def test_a_planted_fault_is_found(name: str) -> None:
     fault = FAULTS[name]
     with registered(FaultyBackend(fault)):
-        told = told_of("cupy_faulty", f"conv_f32_{fault.shape or SHAPES[fault.module]}")
+        shape = fault.shape or SHAPES[fault.module]
+        told = told_of("cupy_faulty", f"conv_{fault.dtype}_{shape}")
     assert re.search(fault.found, told), f"told {told!r}"
 
 

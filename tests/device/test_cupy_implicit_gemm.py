@@ -18,6 +18,7 @@ from convjit.spec import ConvSpec
 from convjit.spi import Target
 from convjit.testing.cases import Case
 from convjit.testing.check import check
+from convjit_cupy.kernels import load
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 
@@ -27,6 +28,18 @@ class OnOneCore(EmulatedCupy):
 
     def target(self, device_id: int | None = None) -> Target:
         return replace(super().target(device_id), cores=1)
+
+
+class OfCapability(EmulatedCupy):
+    """A GPU of another compute capability."""
+
+    def __init__(self, capability: int) -> None:
+        super().__init__(f"cupy_gemm_{capability}")
+        self._capability = str(capability)
+
+    def target(self, device_id: int | None = None) -> Target:
+        features = {**super().target(device_id).features, "sm": self._capability}
+        return replace(super().target(device_id), features=features)
 
 
 BACKEND = EmulatedCupy("cupy_gemm_edges")
@@ -87,6 +100,29 @@ def test_the_kernel_is_clean_in_checked_mode(
     passes(backend, text, dtype)
 
 
+@pytest.fixture
+def _compiled_anew() -> Iterator[None]:
+    load.cache_clear()
+    yield
+    load.cache_clear()
+
+
+@pytest.mark.usefixtures("_compiled_anew")
+@pytest.mark.parametrize(("capability", "tensor"), [(75, 0), (90, 1)])
+def test_double_precision_is_multiplied_by_what_a_generation_has(
+    capability: int, tensor: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # PTX is for 8.0 at least, by which the copies are asynchronous.
+    monkeypatch.setattr(standin_cupy, "CAPABILITY", divmod(max(capability, 80), 10))
+    monkeypatch.setattr(standin_cupy.RawModule, "checked", True)
+    monkeypatch.setattr(standin_cupy.RawModule, "used", {})
+    backend = OfCapability(capability)
+    with registered(backend):
+        passes(backend, IMPLICIT_GEMM[2], "f64")
+    (kernel,) = standin_cupy.RawModule.used
+    assert f"-DTENSOR={tensor}" in kernel
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -115,7 +151,8 @@ def test_large_tiles_multiply_most_of_the_time(
     monkeypatch.setattr(gates, "CUPY", (("implicit_gemm", text),))
     ((kernel, figures),) = gates.static("cupy", capability).items()
     assert "-DWARPS_K=4" in kernel
-    assert (figures["spilled_bytes"], figures["local"], figures["blocks"]) == (0, 0, 2)
+    assert (figures["spilled_bytes"], figures["local"]) == (0, 0)
+    assert figures["blocks"] >= 2
     assert figures["share"] >= gates.limit_of("cupy", kernel).share
 
 

@@ -45,6 +45,20 @@ BODIES = {
         st.global.v4.b32 [rd1], {{r10, r11, r12, r13}};"""
     for name, kinds in MATRICES.items()
 }
+# The same of doubles: A, B and C of a lane are 2, 1 and 4 of them, or half of A and C.
+BODIES["mma_f64_m16"] = """mad.wide.u32 rd0, i, 56, A; mad.wide.u32 rd1, i, 32, O;
+    ld.global.b64 rd2, [rd0]; ld.global.b64 rd3, [rd0+8]; ld.global.b64 rd4, [rd0+16];
+    ld.global.b64 rd5, [rd0+24]; ld.global.b64 rd6, [rd0+32]; ld.global.b64 rd7, [rd0+40];
+    ld.global.b64 rd8, [rd0+48];
+    mma.sync.aligned.m16n8k4.row.col.f64.f64.f64.f64
+    {rd5, rd6, rd7, rd8}, {rd2, rd3}, {rd4}, {rd5, rd6, rd7, rd8};
+    st.global.b64 [rd1], rd5; st.global.b64 [rd1+8], rd6; st.global.b64 [rd1+16], rd7;
+    st.global.b64 [rd1+24], rd8;"""
+BODIES["mma_f64_m8"] = """mad.wide.u32 rd0, i, 32, A; mad.wide.u32 rd1, i, 16, O;
+    ld.global.b64 rd2, [rd0]; ld.global.b64 rd3, [rd0+8]; ld.global.b64 rd4, [rd0+16];
+    ld.global.b64 rd5, [rd0+24];
+    mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {rd4, rd5}, {rd2}, {rd3}, {rd4, rd5};
+    st.global.b64 [rd1], rd4; st.global.b64 [rd1+8], rd5;"""
 # Rows of 16 bytes are written where their lane says, and read from there.
 for number in (1, 2, 4):
     into = ", ".join(f"r{6 + k}" for k in range(number))
@@ -114,6 +128,21 @@ def product(kernels: ptxcpu.Module, name: str, dtype: Any, a: ARRAY, b: ARRAY, c
     whole = np.empty((16, 8), np.float32)
     whole[rows_c, columns_c] = out
     return whole
+
+
+@pytest.mark.parametrize("rows", [8, 16])
+def test_products_of_doubles(plain: ptxcpu.Module, rows: int) -> None:
+    rng = np.random.default_rng(7)
+    a, b, c = (rng.standard_normal(shape) for shape in ((rows, 4), (4, 8), (rows, 8)))
+    lane, parts = np.arange(32)[:, None], np.arange(rows // 8)[None]
+    g, t = lane // 4, lane % 4
+    rows_c = np.repeat(g + 8 * parts, 2, axis=1)
+    columns_c = 2 * t + np.tile([0, 1], rows // 8)
+    given = np.concatenate([a[g + 8 * parts, t], b[t, g], c[rows_c, columns_c]], axis=1)
+    out = run(plain, f"mma_f64_m{rows}", 32 * rows // 2, given.view(np.uint32))
+    whole = np.empty((rows, 8))
+    whole[rows_c, columns_c] = out.view(np.float64).reshape(32, rows // 4)
+    np.testing.assert_allclose(whole, a @ b + c, rtol=0, atol=1e-14)
 
 
 KINDS = [("f16", np.float16, 16), ("bf16", ml_dtypes.bfloat16, 16), ("tf32", np.float32, 8)]

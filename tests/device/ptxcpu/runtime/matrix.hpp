@@ -62,6 +62,27 @@ static void multiply_matrices(u32* d, const u32* a, const u32* b, const u32* c) 
     warp_barrier(~0u);
 }
 
+// mma.m8n8k4 of float64: multiply-adds one after the other, each rounded.
+static void multiply_doubles(u64* d, u64 a, u64 b, const u64* c) {
+    auto& all = shown();
+    u32 me = lane();
+    memcpy(all[me], &a, 8);
+    memcpy(all[me] + 2, &b, 8);
+    warp_barrier(~0u);
+    auto shown_by = [&](u32 other, u32 word) {
+        f64 value;
+        memcpy(&value, all[other] + word, 8);
+        return value;
+    };
+    for (u32 i = 0; i < 2; i++) {
+        f64 sum = as<f64>(c[i]);
+        for (u32 k = 0; k < 4; k++)
+            sum = fma(shown_by(me / 4 * 4 + k, 0), shown_by((me % 4 * 2 + i) * 4 + k, 2), sum);
+        d[i] = bits(sum);
+    }
+    warp_barrier(~0u);
+}
+
 // ldmatrix: lanes 8q .. 8q + 7 give the rows of matrix q, of 16 bytes; each lane gets two
 // neighbours of a row, or of a column where the matrices are transposed.  A matrix is one wavefront
 // where its rows lie in different banks, as if each of those lanes had loaded its row.
