@@ -5,6 +5,8 @@ The columns are never built: copies to shared memory gather them.  A table has, 
 which axes it could lie outside; each position has a mask of the bits of which it does.  So a copy
 costs one ``and``, which fills with zeros where it is not zero, and no division.
 
+Where tiles are too few for the GPU, the depth is divided over blocks too (:mod:`.split`).
+
 Copies of one step run while the step before is multiplied, asynchronously on compute capability 8.0
 and later.  A thread has 64 sums, a warp 32 outputs by 64 positions.  Where it multiplies and adds,
 they are 8 x 8: its lanes read eight neighbouring vectors of samples and share the weights, which no
@@ -27,11 +29,13 @@ from typing import Any
 import numpy as np
 
 from convjit import planes, precision
+from convjit.algorithms.workspace import carve
 from convjit.planes import LANES, OnPlanes, unsigned
 from convjit.spec import ConvSpec
 from convjit.spi import Config, Executable, Numerics, Phase, Refusal, Target, Work
 from convjit_cupy.axes import MOST_BITS, axes_of, offsets_and_bits, refuse_bits
 from convjit_cupy.kernels import ACTIVATION, load
+from convjit_cupy.split import parts_for, steps_of_a_part, sum_up, workspace_bytes
 
 Array = Any
 
@@ -191,23 +195,28 @@ __device__ __forceinline__ unsigned outside(const Axis axis, unsigned place, uns
 
 extern "C" __global__ void __launch_bounds__(THREADS) implicit_gemm(
     const Real *__restrict__ x, const Real *__restrict__ w, const uint4 *__restrict__ table,
-    const Real *__restrict__ bias, Real *__restrict__ y, unsigned positions, unsigned steps,
-    unsigned outputs, unsigned groups, unsigned image, unsigned pixels, unsigned tiles_p,
-    unsigned tiles_k, AXIS(z), AXIS(y), AXIS(x), Real slope, Real lowest, Real highest
+    const Real *__restrict__ bias, Real *__restrict__ y, unsigned positions,
+    unsigned all_steps, unsigned each, unsigned outputs, unsigned groups, unsigned image,
+    unsigned pixels, unsigned tiles_p, unsigned tiles_k, AXIS(z), AXIS(y), AXIS(x), Real slope,
+    Real lowest, Real highest
 ) {
     __shared__ __align__(128) Real memory[2 * STAGE];  // of a stage: weights, samples
     const unsigned thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
     unsigned block = blockIdx.x;
     const unsigned first_p = block % tiles_p * TILE_P;
     block /= tiles_p;
-    const unsigned tile_k = block % tiles_k, group = block / tiles_k;
+    const unsigned tile_k = block % tiles_k;
+    block /= tiles_k;
+    const unsigned group = block % groups, part = block / groups;
+    unsigned steps = min(each, all_steps - part * each);
 
     // What this thread copies: weights one after the other, samples of one position (of several
     // neighbours where PIECE is more than 1).
-    const Real *weight = w + size_t(group * tiles_k + tile_k) * steps * DEPTH * TILE_K
+    const unsigned panel = group * tiles_k + tile_k;
+    const Real *weight = w + (size_t(panel) * all_steps + part * each) * (DEPTH * TILE_K)
                            + thread * VECTOR;
     const unsigned column = thread % PIECES * PIECE, row = thread / PIECES * OWN;
-    const uint4 *entry = table + row / 2;  // of two depths each
+    const uint4 *entry = table + (part * each * DEPTH + row) / 2;  // of two depths each
     unsigned mask = 0xffffffffu;
     const Real *corner = x;
     if (first_p + column < positions) {
@@ -252,28 +261,30 @@ extern "C" __global__ void __launch_bounds__(THREADS) implicit_gemm(
     unsigned stage = 0;
     fetch(0);
 #pragma unroll 1
-    for (unsigned step = 1; step <= steps; step++) {
+    for (; steps > 0; steps--) {
         arrived();  // also: the stage that is filled next has been read by all
-        if (step < steps) fetch(STAGE - stage);
+        if (steps > 1) fetch(STAGE - stage);
         const Real *const weights = memory + stage;
         multiply(sums, weights, weights + DEPTH * TILE_K, warp, lane);
         stage = STAGE - stage;
     }
 
+    const bool whole = each == all_steps;  // else the sums alone are written, part by part
+    y += size_t(part) * positions * groups * outputs;
     // Vectors of results lie in one plane where planes are whole vectors.
     const bool wide = pixels % VECTOR == 0 && reinterpret_cast<size_t>(y) % 16 == 0;
 #pragma unroll
     for (unsigned i = 0; i < OUTS; i++) {
         const unsigned k = tile_k * TILE_K + warp / WARPS_P * 32 + out_of(lane, i);
         if (k >= outputs) break;
-        const Real added = bias[group * outputs + k];
+        const Real added = whole ? bias[group * outputs + k] : Real(0);
 #pragma unroll
         for (unsigned v = 0; v < VECTORS; v++) {
             Vector results;
 #pragma unroll
             for (unsigned e = 0; e < VECTOR; e++) {
                 const Real value = sums[i][v * VECTOR + e] + added;
-                results.at[e] = finish(value, slope, lowest, highest);
+                results.at[e] = whole ? finish(value, slope, lowest, highest) : value;
             }
             const unsigned p = first_p + warp % WARPS_P * 64 + place_of(lane, v);
             if (wide && p < positions) {
@@ -343,9 +354,14 @@ def _packed_elements(spec: ConvSpec, tile: Tiling) -> int:
     return spec.groups * tile.tiles_k * _depths(spec) * tile.outputs
 
 
-def _warps(config: Config) -> tuple[int, int]:
+def _steps(spec: ConvSpec) -> int:
+    return _depths(spec) // DEPTH
+
+
+def _chosen(config: Config) -> tuple[tuple[int, int], int]:
+    """(warps, parts of the depth)."""
     chosen = dict(config)
-    return chosen["warps_k"], chosen["warps_p"]
+    return (chosen["warps_k"], chosen["warps_p"]), chosen["parts"]
 
 
 class ImplicitGemmSolver:
@@ -367,7 +383,9 @@ class ImplicitGemmSolver:
         return planes.refuse_size(max(_packed_elements(spec, tile) for tile in tiles))
 
     def estimate(self, spec: ConvSpec, target: Target) -> Work:
-        tile = tiling(spec, _warps(next(iter(self.configs(spec, target)))))
+        default = next(iter(self.configs(spec, target)))
+        warps, parts = _chosen(default)
+        tile = tiling(spec, warps)
         size = precision.numpy_dtype(spec.dtype).itemsize
         columns = float(tile.blocks * _depths(spec))
         packed = size * _packed_elements(spec, tile)
@@ -381,13 +399,20 @@ class ImplicitGemmSolver:
                 "memory": float(size * (prod(spec.x_shape) + prod(spec.y_shape))),
             },
         )
+        workspace = self.workspace_of(spec, target, default)
+        add = Phase("sum parts", bytes={"l2": 2.0 * workspace})
         return Work(
-            (multiply,),
+            (multiply, add) if parts > 1 else (multiply,),
             Numerics("gemm"),
             Phase("pack", bytes={"memory": 4.0 * packed}),
-            launches=1,
+            launches=2 if parts > 1 else 1,
+            workspace=workspace,
             packed_bytes=packed + 8 * _depths(spec),
         )
+
+    def workspace_of(self, spec: ConvSpec, target: Target, config: Config) -> int:
+        size = precision.numpy_dtype(spec.dtype).itemsize
+        return workspace_bytes(_chosen(config)[1], prod(spec.y_shape), size)
 
     def configs(self, spec: ConvSpec, target: Target) -> Iterable[Config]:
         kinds = TILES[spec.dtype]
@@ -395,26 +420,36 @@ class ImplicitGemmSolver:
         enough = (t for t in kinds if tiling(spec, t).blocks >= 2 * target.cores)
         best = next(enough, kinds[-1])
         ordered = (best, *(t for t in kinds if t != best))
-        return [(("warps_k", k), ("warps_p", p)) for k, p in ordered]
+        steps, cores = _steps(spec), target.cores
+        parts = {t: parts_for(steps, tiling(spec, t).blocks, cores) for t in ordered}
+        chosen = [(t, parts[t]) for t in ordered]
+        if parts[best] > 1:
+            chosen.insert(1, (best, 1))
+        return [(("warps_k", k), ("warps_p", p), ("parts", n)) for (k, p), n in chosen]
 
     def plan(self, spec: ConvSpec, target: Target, config: Config) -> Executable:
         tensor = spec.dtype == "float64" and int(target.features.get("sm", 0)) >= LEAST_CAPABILITY
-        return ImplicitGemm(spec, self._cupy, _warps(config), tensor)
+        warps, parts = _chosen(config)
+        return ImplicitGemm(spec, self._cupy, warps, parts, tensor)
 
 
 class ImplicitGemm(OnPlanes):
     """The executable; packed are the weights, tile by tile and depth by depth, and the table."""
 
-    def __init__(self, spec: ConvSpec, cupy: Any, warps: tuple[int, int], tensor: bool) -> None:
+    def __init__(
+        self, spec: ConvSpec, cupy: Any, warps: tuple[int, int], parts: int, tensor: bool
+    ) -> None:
         super().__init__(spec, cupy)
-        self._warps, self._tensor = warps, tensor
+        self._warps, self._parts, self._tensor = warps, parts, tensor
+        self.workspace = workspace_bytes(parts, prod(spec.y_shape), self._kind.itemsize)
         self._tile = tile = tiling(spec, warps)
         axes = axes_of(spec)
         pixels = prod(spec.out_size)
         self._arguments = (
             *unsigned(
-                spec.batch * pixels, _depths(spec) // DEPTH, self.plane.outputs, spec.groups,
-                self.plane.channels * prod(spec.in_size), pixels, tile.tiles_p, tile.tiles_k,
+                spec.batch * pixels, _steps(spec), steps_of_a_part(_steps(spec), parts),
+                self.plane.outputs, spec.groups, self.plane.channels * prod(spec.in_size), pixels,
+                tile.tiles_p, tile.tiles_k,
             ),
             *unsigned(*(number for axis in axes for number in axis.numbers)),
             *planes.activation(spec),
@@ -455,7 +490,13 @@ class ImplicitGemm(OnPlanes):
         options = tuple(f"-D{name}={value}" for name, value in macros.items())
         kernel = load(self.cupy, SOURCE, "implicit_gemm", options)
         weights, table = packed
+        divided = self._parts > 1
+        sums = carve(workspace, 0, (self._parts * y.size,), self._kind) if divided else y
         kernel(
-            (self._tile.blocks,), (prod(self._warps) * LANES,),
-            (x, weights, table, bias, y, *self._arguments),
+            (self._tile.blocks * self._parts,), (prod(self._warps) * LANES,),
+            (x, weights, table, bias, sums, *self._arguments),
         )  # fmt: skip
+        if divided:
+            kind, inner = REALS[self.spec.dtype], prod(self.spec.out_size)
+            activation = planes.activation(self.spec)
+            sum_up(self.cupy, kind, (sums, bias, y), self._parts, inner, activation)

@@ -172,10 +172,10 @@ FAULTS: dict[str, Planted] = {
         implicit_gemm, "fetch(STAGE - stage);", "fetch(stage);", "uninitialised|race|wrong",
     ),
     "implicit gemm, a step left out": Planted(
-        implicit_gemm, "step <= steps; step++", "step < steps; step++", "wrong",
+        implicit_gemm, "steps > 0; steps--", "steps > 1; steps--", "wrong",
     ),
     "implicit gemm, a step too many": Planted(
-        implicit_gemm, "if (step < steps) fetch", "if (step <= steps) fetch",
+        implicit_gemm, "if (steps > 1) fetch", "if (steps > 0) fetch",
         "load out of bounds",
     ),
     "implicit gemm, few depths": Planted(
@@ -221,6 +221,14 @@ FAULTS: dict[str, Planted] = {
     "implicit gemm, weights in the order of the outputs": Planted(
         implicit_gemm, "transpose(0, 1, 2, 4, 5, 7, 3, 6)", "transpose(0, 1, 2, 3, 4, 5, 6, 7)",
         "wrong", dtype="f64",
+    ),
+    "implicit gemm, samples of the first part for every part": Planted(
+        implicit_gemm, "(part * each * DEPTH + row) / 2", "row / 2", "wrong",
+        "NCHW_n1c33k65g1_i5x7_w3x3_p1",
+    ),
+    "implicit gemm, parts over each other": Planted(
+        implicit_gemm, "y += size_t(part) * positions", "y += size_t(part % 2) * positions",
+        "wrong", "NCHW_n1c33k65g1_i5x7_w3x3_p1",
     ),
     "implicit gemm, weights of another depth": Planted(
         implicit_gemm, "transpose(0, 1, 3, 2)", "transpose(0, 1, 3, 2)[:, :, ::-1]", "wrong",

@@ -10,7 +10,7 @@ import gates
 import numpy as np
 import pytest
 import standin_cupy
-from edges import IMPLICIT_GEMM, LARGE_IMPLICIT_GEMM
+from edges import DIVIDED_GEMM, IMPLICIT_GEMM, LARGE_IMPLICIT_GEMM
 from emulated_cupy import EmulatedCupy, missing, registered
 
 import convjit
@@ -18,7 +18,9 @@ from convjit.spec import ConvSpec
 from convjit.spi import Target
 from convjit.testing.cases import Case
 from convjit.testing.check import check
+from convjit_cupy.implicit_gemm import tiling
 from convjit_cupy.kernels import load
+from convjit_cupy.split import parts_for, steps_of_a_part
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 
@@ -28,6 +30,17 @@ class OnOneCore(EmulatedCupy):
 
     def target(self, device_id: int | None = None) -> Target:
         return replace(super().target(device_id), cores=1)
+
+
+def divides(text: str, dtype: str, parts: int, **choice: Any) -> None:
+    """A problem is right whose depth is divided into so many parts."""
+    identity, spec = f"{BACKEND.name}.implicit_gemm", ConvSpec.parse(f"conv_{dtype}_{text}")
+    case = Case("divided", spec)
+    outcome = check(case, BACKEND.name, algorithm=identity, choice={"precision": "fast", **choice})
+    assert outcome.passed, str(outcome)
+    names, grids, _ = zip(*standin_cupy.RawModule.launches[-2:], strict=True)
+    assert names[-1] == ("sum_parts" if parts > 1 else "implicit_gemm")
+    assert grids[-2 if parts > 1 else -1] == (tiling(spec, (2, 1)).blocks * parts,)
 
 
 class OfCapability(EmulatedCupy):
@@ -81,6 +94,28 @@ def test_tiles_are_cut_at_their_edges(text: str, dtype: str) -> None:
 @pytest.mark.parametrize(("text", "dtype"), each(LARGE_IMPLICIT_GEMM, slice(2, 3)))
 def test_large_tiles_are_cut_at_their_edges(text: str, dtype: str) -> None:
     passes(LARGE, text, dtype)
+
+
+@pytest.mark.parametrize(("text", "dtype"), each(tuple(DIVIDED_GEMM), slice(None)))
+def test_depths_are_divided(text: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(standin_cupy.RawModule, "checked", True)
+    divides(text, dtype, DIVIDED_GEMM[text])
+
+
+def test_depths_are_not_divided_without_room_for_the_parts() -> None:
+    text = next(iter(DIVIDED_GEMM))
+    divides(text, "f32", 1, workspace_limit=0)
+    divides(text, "f32", DIVIDED_GEMM[text], workspace_limit=4 * 4 * 64 * 64)
+
+
+@pytest.mark.parametrize(("blocks", "cores"), [(1, 108), (8, 108), (100, 108), (300, 108), (1, 1)])
+def test_parts_are_none_of_them_empty(blocks: int, cores: int) -> None:
+    for steps in range(1, 400):
+        parts = parts_for(steps, blocks, cores)
+        each = steps_of_a_part(steps, parts)
+        assert (parts - 1) * each < steps <= parts * each
+        assert parts == 1 or parts * blocks <= 2 * cores
+        assert parts == 1 or each >= 4
 
 
 @pytest.mark.parametrize(

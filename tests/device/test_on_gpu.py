@@ -6,7 +6,7 @@ Without one a single test for each backend is skipped, with what its probe says.
 from __future__ import annotations
 
 import pytest
-from edges import CUPY_EDGES, EDGES, IMPLICIT_GEMM, LARGE_IMPLICIT_GEMM
+from edges import CUPY_EDGES, DIVIDED_GEMM, EDGES, IMPLICIT_GEMM, LARGE_IMPLICIT_GEMM
 
 from convjit import registry
 from convjit.spec import ConvSpec
@@ -48,7 +48,9 @@ def test_a_gpu_is_here(name: str) -> None:
     assert registry.get(name).target().device == "cuda"
 
 
-GEMM_EDGES = [("implicit_gemm", text) for text in (*IMPLICIT_GEMM, *LARGE_IMPLICIT_GEMM)]
+GEMM_EDGES = [
+    ("implicit_gemm", text) for text in (*IMPLICIT_GEMM, *LARGE_IMPLICIT_GEMM, *DIVIDED_GEMM)
+]
 EVERY_EDGE = [
     (name, *edge)
     for name, edges in (("numba_cuda", EDGES), ("cupy", CUPY_EDGES + GEMM_EDGES))
