@@ -33,9 +33,9 @@ from convjit.algorithms.workspace import carve
 from convjit.planes import LANES, OnPlanes, unsigned
 from convjit.spec import ConvSpec
 from convjit.spi import Config, Executable, Numerics, Phase, Refusal, Target, Work
+from convjit_cupy import split
 from convjit_cupy.axes import MOST_BITS, axes_of, offsets_and_bits, refuse_bits
 from convjit_cupy.kernels import ACTIVATION, load
-from convjit_cupy.split import parts_for, steps_of_a_part, sum_up, workspace_bytes
 
 Array = Any
 
@@ -399,20 +399,17 @@ class ImplicitGemmSolver:
                 "memory": float(size * (prod(spec.x_shape) + prod(spec.y_shape))),
             },
         )
-        workspace = self.workspace_of(spec, target, default)
-        add = Phase("sum parts", bytes={"l2": 2.0 * workspace})
         return Work(
-            (multiply, add) if parts > 1 else (multiply,),
+            (multiply, *split.phase(spec, parts)),
             Numerics("gemm"),
             Phase("pack", bytes={"memory": 4.0 * packed}),
             launches=2 if parts > 1 else 1,
-            workspace=workspace,
+            workspace=split.workspace_bytes(spec, parts),
             packed_bytes=packed + 8 * _depths(spec),
         )
 
     def workspace_of(self, spec: ConvSpec, target: Target, config: Config) -> int:
-        size = precision.numpy_dtype(spec.dtype).itemsize
-        return workspace_bytes(_chosen(config)[1], prod(spec.y_shape), size)
+        return split.workspace_bytes(spec, _chosen(config)[1])
 
     def configs(self, spec: ConvSpec, target: Target) -> Iterable[Config]:
         kinds = TILES[spec.dtype]
@@ -421,7 +418,7 @@ class ImplicitGemmSolver:
         best = next(enough, kinds[-1])
         ordered = (best, *(t for t in kinds if t != best))
         steps, cores = _steps(spec), target.cores
-        parts = {t: parts_for(steps, tiling(spec, t).blocks, cores) for t in ordered}
+        parts = {t: split.parts_for(steps, tiling(spec, t).blocks, cores) for t in ordered}
         chosen = [(t, parts[t]) for t in ordered]
         if parts[best] > 1:
             chosen.insert(1, (best, 1))
@@ -441,13 +438,13 @@ class ImplicitGemm(OnPlanes):
     ) -> None:
         super().__init__(spec, cupy)
         self._warps, self._parts, self._tensor = warps, parts, tensor
-        self.workspace = workspace_bytes(parts, prod(spec.y_shape), self._kind.itemsize)
+        self.workspace = split.workspace_bytes(spec, parts)
         self._tile = tile = tiling(spec, warps)
         axes = axes_of(spec)
         pixels = prod(spec.out_size)
         self._arguments = (
             *unsigned(
-                spec.batch * pixels, _steps(spec), steps_of_a_part(_steps(spec), parts),
+                spec.batch * pixels, _steps(spec), split.steps_of_a_part(_steps(spec), parts),
                 self.plane.outputs, spec.groups, self.plane.channels * prod(spec.in_size), pixels,
                 tile.tiles_p, tile.tiles_k,
             ),
@@ -497,6 +494,4 @@ class ImplicitGemm(OnPlanes):
             (x, weights, table, bias, sums, *self._arguments),
         )  # fmt: skip
         if divided:
-            kind, inner = REALS[self.spec.dtype], prod(self.spec.out_size)
-            activation = planes.activation(self.spec)
-            sum_up(self.cupy, kind, (sums, bias, y), self._parts, inner, activation)
+            split.sum_up(self.cupy, self.spec, self._parts, sums, bias, y)

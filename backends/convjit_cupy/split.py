@@ -7,11 +7,15 @@ done first, and applies bias and activation.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from math import prod
 from typing import Any
 
+from convjit import planes, precision
 from convjit.planes import unsigned
+from convjit.spec import ConvSpec
+from convjit.spi import Phase
 from convjit_cupy.kernels import ACTIVATION, load
+from convjit_cupy.tiles import C_TYPES
 
 Array = Any
 
@@ -19,24 +23,29 @@ BLOCKS = 2  # that each multiprocessor is to get
 LEAST_STEPS = 4  # of a part: before the first product its copies are waited for
 THREADS = 256
 
-# Macros: SUM, the type of the parts and of the arithmetic.
+# Macros: SUM, the type of the parts and of the arithmetic, and REAL, that of bias and results.
 SOURCE = (
     ACTIVATION
     + r"""
-using Sum = SUM;
+#include <cuda_fp16.h>
+#include <cuda_bf16.h>
 
-// Outputs that follow each other share a bias in runs of `inner`.
+using Sum = SUM;
+using Real = REAL;
+
+// Results that follow each other share an output, and its bias if there is one, in runs of `inner`.
 extern "C" __global__ void __launch_bounds__(256) sum_parts(
-    const Sum *__restrict__ sums, const Sum *__restrict__ bias, Sum *__restrict__ y,
-    unsigned total, unsigned parts, unsigned inner, unsigned outputs, Sum slope, Sum lowest,
-    Sum highest
+    const Sum *__restrict__ sums, const Real *__restrict__ bias, Real *__restrict__ y,
+    unsigned total, unsigned parts, unsigned inner, unsigned outputs, unsigned biased, Sum slope,
+    Sum lowest, Sum highest
 ) {
     const unsigned i = blockIdx.x * 256 + threadIdx.x;
     if (i >= total) return;
     Sum sum = sums[i];
 #pragma unroll 4
     for (unsigned part = 1; part < parts; part++) sum += sums[size_t(part) * total + i];
-    y[i] = finish(sum + bias[i / inner % outputs], slope, lowest, highest);
+    if (biased) sum += Sum(bias[i / inner % outputs]);
+    y[i] = Real(finish(sum, slope, lowest, highest));
 }
 """
 )
@@ -54,24 +63,27 @@ def steps_of_a_part(steps: int, parts: int) -> int:
 
 
 def sum_up(
-    cupy: Any,
-    kind: str,
-    arrays: tuple[Array, Array, Array],
-    parts: int,
-    inner: int,
-    activation: Sequence[Any],
+    cupy: Any, spec: ConvSpec, parts: int, sums: Array, bias: Array | None, y: Array
 ) -> None:
-    """Add up the parts: ``arrays`` are those, the bias of all outputs and the results, all flat.
+    """Add up the parts, which lie one after the other, to the results of a problem."""
+    dtype = precision.accumulator_dtype(spec.dtype)
+    macros = (f"-DSUM={C_TYPES[dtype]}", f"-DREAL={C_TYPES[spec.dtype]}")
+    kernel = load(cupy, SOURCE, "sum_parts", macros)
+    inner = 1 if spec.channels_last else prod(spec.out_size)
+    numbers = unsigned(y.size, parts, inner, spec.out_channels, bias is not None)
+    given = sums if bias is None else bias  # any array, that is not read
+    arguments = (sums, given, y, *numbers, *planes.activation(spec))
+    kernel((-(-y.size // THREADS),), (THREADS,), arguments)
 
-    ``kind`` is the type of all of them in CUDA C++, ``inner`` how many neighbours share an output,
-    and ``activation`` what :func:`convjit.planes.activation` gives.
-    """
-    _, bias, y = arrays
-    kernel = load(cupy, SOURCE, "sum_parts", (f"-DSUM={kind}",))
-    numbers = unsigned(y.size, parts, inner, bias.size)
-    kernel((-(-y.size // THREADS),), (THREADS,), (*arrays, *numbers, *activation))
 
-
-def workspace_bytes(parts: int, outputs: int, itemsize: int) -> int:
+def workspace_bytes(spec: ConvSpec, parts: int) -> int:
     """Bytes of the parts; none where there is one, which is written where the outputs are."""
-    return parts * outputs * itemsize if parts > 1 else 0
+    itemsize = precision.numpy_dtype(precision.accumulator_dtype(spec.dtype)).itemsize
+    return parts * prod(spec.y_shape) * itemsize if parts > 1 else 0
+
+
+def phase(spec: ConvSpec, parts: int) -> tuple[Phase, ...]:
+    """What adding the parts up costs."""
+    if parts == 1:
+        return ()
+    return (Phase("sum parts", bytes={"l2": 2.0 * workspace_bytes(spec, parts)}),)

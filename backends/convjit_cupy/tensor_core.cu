@@ -9,7 +9,8 @@
 // A row of a tile is 64 bytes of shared memory.  Its chunk c lies at c ^ (row / 2 % 4), so that the
 // same chunk of eight rows, which ldmatrix reads at once, covers all banks.
 //
-// Macros: ROWS, COLUMNS, STAGES; KIND of operands; WIDE, whether results are written by 16 bytes.
+// Macros: ROWS, COLUMNS, STAGES; KIND of operands; WIDE, whether results are written by 16 bytes;
+// DIVIDED, whether a block has a part of the depth, whose sums alone it writes (split.py).
 
 #define FLOAT16 0
 #define BFLOAT16 1
@@ -25,6 +26,12 @@ typedef unsigned short Element;
 #else
 #define MMA "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"
 #endif
+#endif
+
+#if DIVIDED
+typedef float Result;
+#else
+typedef Element Result;
 #endif
 
 typedef unsigned int u32;
@@ -111,8 +118,8 @@ __device__ inline u32 inside(const Axis& axis, int first) {
 // the position's mask has to have.  biased: how many outputs of a group have a bias, all or none.
 extern "C" __global__ void __launch_bounds__(THREADS) tensor_core(
     const Element* __restrict__ x, const Element* __restrict__ w, const uint2* __restrict__ table,
-    const Element* __restrict__ bias, Element* __restrict__ y, int positions, int outputs, int groups,
-    int channels, int steps, int tiles_p, int tiles_k, int bits_z, int depth, int out_z, int stride_z,
+    const Element* __restrict__ bias, Result* __restrict__ y, int positions, int outputs, int groups,
+    int channels, int all_steps, int each, int tiles_p, int tiles_k, int bits_z, int depth, int out_z, int stride_z,
     int padding_z, int dilation_z, int bits_y, int height, int out_y, int stride_y, int padding_y,
     int dilation_y, int bits_x, int width, int out_x, int stride_x, int padding_x, int dilation_x,
     float slope, float lowest, float highest, int biased) {
@@ -120,7 +127,14 @@ extern "C" __global__ void __launch_bounds__(THREADS) tensor_core(
     const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
     const int tile_p = blockIdx.x % tiles_p;
     const int tile_k = blockIdx.x / tiles_p % tiles_k;
-    const int group = blockIdx.x / tiles_p / tiles_k;
+    const int group = blockIdx.x / tiles_p / tiles_k % groups;
+#if DIVIDED
+    const int part = blockIdx.x / tiles_p / tiles_k / groups, first_step = part * each;
+    const int steps = min(each, all_steps - first_step);
+    y += (s64)part * positions * groups * outputs;
+#else
+    const int first_step = 0, steps = all_steps;
+#endif
 
     // What this thread copies of each step: one chunk, of positions and of outputs.  A warp copies
     // neighbouring rows, eight at once.
@@ -154,8 +168,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) tensor_core(
     const u32 into_k = shared + row_k * LINE + (chunk ^ row_k / 2 % 4) * CHUNK;
     // To the middle of the rows: the 12 bits of an offset reach them all.
     const char* weights = (const char*)w
-        + ((s64)(group * tiles_k + tile_k) * steps * COLUMNS + row_k) * LINE + chunk * CHUNK + PARTS_K / 2 * PART;
-    int at = chunk;
+        + (((s64)(group * tiles_k + tile_k) * all_steps + first_step) * COLUMNS + row_k) * LINE + chunk * CHUNK + PARTS_K / 2 * PART;
+    int at = first_step * CHUNKS + chunk;
     uint2 entry = table[at];
     // Beyond the last step it copies what nobody reads: zeros, and whatever follows the weights.
     auto copy_step = [&](u32 stage) {
@@ -221,18 +235,24 @@ extern "C" __global__ void __launch_bounds__(THREADS) tensor_core(
 #pragma unroll
         for (int e = 0; e < ELEMENTS; e++)
             added[e] = k + e < biased ? widened(bias[group * outputs + k + e]) : 0.f;
-        Element* to = y + ((s64)first * groups + group) * outputs + k;
+        Result* to = y + ((s64)first * groups + group) * outputs + k;
 #pragma unroll
         for (int i = 0; i < EACH / 8; i++, to += 8 * (s64)groups * outputs) {
             if (first + i * 8 >= positions) break;
-            alignas(16) Element results[ELEMENTS];
+            alignas(16) Result results[ELEMENTS];
 #pragma unroll
             for (int e = 0; e < ELEMENTS; e++) {
+#if DIVIDED
+                results[e] = sums[i / 2][j + e / 2][i % 2 * 2 + e % 2];
+#else
                 const float value = sums[i / 2][j + e / 2][i % 2 * 2 + e % 2] + added[e];
                 results[e] = narrowed(least(most(value < 0 ? value * slope : value, lowest), highest));
+#endif
             }
 #if WIDE
-            if (k < outputs) *(uint4*)to = *(const uint4*)results;
+#pragma unroll
+            for (int v = 0; v < sizeof(results) / 16; v++)
+                if (k < outputs) ((uint4*)to)[v] = ((const uint4*)results)[v];
 #else
 #pragma unroll
             for (int e = 0; e < ELEMENTS; e++)

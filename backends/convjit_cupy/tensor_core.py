@@ -22,9 +22,10 @@ from typing import Any
 import numpy as np
 
 from convjit import planes, precision
-from convjit.algorithms.workspace import carve, nbytes
+from convjit.algorithms.workspace import aligned, carve, nbytes
 from convjit.spec import ConvSpec, Direction
 from convjit.spi import Config, Executable, Feature, Numerics, Phase, Refusal, Target, Work
+from convjit_cupy import split
 from convjit_cupy.axes import MOST_BITS, Axis, axes_of, offsets_and_bits, refuse_bits
 from convjit_cupy.kernels import load
 
@@ -212,7 +213,8 @@ class TensorCoreSolver:
 
     def estimate(self, spec: ConvSpec, target: Target) -> Work:
         s = sizes(spec)
-        rows = dict(next(iter(self.configs(spec, target))))["rows"]
+        default = next(iter(self.configs(spec, target)))
+        rows, parts = _chosen(default)
         blocks = s.blocks(rows)
         products = blocks * rows * s.columns * s.steps * CHUNKS * s.elements
         size = precision.numpy_dtype(spec.dtype).itemsize
@@ -234,23 +236,37 @@ class TensorCoreSolver:
         )
         _, cut = KINDS[spec.dtype]
         return Work(
-            tuple(phases),
+            (*phases, *split.phase(spec, parts)),
             Numerics("gemm", operands="tf32" if tf32 else "", cut=cut),
             Phase("pack", bytes={"copy": 6.0 * size * s.packed_elements}),
-            launches=1 + 2 * bool(filled),
-            workspace=filled,
+            launches=1 + 2 * bool(filled) + (parts > 1),
+            workspace=self.workspace_of(spec, target, default),
             packed_bytes=size * s.packed_elements + chunk_table_bytes(s),
         )
+
+    def workspace_of(self, spec: ConvSpec, target: Target, config: Config) -> int:
+        return _parts_at(spec) + split.workspace_bytes(spec, _chosen(config)[1])
 
     def configs(self, spec: ConvSpec, target: Target) -> Iterable[Config]:
         s = sizes(spec)
         tiles = TILES[s.columns]
         # The largest tile of which every multiprocessor gets a block, else the smallest.
         best = next((t for t in tiles if s.blocks(t) >= target.cores), tiles[-1])
-        return [(("rows", t),) for t in (best, *(t for t in tiles if t != best))]
+        ordered = (best, *(t for t in tiles if t != best))
+        parts = {t: split.parts_for(s.steps, s.blocks(t), target.cores) for t in ordered}
+        chosen = [(t, parts[t]) for t in ordered]
+        if parts[best] > 1:
+            chosen.insert(1, (best, 1))
+        return [(("rows", t), ("parts", n)) for t, n in chosen]
 
     def plan(self, spec: ConvSpec, target: Target, config: Config) -> Executable:
-        return TensorCore(spec, self._cupy, dict(config)["rows"])
+        return TensorCore(spec, self._cupy, *_chosen(config))
+
+
+def _chosen(config: Config) -> tuple[int, int]:
+    """(rows, parts of the depth)."""
+    chosen = dict(config)
+    return chosen["rows"], chosen["parts"]
 
 
 def chunk_table_bytes(s: Sizes) -> int:
@@ -293,6 +309,11 @@ def _filled_shape(spec: ConvSpec) -> tuple[int, ...]:
     return (spec.batch, *spec.in_size, s.groups, s.channels)
 
 
+def _parts_at(spec: ConvSpec) -> int:
+    """Where in the workspace the parts of the depth begin: after the filled x."""
+    return aligned(_filled_bytes(spec))
+
+
 def _filled_bytes(spec: ConvSpec) -> int:
     """Bytes of x with channels filled up to whole chunks; 0 where it has whole ones."""
     s = sizes(spec)
@@ -304,21 +325,24 @@ def _filled_bytes(spec: ConvSpec) -> int:
 class TensorCore:
     """The executable; packed are the weights and the table of chunks."""
 
-    def __init__(self, spec: ConvSpec, cupy: Any, rows: int) -> None:
+    def __init__(self, spec: ConvSpec, cupy: Any, rows: int, parts: int) -> None:
         self.spec = spec
-        self.workspace = _filled_bytes(spec)
+        self.workspace = _parts_at(spec) + split.workspace_bytes(spec, parts)
+        self._parts = parts
         self._cupy = cupy
         self._sizes = s = sizes(spec)
         self._rows = rows
         kind, _ = KINDS[spec.dtype]
         wide = s.outputs % s.elements == 0
         macros = {
-            "ROWS": rows, "COLUMNS": s.columns, "STAGES": STAGES, "KIND": kind, "WIDE": int(wide),
+            "DIVIDED": int(parts > 1), "ROWS": rows, "COLUMNS": s.columns, "STAGES": STAGES,
+            "KIND": kind, "WIDE": int(wide),
         }  # fmt: skip
         options = tuple(f"-D{name}={value}" for name, value in macros.items())
         self._kernel = load(cupy, SOURCE, "tensor_core", options)
         tiles_p = -(-s.positions // rows)
-        numbers = [s.positions, s.outputs, s.groups, s.channels, s.steps, tiles_p, s.tiles_k]
+        numbers = [s.positions, s.outputs, s.groups, s.channels, s.steps]
+        numbers += [split.steps_of_a_part(s.steps, parts), tiles_p, s.tiles_k]
         for a in s.axes:
             numbers += a.numbers
         # The activation is of float32, before a result is rounded.
@@ -335,16 +359,23 @@ class TensorCore:
     ) -> None:
         s = self._sizes
         weights, table = packed
-        x = self._filled(lhs, workspace) if self.workspace else _aligned(lhs)
+        x = self._filled(lhs, workspace) if _filled_bytes(self.spec) else _aligned(lhs)
         y = out if _is_aligned(out) else self._cupy.empty(out.shape, out.dtype)
         biased = np.int32(0 if bias is None else s.outputs)
         added = weights if bias is None else self._cupy.ascontiguousarray(bias)
+        sums = y
+        if self._parts > 1:
+            sums = carve(workspace, _parts_at(self.spec), (self._parts * y.size,), np.float32)
         threads = self._rows // EACH * (s.columns // EACH) * planes.LANES
         self._kernel(
-            (s.blocks(self._rows),), (threads,),
-            (x, weights, table, added, y, *self._numbers, biased),
+            (s.blocks(self._rows) * self._parts,), (threads,),
+            (x, weights, table, added, sums, *self._numbers, biased),
             shared_bytes=STAGES * (self._rows + s.columns) * LINE,
         )  # fmt: skip
+        if self._parts > 1:
+            split.sum_up(
+                self._cupy, self.spec, self._parts, sums, None if bias is None else added, y
+            )
         if y is not out:
             out[...] = y
 

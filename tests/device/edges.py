@@ -91,6 +91,14 @@ TENSOR_CORE_LARGE = (
     "f32_NHWC_n1c20k132g1_i43x3_w3x2_s2_p1",
 )
 
+# The same where the depth is divided on an A100.
+TENSOR_CORE_DIVIDED = (
+    "f16_NHWC_n1c64k72g1_i7x7_w3x3_p1_bias_act=relu",  # of 5, 5, 5 and 3 steps
+    "bf16_NHWC_n1c256k64g1_i9x7_w1x1_bias",
+    "f16_NHWC_n2c100k38g2_i6x5_w3x3_p1_act=clip,-1.0,1.0",  # channels filled up
+    "f32_NHWC_n1c68k129g1_i5x7_w3x3_p1_bias",
+)
+
 # Solvers of numba_cuda and their problems; a GPU chooses the kind of tile itself.
 EDGES = [
     *(("gemm", text) for text in GEMM),

@@ -59,6 +59,7 @@ CUPY = (
     ("tensor_core", "conv_f16_NHWC_n1c64k128g1_i8x16_w1x1_bias"),
     ("tensor_core", "conv_f16_NHWC_n1c64k64g1_i16x32_w1x1_bias"),
     ("tensor_core", "conv_f32_NHWC_n1c32k2048g1_i40x32_w1x1_bias"),
+    ("tensor_core", "conv_f16_NHWC_n1c256k128g1_i8x8_w1x1_bias"),  # the depth divided
     # Copies of one position (of a depth that is divided) and of neighbours.
     ("implicit_gemm", "conv_f32_NCHW_n1c64k64g1_i8x8_w1x2_p0x0.1"),
     ("implicit_gemm", "conv_f32_NCHW_n1c32k64g1_i8x8_w1x1"),
@@ -108,6 +109,9 @@ LIMITS = {
         "winograd.output": Limit(0.0, sectors=4.0),
     },
     "cupy": {
+        "tensor_core: sum_parts": Limit(0.0),
+        # Two stores write the halves of a sector, which the cache puts together.
+        "tensor_core: tensor_core -DDIVIDED=1": Limit(0.5, sectors=1.3),
         "tensor_core": Limit(0.5),
         "winograd": Limit(0.85, sectors=2.1),  # rows of tiles begin a tile apart
         "depthwise": Limit(0.0),

@@ -288,7 +288,7 @@ FAULTS: dict[str, Planted] = {
         tensor_core, "if (first + i * 8 >= positions) break;\n", "", "out of bounds|wrong",
     ),
     "tensor core, outputs beyond the last are written": Planted(
-        tensor_core, "if (k < outputs) *(uint4*)to", "*(uint4*)to", "out of bounds|wrong",
+        tensor_core, "if (k < outputs) ((uint4*)to)", "((uint4*)to)", "out of bounds|wrong",
     ),
     "tensor core, no swizzle of what is loaded": Planted(
         tensor_core, "(matrix / 2 ^ swizzle)", "(matrix / 2)", "wrong",
@@ -301,7 +301,11 @@ FAULTS: dict[str, Planted] = {
         tensor_core, "matrix % 2 * 8 + in_matrix", "matrix / 2 * 8 + in_matrix", "wrong",
     ),
     "tensor core, weights of the tile beside": Planted(
-        tensor_core, "(group * tiles_k + tile_k) * steps", "group * steps", "wrong",
+        tensor_core, "(group * tiles_k + tile_k) * all_steps", "group * all_steps", "wrong",
+    ),
+    "tensor core, samples of the first part for every part": Planted(
+        tensor_core, "int at = first_step * CHUNKS + chunk;", "int at = chunk;", "wrong",
+        "NHWC_n1c64k72g1_i7x7_w3x3_p1_bias",
     ),
     "tensor core, a row left out": Planted(
         tensor_core, "i < PARTS_P; i++)\n            copy",
@@ -315,6 +319,7 @@ FAULTS: dict[str, Planted] = {
     ),
     "tensor core, bias of other outputs": Planted(
         tensor_core, "bias[group * outputs + k + e]", "bias[k]", "wrong",
+        "NHWC_n1c16k136g1_i9x8_w3x2_p1_bias",
     ),
 }  # fmt: skip
 # One of each kind in the quick tier.

@@ -147,8 +147,7 @@ def _compiled_anew() -> Iterator[None]:
 def test_double_precision_is_multiplied_by_what_a_generation_has(
     capability: int, tensor: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # PTX is for 8.0 at least, by which the copies are asynchronous.
-    monkeypatch.setattr(standin_cupy, "CAPABILITY", divmod(max(capability, 80), 10))
+    monkeypatch.setattr(standin_cupy, "CAPABILITY", divmod(capability, 10))
     monkeypatch.setattr(standin_cupy.RawModule, "checked", True)
     monkeypatch.setattr(standin_cupy.RawModule, "used", {})
     backend = OfCapability(capability)

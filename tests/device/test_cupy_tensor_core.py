@@ -71,6 +71,30 @@ def test_edges_of_large_tiles(
     verify(text)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param(t, marks=[pytest.mark.slow] * bool(i))
+        for i, t in enumerate(edges.TENSOR_CORE_DIVIDED)
+    ],
+)
+def test_depths_are_divided(text: str, in_checked_mode: None) -> None:
+    verify(text)
+    names, grids, _ = zip(*standin_cupy.RawModule.launches[-2:], strict=True)
+    assert names == ("tensor_core", "sum_parts")
+    s = tensor_core.sizes(ConvSpec.parse(f"conv_{text}"))
+    (blocks,) = grids[0]
+    assert blocks >= 2 * s.blocks(min(tensor_core.TILES[s.columns]))
+
+
+def test_depths_are_not_divided_without_room_for_the_parts() -> None:
+    text = edges.TENSOR_CORE_DIVIDED[0]
+    case = Case("divided", ConvSpec.parse(f"conv_{text}"))
+    outcome = check(case, BACKEND.name, algorithm=SOLVER, choice={"workspace_limit": 0})
+    assert outcome.passed, str(outcome)
+    assert standin_cupy.RawModule.launches[-1][0] == "tensor_core"
+
+
 def test_another_librarys_arrays_begin_anywhere(in_checked_mode: None) -> None:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((1, 5, 4, 16)).astype(np.float16)
