@@ -2,7 +2,7 @@
 
 A sample lies outside the image where one of its coordinates does.  A position therefore has a mask
 with one bit for each tap of each axis that is padded, a depth of the product has the bits of its
-own taps, and whether to copy is one ``and``.
+own taps, and whether to copy is one ``and``, or two where the taps of the axes are many together.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from convjit.spi import Feature, Refusal
 
 Array = Any
 
-MOST_BITS = 30  # of taps; the kernels use the two above for what has no tap
+# Of taps, in masks of 32 and 64 bits; the kernels use the two above for what has no tap.
+BITS = {32: 30, 64: 62}
+MOST_BITS = BITS[64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +59,47 @@ def axes_of(spec: ConvSpec) -> tuple[Axis, Axis, Axis]:
     return z, y, x
 
 
+def _bits(axes: Sequence[Axis]) -> int:
+    return sum(axis.bits for axis in axes)
+
+
 def refuse_bits(spec: ConvSpec) -> Refusal | None:
     """The refusal of more taps than a mask has bits."""
-    bits = sum(axis.bits for axis in axes_of(spec))
+    bits = _bits(axes_of(spec))
     if bits <= MOST_BITS:
         return None
     return Refusal(
         Feature.SIZE, f"the {bits} taps along the padded axes exceed a mask of {MOST_BITS} bits"
     )
+
+
+def mask_bits(axes: Sequence[Axis]) -> int:
+    """Bits of the masks that a problem needs which is not refused."""
+    return next((width for width, most in BITS.items() if _bits(axes) <= most), max(BITS))
+
+
+def entry_bytes(mask: int) -> int:
+    """Bytes of an entry of :func:`table` for masks of so many bits."""
+    return mask // 4
+
+
+def table(offset: Array, bits: Array, mask: int, count: int, beyond: int) -> Array:
+    """Entries as the sources' ``Entry`` is: the offset, modulo 2^32, and the bits, aligned.
+
+    The last of ``count``, for which nothing is given, have the bits ``beyond``.
+
+    Returns
+    -------
+    array of uint32, (count, 2) for masks of 32 bits, (count, 4) for those of 64
+    """
+    words = mask // 32
+    entries = np.zeros((count, 2 * words), np.uint32)
+    entries[: offset.size, 0] = offset & 0xFFFFFFFF
+    every = np.full(count, beyond, np.uint64)
+    every[: bits.size] = bits
+    for word in range(words):
+        entries[:, words + word] = every >> np.uint64(32 * word) & np.uint64(0xFFFFFFFF)
+    return entries
 
 
 def offsets_and_bits(
@@ -74,10 +109,10 @@ def offsets_and_bits(
 
     ``strides`` are elements from a sample to the next along each axis.
     """
-    offset, bits, first = np.zeros_like(taps[0]), np.zeros_like(taps[0]), 0
+    offset, bits, first = np.zeros_like(taps[0]), np.zeros(taps[0].shape, np.uint64), 0
     for axis, tap, stride in zip(axes, taps, strides, strict=True):
         offset += tap * axis.dilation * stride
         if axis.bits:
-            bits |= 1 << (first + tap)
+            bits |= np.uint64(1) << (first + tap).astype(np.uint64)
         first += axis.bits
     return offset, bits

@@ -34,7 +34,14 @@ from convjit.planes import LANES, OnPlanes, unsigned
 from convjit.spec import ConvSpec
 from convjit.spi import Config, Executable, Numerics, Phase, Refusal, Target, Work
 from convjit_cupy import split
-from convjit_cupy.axes import MOST_BITS, axes_of, offsets_and_bits, refuse_bits
+from convjit_cupy.axes import (
+    axes_of,
+    entry_bytes,
+    mask_bits,
+    offsets_and_bits,
+    refuse_bits,
+    table,
+)
 from convjit_cupy.kernels import ACTIVATION, load
 
 Array = Any
@@ -47,9 +54,6 @@ EACH_K, EACH_P = 32, 64  # outputs and positions of a warp
 TILES = {"float32": ((4, 2), (2, 1)), "float64": ((4, 1), (2, 1))}
 DEPTH = 16
 LEAST_CAPABILITY = 80  # of tensor cores that multiply in double precision
-
-# Bits of a depth: a real one's, one beyond the last; those below are of taps.
-EXISTS, NOWHERE = 1 << MOST_BITS, 1 << (MOST_BITS + 1)
 
 SOURCE = (
     ACTIVATION
@@ -66,6 +70,16 @@ constexpr unsigned OWN = DEPTH / AT_ONCE;           // neighbouring depths of a 
 constexpr unsigned WEIGHTS = DEPTH * TILE_K / VECTOR / THREADS;
 
 struct alignas(16) Vector { Real at[VECTOR]; };
+
+#if MASK == 64
+using Mask = unsigned long long;
+#else
+using Mask = unsigned;
+#endif
+// Of a depth.  The two highest bits are that of a real one, and of one beyond the last.
+struct Entry { unsigned offset; Mask bits; };
+constexpr unsigned TOGETHER = 16 / sizeof(Entry);
+struct alignas(16) Entries { Entry at[TOGETHER]; };
 
 __device__ __forceinline__ Vector vector_at(const Real *from) {
     return *reinterpret_cast<const Vector *>(from);
@@ -180,12 +194,12 @@ __device__ __forceinline__ void arrived() {
 struct Axis { unsigned bits, size, out, stride, pad, dilation; };
 
 // The bits of the taps that lie outside for an output's place on an axis.
-__device__ __forceinline__ unsigned outside(const Axis axis, unsigned place, unsigned first) {
-    unsigned mask = 0;
+__device__ __forceinline__ Mask outside(const Axis axis, unsigned place, unsigned first) {
+    Mask mask = 0;
 #pragma unroll 1
     for (unsigned tap = 0; tap < axis.bits; tap++)
         if (place * axis.stride - axis.pad + tap * axis.dilation >= axis.size)
-            mask |= 1u << (first + tap);
+            mask |= Mask(1) << (first + tap);
     return mask;
 }
 
@@ -194,7 +208,7 @@ __device__ __forceinline__ unsigned outside(const Axis axis, unsigned place, uns
 #define OF(z) {bits_##z, size_##z, out_##z, stride_##z, pad_##z, dilation_##z}
 
 extern "C" __global__ void __launch_bounds__(THREADS) implicit_gemm(
-    const Real *__restrict__ x, const Real *__restrict__ w, const uint4 *__restrict__ table,
+    const Real *__restrict__ x, const Real *__restrict__ w, const Entries *__restrict__ table,
     const Real *__restrict__ bias, Real *__restrict__ y, unsigned positions,
     unsigned all_steps, unsigned each, unsigned outputs, unsigned groups, unsigned image,
     unsigned pixels, unsigned tiles_p, unsigned tiles_k, AXIS(z), AXIS(y), AXIS(x), Real slope,
@@ -216,8 +230,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) implicit_gemm(
     const Real *weight = w + (size_t(panel) * all_steps + part * each) * (DEPTH * TILE_K)
                            + thread * VECTOR;
     const unsigned column = thread % PIECES * PIECE, row = thread / PIECES * OWN;
-    const uint4 *entry = table + (part * each * DEPTH + row) / 2;  // of two depths each
-    unsigned mask = 0xffffffffu;
+    const Entries *entry = table + (part * each * DEPTH + row) / TOGETHER;
+    Mask mask = ~Mask(0);
     const Real *corner = x;
     if (first_p + column < positions) {
         const Axis axes[3] = {OF(z), OF(y), OF(x)};
@@ -226,7 +240,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) implicit_gemm(
         const unsigned at_x = pixel % out_x;
         pixel /= out_x;
         const unsigned at_y = pixel % out_y, at_z = pixel / out_y;
-        mask = 1u << 31 | outside(axes[0], at_z, 0) | outside(axes[1], at_y, bits_z)
+        mask = Mask(1) << (MASK - 1) | outside(axes[0], at_z, 0) | outside(axes[1], at_y, bits_z)
              | outside(axes[2], at_x, bits_z + bits_y);
         corner += int((n * groups + group) * image
                       + ((at_z * stride_z - pad_z) * size_y + at_y * stride_y - pad_y) * size_x
@@ -242,15 +256,16 @@ extern "C" __global__ void __launch_bounds__(THREADS) implicit_gemm(
             copy<16>(weights + i * THREADS * 16, weight + i * THREADS * VECTOR, 16);
         const unsigned samples = samples_at + stage * sizeof(Real);
 #pragma unroll
-        for (unsigned i = 0; i < OWN; i += 2) {
-            const uint4 two = entry[i / 2];
+        for (unsigned i = 0; i < OWN; i += TOGETHER) {
+            const Entries some = entry[i / TOGETHER];
             constexpr unsigned BYTES = PIECE * sizeof(Real), ROW = TILE_P * sizeof(Real);
-            copy<BYTES>(moved(samples, i) + i * ROW, corner + int(two.x), mask & two.y ? 0 : BYTES);
-            copy<BYTES>(moved(samples, i + 1) + (i + 1) * ROW, corner + int(two.z),
-                        mask & two.w ? 0 : BYTES);
+#pragma unroll
+            for (unsigned e = 0; e < TOGETHER; e++)
+                copy<BYTES>(moved(samples, i + e) + (i + e) * ROW, corner + int(some.at[e].offset),
+                            mask & some.at[e].bits ? 0 : BYTES);
         }
         weight += DEPTH * TILE_K;
-        entry += DEPTH / 2;
+        entry += DEPTH / TOGETHER;
     };
 
     Real sums[OUTS][VECTORS * VECTOR];
@@ -315,20 +330,15 @@ def depth_table(spec: ConvSpec) -> Array:
     """Of each depth its offset, and the bits that no position may have that is to read it.
 
     Offsets wrap at 2^32; one that is read lies in x.
-
-    Returns
-    -------
-    array of uint32, (depths, 2)
     """
-    z, y, x = axes_of(spec)
+    axes = z, y, x = axes_of(spec)
+    mask = mask_bits(axes)
+    exists, nowhere = np.uint64(1 << (mask - 2)), 1 << (mask - 1)
     channels = spec.in_channels // spec.groups
     index = np.indices((channels, z.taps, y.taps, x.taps)).reshape(4, -1)
     strides = (z.size * y.size * x.size, y.size * x.size, x.size, 1)
-    table = np.full((_depths(spec), 2), NOWHERE, np.uint32)
-    offset, bits = offsets_and_bits((z, y, x), tuple(index[1:]), strides[1:])
-    table[: offset.size, 0] = offset + index[0] * strides[0] & 0xFFFFFFFF
-    table[: offset.size, 1] = bits | EXISTS
-    return table
+    offset, bits = offsets_and_bits(axes, tuple(index[1:]), strides[1:])
+    return table(offset + index[0] * strides[0], bits | exists, mask, _depths(spec), nowhere)
 
 
 @dataclass(frozen=True, slots=True)
@@ -405,7 +415,7 @@ class ImplicitGemmSolver:
             Phase("pack", bytes={"memory": 4.0 * packed}),
             launches=2 if parts > 1 else 1,
             workspace=split.workspace_bytes(spec, parts),
-            packed_bytes=packed + 8 * _depths(spec),
+            packed_bytes=packed + entry_bytes(mask_bits(axes_of(spec))) * _depths(spec),
         )
 
     def workspace_of(self, spec: ConvSpec, target: Target, config: Config) -> int:
@@ -469,10 +479,10 @@ class ImplicitGemm(OnPlanes):
             # products).
             split = (p.groups, tile.tiles_k, depths // 4, 4, self._warps[0], 2, 2, 8)
             tiles = tiles.reshape(split).transpose(0, 1, 2, 4, 5, 7, 3, 6)
-        table = self.cupy.asarray(depth_table(self.spec).reshape(-1))
+        entries = self.cupy.asarray(depth_table(self.spec).reshape(-1))
         into = self.cupy.empty(tiles.shape, self._kind)
         into[...] = tiles
-        return into.reshape(-1), table
+        return into.reshape(-1), entries
 
     def compute(
         self, x: Array, packed: Any, bias: Array, y: Array, workspace: Array | None
@@ -481,17 +491,17 @@ class ImplicitGemm(OnPlanes):
         aligned = int(getattr(x.data, "ptr", 0)) % WIDE == 0
         macros = {
             "REAL": REALS[self.spec.dtype], "WARPS_K": self._warps[0], "WARPS_P": self._warps[1],
-            "DEPTH": DEPTH, "TENSOR": int(self._tensor),
+            "DEPTH": DEPTH, "TENSOR": int(self._tensor), "MASK": mask_bits(axes_of(self.spec)),
             "PIECE": self._vector if self._neighbours and aligned else 1,
         }  # fmt: skip
         options = tuple(f"-D{name}={value}" for name, value in macros.items())
         kernel = load(self.cupy, SOURCE, "implicit_gemm", options)
-        weights, table = packed
+        weights, entries = packed
         divided = self._parts > 1
         sums = carve(workspace, 0, (self._parts * y.size,), self._kind) if divided else y
         kernel(
             (self._tile.blocks * self._parts,), (prod(self._warps) * LANES,),
-            (x, weights, table, bias, sums, *self._arguments),
+            (x, weights, entries, bias, sums, *self._arguments),
         )  # fmt: skip
         if divided:
             split.sum_up(self.cupy, self.spec, self._parts, sums, bias, y)

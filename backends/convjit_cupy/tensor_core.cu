@@ -44,7 +44,19 @@ constexpr int ELEMENTS = CHUNK / sizeof(Element);             // of a chunk
 constexpr int STAGE = (ROWS + COLUMNS) * LINE;
 constexpr int PARTS_P = ROWS * CHUNKS / THREADS, PARTS_K = COLUMNS * CHUNKS / THREADS;  // of a thread
 constexpr int PART = 8 * LINE;
-constexpr u32 EXISTS = 1u << 31;
+
+#if MASK == 64
+typedef unsigned long long Mask;
+#else
+typedef u32 Mask;
+#endif
+constexpr Mask EXISTS = (Mask)1 << (MASK - 1);
+// Of a chunk: its offset in elements from a position's first sample, and the bits that the
+// position's mask has to have.
+struct alignas(2 * sizeof(Mask)) Entry {
+    u32 offset;
+    Mask bits;
+};
 
 __device__ inline float widened(Element a) {
 #if KIND == TF32
@@ -106,18 +118,17 @@ __device__ inline void multiply(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1
 struct Axis {
     int bits, size, out, stride, padding, dilation;
 };
-__device__ inline u32 inside(const Axis& axis, int first) {
-    u32 mask = 0;
+__device__ inline Mask inside(const Axis& axis, int first) {
+    Mask mask = 0;
 #pragma unroll 1
     for (int tap = 0; tap < axis.bits; tap++)
-        if ((u32)(first + tap * axis.dilation) < (u32)axis.size) mask |= 1u << tap;
+        if ((u32)(first + tap * axis.dilation) < (u32)axis.size) mask |= (Mask)1 << tap;
     return mask;
 }
 
-// table: of each chunk, its offset in elements from a position's first sample, and the bits that
-// the position's mask has to have.  biased: how many outputs of a group have a bias, all or none.
+// biased: how many outputs of a group have a bias, all or none.
 extern "C" __global__ void __launch_bounds__(THREADS) tensor_core(
-    const Element* __restrict__ x, const Element* __restrict__ w, const uint2* __restrict__ table,
+    const Element* __restrict__ x, const Element* __restrict__ w, const Entry* __restrict__ table,
     const Element* __restrict__ bias, Result* __restrict__ y, int positions, int outputs, int groups,
     int channels, int all_steps, int each, int tiles_p, int tiles_k, int bits_z, int depth, int out_z, int stride_z,
     int padding_z, int dilation_z, int bits_y, int height, int out_y, int stride_y, int padding_y,
@@ -141,7 +152,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) tensor_core(
     const int chunk = thread % CHUNKS;
     const int row = warp * 8 * PARTS_P + lane / CHUNKS, row_k = warp * 8 * PARTS_K + lane / CHUNKS;
     const Element* corners[PARTS_P];
-    u32 masks[PARTS_P];
+    Mask masks[PARTS_P];
     {
         const Axis z = {bits_z, depth, out_z, stride_z, padding_z, dilation_z};
         const Axis v = {bits_y, height, out_y, stride_y, padding_y, dilation_y};
@@ -170,12 +181,12 @@ extern "C" __global__ void __launch_bounds__(THREADS) tensor_core(
     const char* weights = (const char*)w
         + (((s64)(group * tiles_k + tile_k) * all_steps + first_step) * COLUMNS + row_k) * LINE + chunk * CHUNK + PARTS_K / 2 * PART;
     int at = first_step * CHUNKS + chunk;
-    uint2 entry = table[at];
+    Entry entry = table[at];
     // Beyond the last step it copies what nobody reads: zeros, and whatever follows the weights.
     auto copy_step = [&](u32 stage) {
 #pragma unroll
         for (int i = 0; i < PARTS_P; i++)
-            copy(into + stage + i * PART, corners[i] + (int)entry.x, (entry.y & ~masks[i]) == 0);
+            copy(into + stage + i * PART, corners[i] + (int)entry.offset, (entry.bits & ~masks[i]) == 0);
 #pragma unroll
         for (int i = 0; i < PARTS_K; i++)
             copy(into_k + stage + ROWS * LINE + i * PART, weights + (i - PARTS_K / 2) * PART);

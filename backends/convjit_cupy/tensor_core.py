@@ -26,7 +26,15 @@ from convjit.algorithms.workspace import aligned, carve, nbytes
 from convjit.spec import ConvSpec, Direction
 from convjit.spi import Config, Executable, Feature, Numerics, Phase, Refusal, Target, Work
 from convjit_cupy import split
-from convjit_cupy.axes import MOST_BITS, Axis, axes_of, offsets_and_bits, refuse_bits
+from convjit_cupy.axes import (
+    Axis,
+    axes_of,
+    entry_bytes,
+    mask_bits,
+    offsets_and_bits,
+    refuse_bits,
+    table,
+)
 from convjit_cupy.kernels import load
 
 Array = Any
@@ -43,8 +51,6 @@ LEAST_CAPABILITY = 80  # of asynchronous copies, bfloat16 and TF32
 CHUNK, CHUNKS, EACH = 16, 4, 64
 LINE = CHUNK * CHUNKS
 STAGES = 3
-# Bits of a position's mask that are no tap's.
-EXISTS, NOWHERE = 1 << (MOST_BITS + 1), 1 << MOST_BITS
 
 # Positions of a tile by its outputs, largest first: four warps, or two that make twice the blocks.
 # A tile of 64 outputs is as long as the share of multiplications among its instructions needs.
@@ -119,21 +125,21 @@ def sizes(spec: ConvSpec) -> Sizes:
 def chunk_table(s: Sizes) -> Array:
     """Of each chunk its offset, in elements, and the bits that a position has to have for it.
 
-    Returns
-    -------
-    array of uint32, (chunks, 2)
-        Chunks fill up the steps, and those copied ahead of the last, with what lies nowhere.
+    Chunks fill up the steps, and those copied ahead of the last, with what lies nowhere.
     """
-    table = np.zeros(((s.steps + STAGES) * CHUNKS, 2), np.uint32)
-    table[:, 1] = NOWHERE
+    mask = mask_bits(s.axes)
+    exists, nowhere = np.uint64(1 << (mask - 1)), 1 << (mask - 2)
     z, y, x, c = (
         index.reshape(-1)
         for index in np.indices((*(a.taps for a in s.axes), s.channels // s.elements))
     )
     strides = _strides(s.axes, s.groups * s.channels)
     offset, bits = offsets_and_bits(s.axes, (z, y, x), strides)
-    table[: c.size, 0], table[: c.size, 1] = offset + c * s.elements, bits | EXISTS
-    return table
+    return table(offset + c * s.elements, bits | exists, mask, _chunks(s), nowhere)
+
+
+def _chunks(s: Sizes) -> int:
+    return (s.steps + STAGES) * CHUNKS
 
 
 def _strides(axes: tuple[Axis, ...], row: int) -> tuple[int, int, int]:
@@ -271,7 +277,7 @@ def _chosen(config: Config) -> tuple[int, int]:
 
 def chunk_table_bytes(s: Sizes) -> int:
     """Bytes of :func:`chunk_table`."""
-    return (s.steps + STAGES) * CHUNKS * 8
+    return _chunks(s) * entry_bytes(mask_bits(s.axes))
 
 
 def _refuse_sizes(spec: ConvSpec) -> Refusal | None:
@@ -336,7 +342,7 @@ class TensorCore:
         wide = s.outputs % s.elements == 0
         macros = {
             "DIVIDED": int(parts > 1), "ROWS": rows, "COLUMNS": s.columns, "STAGES": STAGES,
-            "KIND": kind, "WIDE": int(wide),
+            "KIND": kind, "WIDE": int(wide), "MASK": mask_bits(s.axes),
         }  # fmt: skip
         options = tuple(f"-D{name}={value}" for name, value in macros.items())
         self._kernel = load(cupy, SOURCE, "tensor_core", options)
@@ -351,14 +357,14 @@ class TensorCore:
         )  # fmt: skip
 
     def pack(self, rhs: Array) -> tuple[Array, Array]:
-        table = chunk_table(self._sizes).reshape(-1)
-        return packed(self._cupy, self.spec, rhs), self._cupy.asarray(table)
+        chunks = chunk_table(self._sizes).reshape(-1)
+        return packed(self._cupy, self.spec, rhs), self._cupy.asarray(chunks)
 
     def run(
         self, lhs: Array, packed: Any, bias: Array | None, out: Array, workspace: Array | None
     ) -> None:
         s = self._sizes
-        weights, table = packed
+        weights, chunks = packed
         x = self._filled(lhs, workspace) if _filled_bytes(self.spec) else _aligned(lhs)
         y = out if _is_aligned(out) else self._cupy.empty(out.shape, out.dtype)
         biased = np.int32(0 if bias is None else s.outputs)
@@ -369,7 +375,7 @@ class TensorCore:
         threads = self._rows // EACH * (s.columns // EACH) * planes.LANES
         self._kernel(
             (s.blocks(self._rows) * self._parts,), (threads,),
-            (x, weights, table, added, sums, *self._numbers, biased),
+            (x, weights, chunks, added, sums, *self._numbers, biased),
             shared_bytes=STAGES * (self._rows + s.columns) * LINE,
         )  # fmt: skip
         if self._parts > 1:

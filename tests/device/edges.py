@@ -71,6 +71,7 @@ TENSOR_CORE = (
     "NHWC_n2c3k64g1_i9x7_w3x3_p1_bias",
     "NLC_n2c16k32g1_i67_w5_s2_p2",
     "NLC_n1c16k32g1_i70_w33",
+    "NLC_n1c8k32g1_i40_w33_p16",  # masks of more than 32 bits
     "NDHWC_n2c16k48g1_i3x4x5_w2x3x3_p1x0x1_s1x2x1",
 )
 TENSOR_CORE_QUICK = (
@@ -81,6 +82,7 @@ TENSOR_CORE_QUICK = (
     "NHWC_n2c48k160g2_i6x5_w3x2_p1_bias",
     "NHWC_n2c3k64g1_i9x7_w3x3_p1_bias",
     "NLC_n1c16k32g1_i70_w33",
+    "NLC_n1c8k32g1_i40_w33_p16",  # masks of more than 32 bits
     "NDHWC_n2c16k48g1_i3x4x5_w2x3x3_p1x0x1_s1x2x1",
 )
 # The same for tiles of 128 positions.
@@ -128,6 +130,7 @@ IMPLICIT_GEMM = (
     "NCHW_n1c5k3g1_i9x8_w2x3",  # no padding
     "NCL_n2c3k4g1_i67_w5_s2_p2_act=clip,-1.0,1.0",
     "NCDHW_n2c3k4g1_i5x6x7_w3x2x3_s2x1x1_p1x0x1_d1x2x1_flip",
+    "NCL_n1c3k5g1_i40_w33_p16_bias",  # masks of more than 32 bits
 )
 # The same for tiles of 128 outputs, which are chosen where they make blocks enough.
 LARGE_IMPLICIT_GEMM = (

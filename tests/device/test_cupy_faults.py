@@ -179,14 +179,18 @@ FAULTS: dict[str, Planted] = {
         "load out of bounds",
     ),
     "implicit gemm, few depths": Planted(
-        implicit_gemm, "i < OWN; i += 2", "i + 2 < OWN; i += 2", "uninitialised",
+        implicit_gemm, "i < OWN; i += TOGETHER", "i + 2 < OWN; i += TOGETHER", "uninitialised",
     ),
     "implicit gemm, the sample beside": Planted(
-        implicit_gemm, "corner + int(two.x)", "corner + 1 + int(two.x)",
+        implicit_gemm, "corner + int(some", "corner + 1 + int(some",
         "load out of bounds|wrong",
     ),
     "implicit gemm, no zeros outside the image": Planted(
-        implicit_gemm, "mask & two.w ? 0 : BYTES", "BYTES", "out of bounds|wrong",
+        implicit_gemm, "mask & some.at[e].bits ? 0 : BYTES", "BYTES", "out of bounds|wrong",
+    ),
+    "implicit gemm, the lower half of a mask": Planted(
+        implicit_gemm, "mask & some.at[e].bits ?", "unsigned(mask & some.at[e].bits) ?",
+        "out of bounds|wrong", "NCL_n1c3k5g1_i40_w33_p16",
     ),
     "implicit gemm, a mask of the taps of another axis": Planted(
         implicit_gemm, "outside(axes[2], at_x, bits_z + bits_y)", "outside(axes[2], at_x, bits_z)",
@@ -223,7 +227,7 @@ FAULTS: dict[str, Planted] = {
         "wrong", dtype="f64",
     ),
     "implicit gemm, samples of the first part for every part": Planted(
-        implicit_gemm, "(part * each * DEPTH + row) / 2", "row / 2", "wrong",
+        implicit_gemm, "(part * each * DEPTH + row) / TOGETHER", "row / TOGETHER", "wrong",
         "NCHW_n1c33k65g1_i5x7_w3x3_p1",
     ),
     "implicit gemm, parts over each other": Planted(

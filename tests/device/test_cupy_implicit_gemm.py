@@ -160,7 +160,7 @@ def test_double_precision_is_multiplied_by_what_a_generation_has(
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("conv_f32_NCL_n1c4k4g1_i80_w33_p1", "the 33 taps along the padded axes exceed a mask"),
+        ("conv_f32_NCL_n1c4k4g1_i80_w63_p1", "the 63 taps along the padded axes exceed a mask"),
         ("conv_f32_NCHW_n1c65536k32768g1_i2x2_w1x1", "offsets of 32 bits"),
         ("conv_c64_NCHW_n1c4k4g1_i8x8_w3x3", "the kernels compute float32"),
         ("conv_f32_NHWC_n1c4k4g1_i8x8_w3x3", "channels-first"),

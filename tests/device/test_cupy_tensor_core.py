@@ -115,7 +115,7 @@ def test_another_librarys_arrays_begin_anywhere(in_checked_mode: None) -> None:
         ("conv_f64_NHWC_n1c16k64g1_i8x8_w3x3", Feature.DTYPE),
         ("conv_f16_NCHW_n1c16k64g1_i8x8_w3x3", Feature.LAYOUT),
         ("conv_f16_NHWC_n1c64k64g64_i8x8_w3x3", Feature.SIZE),  # a channel of a group
-        ("conv_f16_NLC_n1c16k64g1_i80_w31_p15", Feature.SIZE),  # more taps than bits
+        ("conv_f16_NLC_n1c16k64g1_i80_w63_p31", Feature.SIZE),  # more taps than bits
         ("conv_f16_NHWC_n1c32768k64g1_i256x256_w1x1", Feature.SIZE),
         ("conv_f16_NHWC_n70000c8k64g1_i256x256_w1x1", Feature.SIZE),
     ],
@@ -130,8 +130,8 @@ def test_refuses_with_the_feature_to_lower(text: str, feature: Feature) -> None:
 def test_what_it_takes_that_is_near_to_a_refusal() -> None:
     solver = TensorCoreSolver("cupy", standin_cupy)
     for text in (
-        "conv_f16_NLC_n1c16k64g1_i80_w30_p15",
-        "conv_f16_NLC_n1c16k64g1_i80_w41",  # no taps lie outside
+        "conv_f16_NLC_n1c16k64g1_i80_w62_p31",
+        "conv_f16_NLC_n1c16k64g1_i80_w71",  # no taps lie outside
         "conv_f16_NHWC_n40c4096k64g1_i256x256_w1x1",  # 2**33 elements
     ):
         assert solver.refuse(ConvSpec.parse(text), BACKEND.target()) is None, text
