@@ -212,7 +212,8 @@ FAULTS: dict[str, Planted] = {
         "misaligned|out of bounds|wrong", "NCHW_n2c17k65g1_i3x5_w1x1",
     ),
     "implicit gemm, offsets of taps without dilation": Planted(
-        implicit_gemm, "offset += tap * axis.dilation * stride", "offset += tap * stride", "wrong",
+        implicit_gemm, "offsets_and_bits(axes, ",
+        "offsets_and_bits(axes_of(spec.replace(dilation=(1, 1))), ", "wrong",
         "NCHW_n1c9k65g1_i13x7_w3x3_p1_d2",
     ),
     "implicit gemm, samples of four depths where they would lie without the others": Planted(
