@@ -42,7 +42,7 @@ from convjit_cupy.axes import (
     refuse_bits,
     table,
 )
-from convjit_cupy.kernels import ACTIVATION, load
+from convjit_cupy.kernels import ACTIVATION, COPIES, load
 
 Array = Any
 
@@ -57,6 +57,7 @@ LEAST_CAPABILITY = 80  # of tensor cores that multiply in double precision
 
 SOURCE = (
     ACTIVATION
+    + COPIES
     + r"""
 using Real = REAL;
 
@@ -168,29 +169,6 @@ __device__ __forceinline__ void multiply(
 }
 #endif
 
-// To an address in shared memory; zeros where `given` is 0, and then nothing is read.
-template <unsigned BYTES>
-__device__ __forceinline__ void copy(unsigned to, const Real *from, unsigned given) {
-#if __CUDA_ARCH__ >= 800
-    if constexpr (BYTES == 16)
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
-                     :: "r"(to), "l"(from), "r"(given) : "memory");
-    else
-        asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;"
-                     :: "r"(to), "l"(from), "n"(BYTES), "r"(given) : "memory");
-#else
-    Real *const place = static_cast<Real *>(__cvta_shared_to_generic(to));
-    for (unsigned i = 0; i < BYTES / sizeof(Real); i++) place[i] = given ? from[i] : Real(0);
-#endif
-}
-
-__device__ __forceinline__ void arrived() {
-#if __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.wait_all;" ::: "memory");
-#endif
-    __syncthreads();
-}
-
 struct Axis { unsigned bits, size, out, stride, pad, dilation; };
 
 // The bits of the taps that lie outside for an output's place on an axis.
@@ -246,14 +224,14 @@ extern "C" __global__ void __launch_bounds__(THREADS) implicit_gemm(
                       + ((at_z * stride_z - pad_z) * size_y + at_y * stride_y - pad_y) * size_x
                       + at_x * stride_x - pad_x);
     }
-    const unsigned shared = static_cast<unsigned>(__cvta_generic_to_shared(memory));
+    const unsigned shared = shared_address(memory);
     const unsigned weights_at = shared + thread * VECTOR * sizeof(Real);
     const unsigned samples_at = shared + (DEPTH * TILE_K + row * TILE_P + column) * sizeof(Real);
     auto fetch = [&](unsigned stage) {
         const unsigned weights = weights_at + stage * sizeof(Real);
 #pragma unroll
         for (unsigned i = 0; i < WEIGHTS; i++)
-            copy<16>(weights + i * THREADS * 16, weight + i * THREADS * VECTOR, 16);
+            copy_async<16>(weights + i * THREADS * 16, weight + i * THREADS * VECTOR);
         const unsigned samples = samples_at + stage * sizeof(Real);
 #pragma unroll
         for (unsigned i = 0; i < OWN; i += TOGETHER) {
@@ -261,8 +239,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) implicit_gemm(
             constexpr unsigned BYTES = PIECE * sizeof(Real), ROW = TILE_P * sizeof(Real);
 #pragma unroll
             for (unsigned e = 0; e < TOGETHER; e++)
-                copy<BYTES>(moved(samples, i + e) + (i + e) * ROW, corner + int(some.at[e].offset),
-                            mask & some.at[e].bits ? 0 : BYTES);
+                copy_async<BYTES>(moved(samples, i + e) + (i + e) * ROW,
+                                  corner + int(some.at[e].offset), !(mask & some.at[e].bits));
         }
         weight += DEPTH * TILE_K;
         entry += DEPTH / TOGETHER;
@@ -277,7 +255,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) implicit_gemm(
     fetch(0);
 #pragma unroll 1
     for (; steps > 0; steps--) {
-        arrived();  // also: the stage that is filled next has been read by all
+        wait_for_copies();
+        __syncthreads();  // also: the stage that is filled next has been read by all
         if (steps > 1) fetch(STAGE - stage);
         const Real *const weights = memory + stage;
         multiply(sums, weights, weights + DEPTH * TILE_K, warp, lane);

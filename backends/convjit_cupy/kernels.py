@@ -33,6 +33,59 @@ __device__ __forceinline__ T finish(T value, T slope, T lowest, T highest) {
 }
 """
 
+# For the sources of kernels: copies of 4, 8 or 16 bytes from global to shared memory, which run
+# beside what follows; those of 16 pass the L1 cache by.  Generations before 8.0 have none: there a
+# copy is done when the call returns, and waits are nothing.
+COPIES = r"""
+__device__ __forceinline__ unsigned shared_address(const void *place) {
+    return static_cast<unsigned>(__cvta_generic_to_shared(place));
+}
+
+// Where `is_there` is false nothing is read, and zeros are written.
+template <unsigned BYTES>
+__device__ __forceinline__ void copy_async(unsigned to, const void *from, bool is_there) {
+#if __CUDA_ARCH__ >= 800
+    const unsigned given = is_there ? BYTES : 0;
+    if constexpr (BYTES == 16)
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+                     :: "r"(to), "l"(from), "r"(given) : "memory");
+    else
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;"
+                     :: "r"(to), "l"(from), "n"(BYTES), "r"(given) : "memory");
+#else
+    struct alignas(BYTES) Copied { unsigned at[BYTES / 4]; } copied = {};
+    if (is_there) copied = *static_cast<const Copied *>(from);
+    *static_cast<Copied *>(__cvta_shared_to_generic(to)) = copied;
+#endif
+}
+template <unsigned BYTES>
+__device__ __forceinline__ void copy_async(unsigned to, const void *from) {
+#if __CUDA_ARCH__ >= 800
+    if constexpr (BYTES == 16)  // saves the register that says how much is there
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" :: "r"(to), "l"(from) : "memory");
+    else
+#endif
+        copy_async<BYTES>(to, from, true);
+}
+
+// Closes a group of copies; waits for all groups but the last so many, or for every copy.
+__device__ __forceinline__ void commit_copies() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+template <unsigned GROUPS> __device__ __forceinline__ void wait_for_all_but() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_group %0;" :: "n"(GROUPS) : "memory");
+#endif
+}
+__device__ __forceinline__ void wait_for_copies() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
+"""
+
 MOST_BLOCKS = (2**31 - 1, 65535, 65535)
 
 

@@ -94,15 +94,6 @@ __device__ inline float least(float a, float b) {
     return a;
 }
 
-// Starts a copy of 16 bytes to shared memory, past the L1 cache; where they are not to be read, of zeros.
-__device__ inline void copy(u32 to, const void* from, bool is_there) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(is_there ? 16 : 0));
-}
-__device__ inline void copy(u32 to, const void* from) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from));
-}
-__device__ inline void commit() { asm volatile("cp.async.commit_group;"); }
-
 __device__ inline void load(u32 (&d)[4], u32 from) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
@@ -174,7 +165,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) tensor_core(
                 + group * channels;
         }
     }
-    const u32 shared = (u32)__cvta_generic_to_shared(stages);
+    const u32 shared = shared_address(stages);
     const u32 into = shared + row * LINE + (chunk ^ row / 2 % 4) * CHUNK;
     const u32 into_k = shared + row_k * LINE + (chunk ^ row_k / 2 % 4) * CHUNK;
     // To the middle of the rows: the 12 bits of an offset reach them all.
@@ -186,10 +177,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) tensor_core(
     auto copy_step = [&](u32 stage) {
 #pragma unroll
         for (int i = 0; i < PARTS_P; i++)
-            copy(into + stage + i * PART, corners[i] + (int)entry.offset, (entry.bits & ~masks[i]) == 0);
+            copy_async<CHUNK>(
+                into + stage + i * PART, corners[i] + (int)entry.offset, (entry.bits & ~masks[i]) == 0);
 #pragma unroll
         for (int i = 0; i < PARTS_K; i++)
-            copy(into_k + stage + ROWS * LINE + i * PART, weights + (i - PARTS_K / 2) * PART);
+            copy_async<CHUNK>(into_k + stage + ROWS * LINE + i * PART, weights + (i - PARTS_K / 2) * PART);
         weights += COLUMNS * LINE;
         at += CHUNKS;
         entry = table[at];
@@ -199,7 +191,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) tensor_core(
 #pragma unroll
     for (int ahead = 0; ahead < STAGES - 1; ahead++) {
         copy_step(ahead * STAGE);
-        commit();
+        commit_copies();
     }
     // Rows that this lane names to ldmatrix: of A the halves of 16 positions, chunk by chunk, of B
     // both chunks of 8 outputs, and of the 8 beside.
@@ -213,10 +205,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) tensor_core(
     for (int left = steps; left > 0;) {
 #pragma unroll
         for (int stage = 0; stage < STAGES; stage++) {
-            asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 2));
+            wait_for_all_but<STAGES - 2>();
             __syncthreads();  // all copies of this step are there, and all have read the one before
             copy_step((stage + STAGES - 1) % STAGES * STAGE);
-            commit();
+            commit_copies();
 #pragma unroll
             for (int half = 0; half < 2; half++) {
                 u32 a[EACH / 16][4], b[EACH / 16][4];
@@ -235,7 +227,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) tensor_core(
         }
     }
 
-    asm volatile("cp.async.wait_all;");  // a block may not end before its copies
+    wait_for_copies();  // a block may not end before its copies
 
     // Columns are packed in an order that gives a lane ELEMENTS neighbours of ELEMENTS / 2 products.
     const int first = tile_p * ROWS + warp_p + lane / 4;

@@ -35,11 +35,11 @@ from convjit_cupy.axes import (
     refuse_bits,
     table,
 )
-from convjit_cupy.kernels import load
+from convjit_cupy.kernels import COPIES, load
 
 Array = Any
 
-SOURCE = Path(__file__).with_suffix(".cu").read_text(encoding="utf-8")
+SOURCE = COPIES + Path(__file__).with_suffix(".cu").read_text(encoding="utf-8")
 
 # Of each dtype: its number in the source, and how many products the hardware adds at once on
 # compute capability 8.0 (later generations: more, which errs less).

@@ -1,12 +1,14 @@
 """Winograd F(2, 3), F(4, 3) and F(6, 3), fused: one kernel transforms, multiplies, transforms back.
 
 A block owns some tiles of the image and 32 output channels.  Step by step it takes a few input
-channels: their samples go through the data transform into shared memory, rows first, then columns;
-the weights, transformed when they were packed, come beside them by asynchronous copies; each warp
-multiplies four or two of the tile's points, with 64 sums a thread in registers.  At the end the
-sums go through shared memory to the output transform, some outputs at a time (A. Lavin and S. Gray,
-"Fast Algorithms for Convolutional Neural Networks", CVPR 2016, sec. 5, whose points are also those
-of one block).  Nothing but x, the weights and y touches memory.
+channels: their samples, neighbours by neighbouring threads, go through the data transform down the
+columns, which tiles share, and from shared memory along the rows of each tile; the weights,
+transformed when they were packed, come beside them by asynchronous copies; each warp multiplies
+four or two of the tile's points, with 64 sums a thread in registers.  At the end the sums go
+through shared memory to the output transform, some outputs at a time (A. Lavin and S. Gray, "Fast
+Algorithms for Convolutional Neural Networks", CVPR 2016, sec. 5, whose points are also those of one
+block).  Nothing but x, the weights and y touches memory.  x, bias and y may be of a half type;
+weights and arithmetic are float32.
 """
 
 from __future__ import annotations
@@ -18,18 +20,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from convjit import planes
+from convjit import planes, precision
 from convjit.algorithms import winograd
 from convjit.algorithms.straightline import cuda_source
 from convjit.planes import Plane, unsigned
 from convjit.spec import ConvSpec
 from convjit.spi import Config, Executable, Feature, Numerics, Phase, Refusal, Target, Work
 from convjit_cupy import kernels
+from convjit_cupy.tiles import C_TYPES
 
 Array = Any
 
+DTYPES = ("float32", "float16", "bfloat16")
 TAPS = 3
 OUTPUTS = 32  # of a block
+TURING_BYTES = 64 * 2**10  # of shared memory, which a block there is given when it asks
 ADDITIONS = 0.25  # share of the peak that straight-line additions on data from memory reach
 
 
@@ -73,22 +78,22 @@ def threads_of(m: int) -> int:
 
 
 def shared_bytes(m: int) -> int:
-    """Of a block: one step's data and two steps' weights, or a pass of the output transform."""
+    """Of a block: a step's columns and data, two steps' weights, or a pass of the outputs."""
     shape, points = SHAPES[m], (m + TAPS - 1) ** 2
     steps = points * shape.channels * (shape.tiles + 2 * OUTPUTS)
-    passes = points * (shape.pass_outputs * OUTPUTS // shape.lane_outputs * shape.tiles + pad(m))
+    steps += (m + TAPS - 1) * shape.channels * shape.tiles * (m + TAPS - 1)
+    passed = shape.pass_outputs * OUTPUTS // shape.lane_outputs * shape.tiles
+    passes = passed * (points + (m + TAPS - 1) * m)
     return 4 * max(steps, passes)
 
 
-def pad(m: int) -> int:
-    """Numbers between the points of a pass: rows of outputs are written by lanes that read down
-    their columns, which then lie in different banks."""
-    return {2: 16, 4: 8, 6: 8}[m]
-
-
-# M and what source() defines are macros.
+# M, REAL and what source() defines are macros.
 SOURCE = r"""
+#include <cuda_fp16.h>
+#include <cuda_bf16.h>
+
 typedef unsigned int u32;
+typedef REAL Real;                               // of x, bias and y
 constexpr int N = M + 2, POINTS = N * N, OUTPUTS = 32;
 constexpr int THREADS = POINTS / WARP_POINTS * 32;
 constexpr int LANES_X = TILES / LANE_TILES;      // lanes side by side over tiles, then over outputs
@@ -97,22 +102,10 @@ static_assert(LANES_X * LANES_Y == 32 && LANE_TILES == 4, "a warp covers its poi
 constexpr int DATA = CHANNELS * TILES;           // numbers of a point: data, weights, a pass
 constexpr int WEIGHTS = CHANNELS * OUTPUTS;
 constexpr int PASSED = PASS * LANES_Y * TILES;
-constexpr int ROWS = DATA * N;                   // rows of all tiles of a step
-constexpr int ROUNDS = (ROWS + THREADS - 1) / THREADS;
+constexpr int COLUMNS = TILES * N;               // of a channel, at most: where no two tiles share
+constexpr int ROUNDS = (COLUMNS * CHANNELS + THREADS - 1) / THREADS;
+static_assert(THREADS % TILES == 0 && COLUMNS % 32 == 0 && N % 2 == 0, "lanes have whole tiles");
 
-__device__ __forceinline__ void copy_128(float *to, const float *from) {
-#if __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;\n"
-                 ::"r"((u32)__cvta_generic_to_shared(to)), "l"(from) : "memory");
-#else
-    *reinterpret_cast<float4 *>(to) = *reinterpret_cast<const float4 *>(from);
-#endif
-}
-__device__ __forceinline__ void wait_for_copies() {
-#if __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.wait_all;\n" ::: "memory");
-#endif
-}
 template <int COUNT> __device__ __forceinline__ void load_vector(float (&to)[COUNT],
                                                                  const float *from) {
 #pragma unroll
@@ -120,80 +113,110 @@ template <int COUNT> __device__ __forceinline__ void load_vector(float (&to)[COU
         *reinterpret_cast<float4 *>(to + i) = *reinterpret_cast<const float4 *>(from + i);
 }
 
+// By one instruction, which the compiler makes four of in places.
+__device__ __forceinline__ void store_vector(float *to, const float (&from)[4]) {
+    asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};"
+                 :: "r"(shared_address(to)), "f"(from[0]), "f"(from[1]), "f"(from[2]), "f"(from[3])
+                 : "memory");
+}
+
+__device__ __forceinline__ void load_pair(float *to, const float *from) {
+    const float2 pair = *reinterpret_cast<const float2 *>(from);
+    to[0] = pair.x, to[1] = pair.y;
+}
+
+// What a block computes: worked out again where it is needed again, since registers are for sums.
+struct Place { u32 block_k, group, first_tile; };
+__device__ __forceinline__ Place place_of_block(u32 blocks_k, u32 groups) {
+    u32 block;
+    asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(block));
+    const u32 rest = block / blocks_k;
+    return {block - rest * blocks_k, rest % groups, rest / groups * TILES};
+}
+
 extern "C" __global__ void __launch_bounds__(BOUNDS)
-winograd(const float *__restrict__ x, const float *__restrict__ w, const float *__restrict__ bias,
-         float *__restrict__ y, u32 tiles, u32 channels, u32 outputs, u32 groups, u32 height,
+winograd(const Real *__restrict__ x, const float *__restrict__ w, const Real *__restrict__ bias,
+         Real *__restrict__ y, u32 tiles, u32 channels, u32 outputs, u32 groups, u32 height,
          u32 width, u32 out_height, u32 out_width, u32 tiles_y, u32 tiles_x, u32 pad_y, u32 pad_x,
          u32 blocks_k, float slope, float lowest, float highest) {
     extern __shared__ __align__(16) float shared[];
-    float *const data = shared;
-    float *weights = shared + POINTS * DATA;
+    float *const data = shared, *const weights = data + POINTS * DATA;
+    float *const stage = weights + 2 * POINTS * WEIGHTS;
     const u32 thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
     const u32 lane_x = lane % LANES_X, lane_y = lane / LANES_X;
-    u32 block = blockIdx.x;
-    const u32 block_k = block % blocks_k;
-    block /= blocks_k;
-    const u32 group = block % groups, first_tile = block / groups * TILES;
+    const Place begin = place_of_block(blocks_k, groups);
+    const u32 first_tile = begin.first_tile, group = begin.group;
     const u32 steps = (channels + CHANNELS - 1) / CHANNELS;
-    const float *from_w = w + (size_t)(group * blocks_k + block_k) * steps * (POINTS * WEIGHTS);
+    const size_t before = (size_t)(group * blocks_k + begin.block_k) * steps;
+    const float *from_w = w + before * (POINTS * WEIGHTS);
 
-    // The rows of tiles that this thread reads in each step: where they begin in x, and at which
-    // column; NOWHERE for those that lie outside the image.
-    u32 at[ROUNDS], left[ROUNDS];
+    // Tiles beside each other share columns.  Those of a row of tiles are numbered in one run,
+    // which is N - M longer than the tiles' outputs, and a block's go on from row to row.  The
+    // columns that this thread reads in each step: where they begin in x, and a bit for each line
+    // inside the image; its number would be kept in a register, of which the sums leave too few.
+    const u32 first_row = first_tile / tiles_x, first_x = first_tile - first_row * tiles_x;
+    auto column_of = [&](u32 tile) { return tile * M + (first_x + tile) / tiles_x * (N - M); };
+    const u32 columns = column_of(TILES - 1) + N, run = tiles_x * M + (N - M);
+    u32 at[ROUNDS], lines[ROUNDS];
 #pragma unroll
     for (int r = 0; r < ROUNDS; r++) {
-        const u32 row = thread + r * THREADS, tile = first_tile + row % TILES;
-        const u32 n = tile / (tiles_y * tiles_x), rest = tile - n * (tiles_y * tiles_x);
-        const u32 tile_y = rest / tiles_x, tile_x = rest - tile_y * tiles_x;
-        const u32 top = tile_y * M - pad_y + row / DATA;
-        const u32 channel = row / TILES % CHANNELS;
-        left[r] = row < ROWS && tile < tiles && top < height ? tile_x * M - pad_x : NOWHERE;
-        at[r] = (((n * groups + group) * channels + channel) * height + top) * width + left[r];
+        const u32 task = thread + r * THREADS, in_run = first_x * M + task % COLUMNS;
+        const u32 row = first_row + in_run / run, column = in_run % run - pad_x;
+        const u32 n = row / tiles_y, top = (row - n * tiles_y) * M - pad_y;
+        const bool inside = row * tiles_x < tiles && task % COLUMNS < columns && column < width;
+        lines[r] = 0;
+#pragma unroll
+        for (int i = 0; i < N; i++) lines[r] |= u32(inside && top + i < height) << i;
+        const u32 plane = (n * groups + group) * channels + task / COLUMNS;
+        at[r] = (plane * height + top) * width + column;
     }
-    float next[ROUNDS][N];
+    Real next[ROUNDS][N];
     auto fetch = [&](u32 step) {
 #pragma unroll
         for (int r = 0; r < ROUNDS; r++) {
-            const u32 channel = step * CHANNELS + (thread + r * THREADS) / TILES % CHANNELS;
-            const bool exists = channel < channels;
+            const u32 channel = step * CHANNELS + (thread + r * THREADS) / COLUMNS;
+            const u32 inside = channel < channels ? lines[r] : 0;
 #pragma unroll
-            for (int j = 0; j < N; j++)
-                next[r][j] = exists && left[r] + j < width ? x[at[r] + j] : 0.f;
+            for (int i = 0; i < N; i++)
+                next[r][i] = inside >> i & 1 ? x[at[r] + i * width] : Real(0.f);
             at[r] += CHANNELS * height * width;
         }
         float *to = weights + step % 2 * (POINTS * WEIGHTS);
         for (u32 i = thread * 4; i < POINTS * WEIGHTS; i += THREADS * 4)
-            copy_128(to + i, from_w + i);
+            copy_async<16>(shared_address(to + i), from_w + i);
         from_w += POINTS * WEIGHTS;
     };
+    const u32 own_tile = thread % TILES, own_column = column_of(own_tile);
 
     float sums[WARP_POINTS][LANE_OUTPUTS][LANE_TILES] = {};
     fetch(0);
 #pragma unroll 1
     for (u32 step = 0; step < steps; step++) {
-        // Along the rows, out of registers.
+        // Down the columns, out of registers.
 #pragma unroll
         for (int r = 0; r < ROUNDS; r++) {
-            const u32 row = thread + r * THREADS;
-            if (row < ROWS) {
-                float across[N];
-                data_transform(next[r], across);
+            const u32 task = thread + r * THREADS;
+            if (task < COLUMNS * CHANNELS) {
+                float samples[N], down[N];
 #pragma unroll
-                for (int j = 0; j < N; j++)
-                    data[(row / DATA * N + j) * DATA + row % DATA] = across[j];
+                for (int i = 0; i < N; i++) samples[i] = float(next[r][i]);
+                data_transform(samples, down);
+#pragma unroll
+                for (int i = 0; i < N; i++) stage[i * CHANNELS * COLUMNS + task] = down[i];
             }
         }
         wait_for_copies();
         __syncthreads();
-        // Along the columns, in place.
-        for (u32 column = thread; column < ROWS; column += THREADS) {
-            float down[N], points[N];
-            float *const from = data + column / DATA * DATA + column % DATA;
+        // Along the rows, where each tile takes its columns.
+        for (u32 row = thread / TILES; row < N * CHANNELS; row += THREADS / TILES) {
+            float across[N], points[N];
+            const float *const from = stage + row * COLUMNS;
 #pragma unroll
-            for (int i = 0; i < N; i++) down[i] = from[i * N * DATA];
-            data_transform(down, points);
+            for (int j = 0; j < N; j += 2) load_pair(across + j, from + own_column + j);
+            data_transform(across, points);
+            float *const to = data + row / CHANNELS * N * DATA + row % CHANNELS * TILES + own_tile;
 #pragma unroll
-            for (int i = 0; i < N; i++) from[i * N * DATA] = points[i];
+            for (int j = 0; j < N; j++) to[j * DATA] = points[j];
         }
         __syncthreads();
         if (step + 1 < steps) fetch(step + 1);
@@ -214,58 +237,62 @@ winograd(const float *__restrict__ x, const float *__restrict__ w, const float *
                         sums[p][i][j] = fmaf(own_weights[i], samples[j], sums[p][i][j]);
             }
         }
-        __syncthreads();
     }
+    __syncthreads();
 
     // PASS outputs of each lane at a time: their points to shared memory, transformed along the
-    // rows in place, then along the columns into y.
-    constexpr int POINT = PASSED + PAD;
+    // rows of each tile to neighbours in a row of the result, then down its columns into y.
+    float *const across = shared + POINTS * PASSED;
+    const Place end = place_of_block(blocks_k, groups);
 #pragma unroll
     for (int first = 0; first < LANE_OUTPUTS; first += PASS) {
 #pragma unroll
         for (int p = 0; p < WARP_POINTS; p++)
 #pragma unroll
             for (int i = 0; i < PASS; i++) {
-                const float *const s = sums[p][first + i];
-                float *const to = shared + (warp * WARP_POINTS + p) * POINT
+                float *const to = shared + (warp * WARP_POINTS + p) * PASSED
                                   + (i * LANES_Y + lane_y) * TILES + lane_x * LANE_TILES;
-                *reinterpret_cast<float4 *>(to) = make_float4(s[0], s[1], s[2], s[3]);
+                store_vector(to, sums[p][first + i]);
             }
         __syncthreads();
+#pragma unroll 1
         for (u32 row = thread; row < PASSED * N; row += THREADS) {
-            float points[N], across[M];
-            float *const from = shared + row / PASSED * N * POINT + row % PASSED;
+            float points[N], results[M];
+            const float *const from = shared + row / PASSED * N * PASSED + row % PASSED;
 #pragma unroll
-            for (int j = 0; j < N; j++) points[j] = from[j * POINT];
-            output_transform(points, across);
+            for (int j = 0; j < N; j++) points[j] = from[j * PASSED];
+            output_transform(points, results);
 #pragma unroll
-            for (int j = 0; j < M; j++) from[j * POINT] = across[j];
+            for (int j = 0; j < M; j += 2)
+                *reinterpret_cast<float2 *>(across + row * M + j)
+                    = make_float2(results[j], results[j + 1]);
         }
-        __syncthreads();
+        __syncthreads();  // the points of the next pass may be written beside what follows
+#pragma unroll 1
         for (u32 column = thread; column < PASSED * M; column += THREADS) {
             const u32 j = column % M, place = column / M;
             float points[N], down[M];
 #pragma unroll
-            for (int i = 0; i < N; i++) points[i] = shared[(i * N + j) * POINT + place];
+            for (int i = 0; i < N; i++) points[i] = across[i * PASSED * M + column];
             output_transform(points, down);
-            const u32 own = place / TILES, tile = first_tile + place % TILES;
-            const u32 k = block_k * OUTPUTS + own % LANES_Y * LANE_OUTPUTS + first + own / LANES_Y;
+            const u32 own = place / TILES, tile = end.first_tile + place % TILES;
+            const u32 of_block = own % LANES_Y * LANE_OUTPUTS + first + own / LANES_Y;
+            const u32 k = end.block_k * OUTPUTS + of_block;
             const u32 n = tile / (tiles_y * tiles_x), rest = tile - n * (tiles_y * tiles_x);
             const u32 tile_y = rest / tiles_x, column_x = (rest - tile_y * tiles_x) * M + j;
             if (tile < tiles && k < outputs && column_x < out_width) {
-                const float added = bias[group * outputs + k];
-                const u32 plane = (n * groups + group) * outputs + k;
+                const float added = float(bias[end.group * outputs + k]);
+                const u32 plane = (n * groups + end.group) * outputs + k;
 #pragma unroll
                 for (int i = 0; i < M; i++) {
                     const u32 row_y = tile_y * M + i;
                     if (row_y < out_height) {
                         y[(plane * out_height + row_y) * out_width + column_x]
-                            = finish(down[i] + added, slope, lowest, highest);
+                            = Real(finish(down[i] + added, slope, lowest, highest));
                     }
                 }
             }
         }
-        __syncthreads();
     }
 }
 """
@@ -278,16 +305,16 @@ def source(m: int) -> str:
     macros = {
         "TILES": shape.tiles, "CHANNELS": shape.channels, "WARP_POINTS": shape.warp_points,
         "LANE_OUTPUTS": shape.lane_outputs, "LANE_TILES": shape.lane_tiles,
-        "PASS": shape.pass_outputs, "PAD": pad(m),
+        "PASS": shape.pass_outputs,
         # A bound of one block is not said: the compiler spills less without.
         "BOUNDS": "THREADS" if shape.blocks == 1 else f"THREADS, {shape.blocks}",
-        "NOWHERE": f"{planes.NOWHERE}u",
     }  # fmt: skip
     return (
         "".join(f"#define {name} {value}\n" for name, value in macros.items())
         + cuda_source(axis.data_program(), "data_transform")
         + cuda_source(axis.output_program(), "output_transform")
         + kernels.ACTIVATION
+        + kernels.COPIES
         + SOURCE
     )
 
@@ -330,33 +357,38 @@ class WinogradSolver:
                 "64 sums of float64 a thread leave no registers for a tile; "
                 f"{self._backend}.winograd.batched computes them",
             )
-        if shared_bytes(self._m) > planes.SHARED_BYTES and int(target.features["sm"]) < 80:
+        sm = int(target.features["sm"])
+        if sm < 80 and shared_bytes(self._m) > (TURING_BYTES if sm >= 75 else planes.SHARED_BYTES):
             told = f"needs {shared_bytes(self._m) >> 10} KiB of shared memory, more than there is"
             return Refusal(Feature.OTHER, told)
         packed = prod(packed_shape(planes.plane(spec), self._m))
-        return planes.refuse(spec, ("float32",), "the kernel indexes x as one run", packed)
+        return planes.refuse(spec, DTYPES, "the kernel indexes x as one run", packed)
 
     def estimate(self, spec: ConvSpec, target: Target) -> Work:
         p, m = planes.plane(spec), self._m
-        shape, points = SHAPES[m], (m + TAPS - 1) ** 2
+        shape, lines = SHAPES[m], m + TAPS - 1
+        points = lines**2
         tile_blocks = -(-_tiles(spec, m) // shape.tiles)
         groups, blocks_k, steps, *_ = packed_shape(p, m)
         blocks = tile_blocks * groups * blocks_k
         products = 2.0 * blocks * steps * shape.channels * points * shape.tiles * OUTPUTS
         axis = winograd.transforms(m, TAPS)
-        each = 2 * (m + TAPS - 1)
+        each = 2 * lines
         data = blocks * steps * shape.channels * shape.tiles * each * axis.data_program().flops
         back = blocks * OUTPUTS * shape.tiles * each * axis.output_program().flops
-        read = blocks * steps * shape.channels * points * (shape.tiles + OUTPUTS)
+        columns = shape.tiles * m + (TAPS - 1) * (1 + shape.tiles // -(-p.out_width // m))
         packed = 4 * prod(packed_shape(p, m))
-        operands = 4 * (prod(spec.x_shape) + prod(spec.y_shape))
+        itemsize = precision.numpy_dtype(spec.dtype).itemsize
+        of_a_channel = itemsize * lines * columns + 4 * points * OUTPUTS
+        loaded = blocks * steps * shape.channels * of_a_channel
+        operands = itemsize * (prod(spec.x_shape) + prod(spec.y_shape))
         return Work(
             (
                 Phase(
                     "products and transforms",
                     products + (data + back) / ADDITIONS,
                     f"{self._backend}.winograd.float32",
-                    {"l2": 4.0 * read, "memory": float(operands)},
+                    {"l2": float(loaded), "memory": float(operands)},
                 ),
             ),
             Numerics("winograd", tile=(m, m), spreads_nonfinite=True),
@@ -383,7 +415,8 @@ class FusedWinograd(planes.OnPlanes):
     def __init__(self, spec: ConvSpec, cupy: Any, m: int) -> None:
         super().__init__(spec, cupy)
         self._m = m
-        self._kernel = kernels.load(cupy, source(m), "winograd", (f"-DM={m}",))
+        macros = (f"-DM={m}", f"-DREAL={C_TYPES[spec.dtype]}")
+        self._kernel = kernels.load(cupy, source(m), "winograd", macros)
         self._activation = planes.activation(spec)
 
     def pack(self, rhs: Array) -> Array:
@@ -395,7 +428,7 @@ class FusedWinograd(planes.OnPlanes):
         for _ in range(2):
             points = cupy.tensordot(points, g, ((3,), (1,)))
         groups, blocks, steps, count, channels, outputs = packed_shape(p, self._m)
-        into = cupy.zeros((groups, blocks * outputs, steps * channels, count), self._kind)
+        into = cupy.zeros((groups, blocks * outputs, steps * channels, count), np.float32)
         into[:, : p.outputs, : p.channels] = points.reshape(p.groups, p.outputs, p.channels, count)
         split = into.reshape(groups, blocks, outputs, steps, channels, count)
         arranged = cupy.ascontiguousarray(split.transpose(0, 1, 3, 5, 4, 2))

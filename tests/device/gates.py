@@ -51,6 +51,7 @@ CUPY = (
     ("winograd.f2x3", "conv_f32_NCHW_n1c16k64g1_i32x32_w3x3_p1"),
     ("winograd.f4x3", "conv_f32_NCHW_n1c16k64g1_i32x32_w3x3_p1"),
     ("winograd.f6x3", "conv_f32_NCHW_n1c16k64g1_i48x48_w3x3_p1"),
+    ("winograd.f6x3", "conv_f16_NCHW_n1c16k64g1_i48x48_w3x3_p1"),
     ("depthwise", "conv_f32_NCHW_n1c4k4g4_i16x64_w3x3_p1"),
     ("depthwise", "conv_f32_NCHW_n1c4k4g4_i32x64_w3x3_s2_p1"),
     ("depthwise", "conv_f64_NCHW_n1c4k4g4_i16x64_w3x3_p1"),
@@ -97,9 +98,9 @@ class Limit(NamedTuple):
     sectors: float = 1.2
 
 
-# By the beginning of a kernel's name.  Winograd's transforms read and write the image at strides of
-# a tile; all of a sector is used, by the next loads, which the cache has it for, but each request
-# is counted by itself.
+# By the beginning of a kernel's name.  numba's transforms of Winograd read and write the image at
+# strides of a tile; all of a sector is used, by the next loads, which the cache has it for, but
+# each request is counted by itself.
 LIMITS = {
     "numba_cuda": {
         "gemm": Limit(0.6),
@@ -113,7 +114,7 @@ LIMITS = {
         # Two stores write the halves of a sector, which the cache puts together.
         "tensor_core: tensor_core -DDIVIDED=1": Limit(0.5, sectors=1.3),
         "tensor_core": Limit(0.5),
-        "winograd": Limit(0.85, sectors=2.1),  # rows of tiles begin a tile apart
+        "winograd": Limit(0.85),
         "depthwise": Limit(0.0),
         "implicit_gemm: sum_parts": Limit(0.0),
         # A product in double precision takes its unit 16 cycles (an A100 multiplies and adds 64

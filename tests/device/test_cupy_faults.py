@@ -159,14 +159,15 @@ FAULTS: dict[str, Planted] = {
         direct, "some.transpose(0, 2, 3, 4, 1)", "some.transpose(0, 2, 4, 3, 1)", "wrong",
     ),
     "implicit gemm, no barrier": Planted(
-        implicit_gemm, "#endif\n    __syncthreads();\n", "#endif\n", "race|uninitialised",
+        implicit_gemm, "        __syncthreads();  // also", "        // also", "race|uninitialised",
     ),
     "implicit gemm, copies are not waited for": Planted(
-        implicit_gemm, "cp.async.wait_all;", "cp.async.commit_group;", "uninitialised",
+        implicit_gemm, "        wait_for_copies();\n", "        commit_copies();\n",
+        "uninitialised",
     ),
     "implicit gemm, the last copies are not waited for": Planted(
-        implicit_gemm, "cp.async.wait_all;", "cp.async.commit_group; cp.async.wait_group 1;",
-        "uninitialised|race",
+        implicit_gemm, "        wait_for_copies();\n",
+        "        commit_copies();\n        wait_for_all_but<1>();\n", "uninitialised|race",
     ),
     "implicit gemm, copies into the stage that is read": Planted(
         implicit_gemm, "fetch(STAGE - stage);", "fetch(stage);", "uninitialised|race|wrong",
@@ -186,10 +187,10 @@ FAULTS: dict[str, Planted] = {
         "load out of bounds|wrong",
     ),
     "implicit gemm, no zeros outside the image": Planted(
-        implicit_gemm, "mask & some.at[e].bits ? 0 : BYTES", "BYTES", "out of bounds|wrong",
+        implicit_gemm, "!(mask & some.at[e].bits)", "true", "out of bounds|wrong",
     ),
     "implicit gemm, the lower half of a mask": Planted(
-        implicit_gemm, "mask & some.at[e].bits ?", "unsigned(mask & some.at[e].bits) ?",
+        implicit_gemm, "!(mask & some.at[e].bits)", "!unsigned(mask & some.at[e].bits)",
         "out of bounds|wrong", "NCL_n1c3k5g1_i40_w33_p16",
     ),
     "implicit gemm, a mask of the taps of another axis": Planted(
@@ -250,14 +251,29 @@ FAULTS: dict[str, Planted] = {
         "        if (step + 1 < steps)", "race|uninitialised",
     ),
     "winograd, no barrier after the products": Planted(
-        winograd, "        __syncthreads();\n    }\n\n    // PASS", "    }\n\n    // PASS", "race",
+        winograd, "    }\n    __syncthreads();\n\n    // PASS", "    }\n\n    // PASS", "race",
     ),
-    "winograd, no barrier after a pass": Planted(
-        winograd, "            }\n        }\n        __syncthreads();\n    }\n}\n",
-        "            }\n        }\n    }\n}\n", "race",
+    "winograd, no barrier before a pass is transformed": Planted(
+        winograd, "        __syncthreads();\n#pragma unroll 1\n        for (u32 row",
+        "#pragma unroll 1\n        for (u32 row", "race",
     ),
-    "winograd, a sample beyond the image": Planted(
-        winograd, "left[r] + j < width ?", "left[r] + j <= width ?", "wrong|out of bounds",
+    "winograd, no barrier between rows and columns of a pass": Planted(
+        winograd, "        __syncthreads();  // the points", "        // the points",
+        "race|uninitialised",
+    ),
+    "winograd, a column beyond the image": Planted(
+        winograd, "column < width;", "column <= width;", "wrong|out of bounds",
+    ),
+    "winograd, a line beyond the image": Planted(
+        winograd, "top + i < height", "top + i <= height", "wrong|out of bounds",
+    ),
+    "winograd, a column too few of the last tile": Planted(
+        winograd, "column_of(TILES - 1) + N,", "column_of(TILES - 1) + N - 1,",
+        "uninitialised|wrong", "NCHW_n1c9k33g1_i13x17_w3x3_p1",
+    ),
+    "winograd, columns of the row of tiles before": Planted(
+        winograd, "(first_x + tile) / tiles_x * (N - M)", "tile / tiles_x * (N - M)",
+        "uninitialised|wrong", "NCHW_n1c9k33g1_i17x25_w3x3_p1",
     ),
     "winograd, a short step of weights": Planted(
         winograd, "i < POINTS * WEIGHTS;", "i + 4 < POINTS * WEIGHTS;", "uninitialised|wrong",
@@ -269,11 +285,11 @@ FAULTS: dict[str, Planted] = {
         winograd, "+ warp * WARP_POINTS * WEIGHTS", "+ warp / 2 * WARP_POINTS * WEIGHTS", "wrong",
     ),
     "tensor core, no wait for copies": Planted(
-        tensor_core, '            asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 2));\n',
-        "", "uninitialised|wrong",
+        tensor_core, "            wait_for_all_but<STAGES - 2>();\n", "", "uninitialised|wrong",
     ),
     "tensor core, a wait for too few copies": Planted(
-        tensor_core, '"n"(STAGES - 2)', '"n"(STAGES - 1)', "uninitialised|race|wrong",
+        tensor_core, "wait_for_all_but<STAGES - 2>", "wait_for_all_but<STAGES - 1>",
+        "uninitialised|race|wrong",
     ),
     "tensor core, no barrier": Planted(
         tensor_core, "            __syncthreads();  //", "            //", "uninitialised|race",

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import edges
+import gates
 import pytest
 import standin_cupy
 from emulated_cupy import EmulatedCupy, missing, registered
@@ -26,6 +27,8 @@ EDGES = (
     "NCHW_n1c5k33g1_i17x18_w3x3_p1_bias",
     "NCHW_n3c3k31g1_i13x11_w3x3_p2",
     "NCHW_n2c10k6g2_i25x7_w3x3_p1_bias_act=clip,-0.5,0.5",
+    "NCHW_n2c5k3g1_i37x1_w3x3_p1",  # tiles that share no columns
+    "NCHW_n1c3k4g1_i6x91_w3x3_p0x2",  # rows of tiles longer than a block
 )
 
 
@@ -35,19 +38,42 @@ def backend() -> Iterator[None]:
         yield
 
 
-def verify(m: int, text: str) -> None:
-    case = Case("edge", ConvSpec.parse(f"conv_f32_{text}"))
+def verify(m: int, text: str, dtype: str = "f32") -> None:
+    case = Case("edge", ConvSpec.parse(f"conv_{dtype}_{text}"))
     solver = f"{BACKEND.name}.winograd.f{m}x3"
     outcome = check(
         case, BACKEND.name, algorithm=solver, choice={"precision": "fast", "nonfinite": "spread"}
     )
     assert outcome.passed, str(outcome)
+    assert outcome.label == solver  # no step before it
 
 
 @pytest.mark.parametrize("m", winograd.SHAPES)
 @pytest.mark.parametrize("text", EDGES)
 def test_edges(m: int, text: str) -> None:
     verify(m, text)
+
+
+@pytest.mark.parametrize("m", winograd.SHAPES)
+@pytest.mark.parametrize("dtype", ["f16", "bf16"])
+def test_half_types_are_widened_and_rounded_once(m: int, dtype: str) -> None:
+    verify(m, "NCHW_n2c9k33g1_i9x13_w3x3_p1_bias_act=leaky_relu,0.1", dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize("capability", gates.GENERATIONS)
+def test_no_instance_spills(
+    dtype: str, capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = f"conv_{dtype}_NCHW_n1c16k64g1_i48x48_w3x3_p1"
+    every = tuple((f"winograd.f{m}x3", text) for m in winograd.SHAPES)
+    monkeypatch.setattr(gates, "CUPY", every)
+    found = gates.static("cupy", capability)
+    assert len(found) == len(every)
+    for kernel, figures in found.items():
+        assert (figures["spilled_bytes"], figures["local"]) == (0, 0), kernel
 
 
 @pytest.mark.parametrize("m", winograd.SHAPES)
@@ -60,6 +86,7 @@ def test_checked_mode_finds_nothing(m: int, monkeypatch: pytest.MonkeyPatch) -> 
     ("text", "feature"),
     [
         ("conv_f64_NCHW_n1c2k2g1_i8x8_w3x3", Feature.OTHER),
+        ("conv_c64_NCHW_n1c2k2g1_i8x8_w3x3", Feature.DTYPE),
         ("conv_f32_NCHW_n1c2k2g1_i8x8_w3x1", Feature.SIZE),
         ("conv_f32_NCL_n1c2k2g1_i8_w3", Feature.SIZE),
         ("conv_f32_NCHW_n1c2k2g1_i8x8_w3x3_s2", Feature.STRIDE),
@@ -81,4 +108,4 @@ def test_the_largest_tile_needs_more_shared_memory_than_turing_has() -> None:
     solvers = {m: winograd.WinogradSolver("cupy", standin_cupy, m) for m in winograd.SHAPES}
     refusals = {m: solver.refuse(spec, turing) for m, solver in solvers.items()}
     assert [m for m, refusal in refusals.items() if refusal] == [6]
-    assert "80 KiB of shared memory" in refusals[6].reason
+    assert "96 KiB of shared memory" in refusals[6].reason
