@@ -54,7 +54,7 @@ class Depthwise:
         if not spec.channels_last:
             p = Problem.of(spec)
             if p.groups == 1:
-                return Refusal(Feature.GROUPS, "convolves vectors of channels, not a single plane")
+                return Refusal(Feature.LAYOUT, "reads a single channel with channels last")
             if p.kg > 1:
                 return Refusal(Feature.LAYOUT, "reads channels-last arrays with a multiplier")
             if p.size[0] > 1 or p.kernel[0] > 1:

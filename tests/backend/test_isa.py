@@ -94,7 +94,7 @@ def keep(names):
 # The quick cases of the conformance suite, in any order, on every solver by whatever lowering
 # reaches it, until it has asked for this many kernels: compiling one takes a second, and kernels of
 # a solver differ in the size of their tile.  Codelets of Winograd's transforms are quickly made.
-TILES = 8
+TILES = 5
 CONFORM = RECORD + textwrap.dedent(
     """
     import random
