@@ -9,7 +9,8 @@ lie.
 
 Of the loops of Goto and van de Geijn (2008, "Anatomy of high-performance matrix multiplication",
 section 4) that leaves one block a task: its strip stays in L1 or L2 while all weights stream by,
-``MR`` numbers for every ``MR * NR`` products, which any level of the memory delivers.
+``MR`` numbers for every ``MR * NR`` products, which any level of the memory delivers.  While the
+panels pass over a strip of a 1x1 convolution, the next one is fetched into L2.
 """
 
 from __future__ import annotations
