@@ -376,11 +376,11 @@ def _in_checked_mode(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def parameters() -> list[Any]:
-    """A few in the quick tier, every fifth in the slow one: each is compiled for itself."""
+    """A few in the quick tier, every seventh in the slow one: each is compiled for itself."""
     found = []
     for place, name in enumerate(FAULTS):
         marks = [] if name in QUICK else [pytest.mark.slow]
-        if name not in QUICK and place % 5:
+        if name not in QUICK and place % 7:
             marks.append(pytest.mark.exhaustive)
         found.append(pytest.param(name, marks=marks, id=name))
     return found

@@ -82,7 +82,7 @@ def of_the_suite() -> list[Any]:
     """The quick cases of the conformance suite, a few of them in the slow tier."""
     more = [pytest.mark.slow, pytest.mark.exhaustive]
     return [
-        pytest.param(case, marks=more if place % 24 else [pytest.mark.slow], id=str(case))
+        pytest.param(case, marks=more if place % 36 else [pytest.mark.slow], id=str(case))
         for place, case in enumerate(cases.QUICK)
     ]
 
