@@ -33,7 +33,7 @@ from convjit.spec import ConvSpec
 from convjit.spi import DEFAULT_CONFIG, Config, Executable, Feature, Phase, Refusal, Target, Work
 from convjit_numba import cache, problem, targets
 from convjit_numba.depthwisekernel import build
-from convjit_numba.depthwiseplan import Slot, blocking, multiplier, packed_shape, packer
+from convjit_numba.depthwiseplan import Blocking, Slot, blocking, multiplier, packed_shape, packer
 from convjit_numba.problem import PanelExecutable, Problem
 
 MAX_TAPS = 64  # of a kernel row, which is straight code
@@ -52,16 +52,23 @@ class Depthwise:
         if spec.groups != spec.in_channels:
             return Refusal(Feature.GROUPS, "convolves each channel by itself (groups = channels)")
         if not spec.channels_last:
-            p = Problem.of(spec)
-            if p.groups == 1:
+            if spec.groups == 1:
                 return Refusal(Feature.LAYOUT, "reads a single channel with channels last")
-            if p.kg > 1:
+            if spec.out_channels > spec.groups:
                 return Refusal(Feature.LAYOUT, "reads channels-last arrays with a multiplier")
-            if p.size[0] > 1 or p.kernel[0] > 1:
+            if spec.ndim == 3:
                 return Refusal(Feature.LAYOUT, "reads volumes with channels last")
         if spec.kernel_size[-1] > MAX_TAPS:
             return Refusal(Feature.SIZE, f"takes kernels of up to {MAX_TAPS} columns")
+        p = Problem.of(spec)
+        b = blocking(p, problem.isa_of(target), target.cores, last=spec.channels_last)
+        if self._slot(p, b).bytes > problem.MAX_SLOT:
+            return Refusal(Feature.SIZE, "what one block of outputs reads exceeds 1 GiB")
         return None
+
+    @staticmethod
+    def _slot(p: Problem, b: Blocking) -> Slot:
+        return Slot.of(p, b.mr, b.vl, b.task_vectors, b.slab_pixels, b.sum_pixels)
 
     def estimate(self, spec: ConvSpec, target: Target) -> Work:
         p = Problem.of(spec)
@@ -80,8 +87,7 @@ class Depthwise:
             Numerics("direct"),
             problem.pack_phase(p, weights),
             launches=int(wakes),
-            workspace=slots
-            * Slot.of(p, b.mr, b.vl, b.task_vectors, b.slab_pixels, b.sum_pixels).bytes,
+            workspace=slots * self._slot(p, b).bytes,
             packed_bytes=int(weights),
         )
 
@@ -107,7 +113,7 @@ class Depthwise:
         )
         vectors = -(-p.groups // b.vl)
         slots = min(target.cores, b.tasks)
-        slot = Slot.of(p, b.mr, b.vl, b.task_vectors, b.slab_pixels, b.sum_pixels)
+        slot = self._slot(p, b)
         seconds = b.cycles / problem.cycles_per_second(target, p.dtype, isa)
         geometry = problem.pack_geometry(
             p.geometry()

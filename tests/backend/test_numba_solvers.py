@@ -51,6 +51,12 @@ SPECS = [
     "conv_f32_NCL_n2c16k24g1_i101_w5_p2",
     "conv_f32_NCDHW_n1c17k18g1_i5x9x7_w3x3x3_p1_bias",
     "conv_f64_NCHW_n1c9k17g1_i11x19_w3x3_p2x0_act=relu",
+    # channels-first planes by vectors of channels: too few for one, in classes of columns
+    # and blocks of them, and volumes that are flat but for their padding
+    "conv_f32_NCHW_n2c37k37g37_i9x23_w7x5_s2x1_p3x6_d1x2_bias_act=relu",
+    "conv_f64_NCHW_n1c5k5g5_i6x7_w9x9_p8_bias",
+    "conv_f32_NCL_n1c21k21g21_i3000_w9_p4_d3",
+    "conv_f32_NCDHW_n1c18k18g18_i1x7x8_w1x3x3_p1",
     # dilated: tiles whose outputs alternate, fewer outputs than that, rows served in parts
     "conv_f32_NCHW_n2c18k20g2_i19x37_w3x3_p2_d2_bias_act=relu",
     "conv_f32_NCHW_n1c17k18g1_i23x50_w3x3_p6x5_d6x5",
