@@ -31,11 +31,22 @@ from convjit_numba.targets import Tile
 MAX_FLAT_COLUMNS = 512
 # Neighbouring taps read the same lines, so pixels take less of L1 than panels of columns do.
 DEPTH = 2
-PIECE = 10.0  # cycles of the model to copy what a tile holds of an output row, for each channel
+# Planes of results that are written side by side where L2 does not hold what a task writes: more
+# streams evict each other's lines before they are whole, at the worst where planes are a power of
+# two apart.
+STREAMS = 8
+# Cycles of the model, least squares over 130 layers and tiles: to write a vector of results, to
+# begin a row of the image, and for each number of it, side by side or apart in the input.
+WRITE = 3.0
+ROW = 4.0
+NUMBER, NUMBER_APART = 0.15, 0.3
 
 
-def build(bits: int, mr: int, nv: int, vl: int) -> Callable[..., None]:
-    """The kernel for one register tile (imports numba)."""
+def build(bits: int, mr: int, nv: int, vl: int, step: int) -> Callable[..., None]:
+    """The kernel for one register tile (imports numba).
+
+    ``step`` is the stride along a row where its numbers are gathered by shuffles, else 0.
+    """
     from numba import njit
 
     from convjit_numba.microkernel import (
@@ -44,10 +55,10 @@ def build(bits: int, mr: int, nv: int, vl: int) -> Callable[..., None]:
         edge,
         load_int,
         move_real,
-        padded_row,
         register_tile,
         zero_bytes,
     )
+    from convjit_numba.pixeltile import row_gatherer
 
     size = bits // 8
     nr = nv * vl
@@ -70,6 +81,8 @@ def build(bits: int, mr: int, nv: int, vl: int) -> Callable[..., None]:
         f["pitch"], f["plane"], f["slice"], f["phases_h"], f["phases_w"],
     )  # fmt: skip
     EXTRA_H, EXTRA_W, FLAT = f["extra_h"], f["extra_w"], f["flat"]
+
+    gather_row = row_gatherer(bits, vl, step)
 
     @njit(**OPTIONS)
     def fill(g, image, x, count, z0, r0, rows, c0, cols):
@@ -96,7 +109,7 @@ def build(bits: int, mr: int, nv: int, vl: int) -> Callable[..., None]:
                         for r in range(high):
                             row = row0 + r * sh
                             if 0 <= row < h and 0 <= z < d:
-                                padded_row(bits, target, start + row * w * size, w, col0, sw, wide)
+                                gather_row(target, start + row * w * size, col0, w, sw, wide)
                             else:
                                 zero_bytes(target, wide * size)
                             if wide < pitch:
@@ -242,12 +255,13 @@ def blocking(p: Problem, isa: str, cores: int, config: Config = DEFAULT_CONFIG) 
     phases = len(_residues(p, 1)) * len(_residues(p, 2))
     extra_h, extra_w = _extra(p, 1), _extra(p, 2)
     units = p.batch * p.groups * p.out[0]
+    number = NUMBER if p.stride[2] == 1 else NUMBER_APART
     best: Blocking | None = None
     for t in candidates:
         panels = -(-p.kg // t.mr)
         if t is not candidates[-1] and tile is None and t.mr >= 2 * p.kg:
             continue
-        step = targets.tile_cycles(t, isa) + 0.2
+        step = targets.tile_cycles(t, isa)
         per_panel = t.mr * cblock * p.taps * p.bytes
         pass_panels = max(1, blocks.weights // per_panel)
         for cols in targets.splits(p.out[2], 1 + p.out[2] // (2 * t.nr)):
@@ -261,23 +275,23 @@ def blocking(p: Problem, isa: str, cores: int, config: Config = DEFAULT_CONFIG) 
                 flat = flat_tiles < row_tiles
                 tiles = min(flat_tiles, row_tiles)
                 spatial = -(-p.out[1] // rows) * -(-p.out[2] // cols)
-                miss = 1.0 if image * p.bytes <= blocks.image else 1.35
+                miss = 1.0 if image * p.bytes <= blocks.image else 1.05
                 few = units * spatial < 4 * cores
                 for task_panels in targets.splits(panels, panels if few else 1):
                     splits = -(-panels // task_panels)
                     tasks = units * spatial * splits
                     if not targets.is_about(tasks, wanted):
                         continue
-                    # A tile that wraps around a row goes through a buffer, twice if it adds.
-                    # What it holds of each row is copied by itself.
-                    pieces = 0.0 if pitch == p.out[2] else t.nr / cols + min(1.0, t.nr / cols)
-                    edges = lag * (40 + PIECE * pieces * t.mr)
-                    compute = tiles * task_panels * (p.depth * step * miss + cblocks * edges)
-                    cycles = compute + lag * (image * cblocks + 300)
+                    writes = lag * WRITE * t.mr * t.nv
+                    compute = tiles * task_panels * (p.depth * step * miss + cblocks * writes)
+                    filling = ROW * image / pitch + number * image
+                    results = task_panels * t.mr * rows * cols * p.bytes
+                    at_once = STREAMS // t.mr if results > blocks.weights else task_panels
+                    cycles = compute + lag * (filling * cblocks + 200)
                     makespan = targets.makespan(tasks, tasks * cycles, cycles, cores)
                     if best is None or makespan < best.makespan:
                         best = Blocking(
-                            t, cblock, rows, cols, task_panels, min(pass_panels, task_panels),
+                            t, cblock, rows, cols, task_panels, max(1, min(pass_panels, at_once)),
                             flat, tasks, cycles * tasks, makespan,
                         )  # fmt: skip
     return blocking(p, isa, cores) if best is None else best
@@ -366,8 +380,9 @@ class Direct:
         isa = problem.isa_of(target)
         b = blocking(p, isa, target.cores, config)
         tile, bits = b.tile, targets.BITS[p.dtype]
+        step = problem.gathered_step(p.stride[2])
         kernel = cache.function(
-            f"direct.{targets.SHORT[p.dtype]}.{tile}", 7, partial(build, bits, *tile)
+            f"direct.{targets.SHORT[p.dtype]}.{tile}.{step}", 7, partial(build, bits, *tile, step)
         )
         offsets = _offsets(p, b)
         pitch, plane, slice_ = _strides(p, b)

@@ -38,7 +38,6 @@ SHARED = 40.0
 # Rows of pixels are read in place up to so many channels: each is in a page of its own.
 PAGES = 64
 FMA_LATENCY = 4  # cycles: a tile with few sums waits for each of them
-GATHERED_STEPS = 4  # strides along a row up to this are gathered by vectors
 PIXELS = 32.0  # bytes a cycle of pixels and results, which come from L3 or memory
 L2_BYTES = 60.0  # bytes a cycle from L2
 # Of weights, beside products: a panel is read once for each strip.
@@ -136,7 +135,7 @@ def blocking(p: Problem, isa: str, cores: int, config: Config = DEFAULT_CONFIG) 
     tail = _tail(p.pixels, vl, targets.MACHINES[isa].vector_bytes >= 32)
     # What one (channel, tap) of all pixels costs to gather.
     lines = p.pixels // p.out[2]
-    if p.stride[2] <= GATHERED_STEPS:
+    if p.stride[2] <= problem.GATHERED_STEPS:
         gather = GATHER * p.stride[2] * vectors + SEGMENT * lines
     else:
         gather = SCALAR * p.pixels + SEGMENT * lines
@@ -242,7 +241,7 @@ class Gemm:
         p = Problem.of(spec)
         isa = problem.isa_of(target)
         b = blocking(p, isa, target.cores, config)
-        bits, step = targets.BITS[p.dtype], p.stride[2] if p.stride[2] <= GATHERED_STEPS else 0
+        bits, step = targets.BITS[p.dtype], problem.gathered_step(p.stride[2])
         masked = int(_reads_tail(b, isa))
         kernel = cache.function(
             f"gemm.{targets.SHORT[p.dtype]}.{b.tile}.{b.tail}.{step}.{masked}",

@@ -28,12 +28,11 @@ def build(
     """
     from numba import njit
 
-    from convjit_numba.microkernel import OPTIONS, load_int, padded_row, zero_bytes
-    from convjit_numba.pixeltile import gather_pixels, pixel_tile
+    from convjit_numba.microkernel import OPTIONS, load_int, zero_bytes
+    from convjit_numba.pixeltile import pixel_tile, row_gatherer
 
     size = bits // 8
     pitch = nv * vl * size  # from row to row of a gathered strip
-    vector_step = max(step, 1)
     fewer_rows, fewer_vectors = max(mr - 1, 1), max(nv - 1, 1)
     f = dict(FIELD)
     GROUPS, CG, KG = f["groups"], f["cg"], f["kg"]
@@ -46,14 +45,7 @@ def build(
     PIXELS, STRIPS, VECTORS = f["pixels"], f["strips"], f["vectors"]
     STRIP_BLOCKS = f["strip_blocks"]
 
-    @njit(**OPTIONS)
-    def gather_row(target, row, first, width, length):
-        """``length`` numbers of a row that begins at ``row``."""
-        for j in range(0, length, vl):
-            gather_pixels(
-                bits, vl, vector_step, target + j * size, row, first + j * vector_step, width,
-                length - j,
-            )  # fmt: skip
+    gather_row = row_gatherer(bits, vl, step)
 
     @njit(**OPTIONS)
     def gather(g, strip, x, count, first, pixels):
@@ -88,10 +80,8 @@ def build(
                         for tx in range(kw):
                             if not inside:
                                 zero_bytes(target, length * size)
-                            elif step != 0:
-                                gather_row(target, source, col0 + tx * dw, w, length)
                             else:
-                                padded_row(bits, target, source, w, col0 + tx * dw, sw, length)
+                                gather_row(target, source, col0 + tx * dw, w, sw, length)
                             if beyond != 0 and done + length == pixels:
                                 zero_bytes(target + length * size, beyond)
                             target += pitch

@@ -15,12 +15,13 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba import types
+from numba import njit, types
 from numba.extending import intrinsic
 
 from convjit_numba.microkernel import (
     I32,
     I64,
+    OPTIONS,
     _int,
     _literals,
     _load,
@@ -29,6 +30,7 @@ from convjit_numba.microkernel import (
     broadcast_real,
     declare_fma,
     emit_epilogue,
+    padded_row,
     prefetch,
 )
 from convjit_numba.transpose import masked_load, masked_store
@@ -267,6 +269,37 @@ def gather_pixels(
         return context.get_dummy_value()
 
     return signature, codegen
+
+
+def row_gatherer(bits: int, vl: int, step: int) -> Any:
+    """A function that copies a zero-padded row, ``step`` numbers apart.
+
+    Parameters
+    ----------
+    bits, vl : int
+    step : int
+        Vectors are gathered by shuffles; 0 for any step, number by number.
+
+    Returns
+    -------
+    njit function
+        ``gather_row(target, row, first, width, stride, count)``, as
+        :func:`convjit_numba.microkernel.padded_row`; ``stride`` is ``step`` unless that is 0.
+    """
+    size, vector_step = bits // 8, max(step, 1)
+
+    @njit(**OPTIONS)
+    def gather_row(target, row, first, width, stride, count):
+        if step == 0:
+            padded_row(bits, target, row, width, first, stride, count)
+        else:
+            for j in range(0, count, vl):
+                gather_pixels(
+                    bits, vl, vector_step, target + j * size, row, first + j * vector_step, width,
+                    count - j,
+                )  # fmt: skip
+
+    return gather_row
 
 
 def _every(builder: Any, parts: list[Any], step: int) -> Any:

@@ -36,6 +36,7 @@ from convjit_numba.targets import Tile
 
 Axes = tuple[int, int, int]
 ARRIVING = 1.2  # times the rate of a stream: computing hides a part
+GATHERED_STEPS = 4  # strides along a row up to this are gathered by vectors
 MAX_SLOT = 1 << 30  # offsets within a slot of workspace are int32
 
 # Slots of the packed geometry, an int64 array that a kernel reads its sizes from.
@@ -285,6 +286,11 @@ class Scratch:
     def bytes(self) -> int:
         # The last register tile of a run may load one tile's width beyond the pixels.
         return self.pixels + aligned(self.pixel_bytes + self.tile.nr * self.size)
+
+
+def gathered_step(stride: int) -> int:
+    """A stride along a row that kernels gather by shuffles, 0 for one gathered by numbers."""
+    return stride if stride <= GATHERED_STEPS else 0
 
 
 def activation_fields(spec: ConvSpec) -> dict[str, int]:

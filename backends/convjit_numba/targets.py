@@ -114,10 +114,10 @@ class Machine:
 # 32 registers: 6x4 needs 24 + 4 + 1 (7x4 was measured to spill).
 # Without FMA a product needs a register of its own, hence 5x2.
 MACHINES = {
-    "avx512": Machine(64, ((6, 4), (4, 6), (2, 12), (1, 16)), True),
+    "avx512": Machine(64, ((6, 4), (8, 3), (4, 6), (2, 12), (1, 16)), True),
     "avx2": Machine(32, ((6, 2), (4, 3), (2, 5), (1, 10)), True),
     "sse2": Machine(16, ((5, 2), (3, 3), (1, 8))),
-    "neon": Machine(16, ((6, 4), (4, 5), (2, 8), (1, 16))),
+    "neon": Machine(16, ((6, 4), (8, 3), (4, 5), (2, 8), (1, 16))),
     "generic": Machine(16, ((4, 2), (1, 8))),
 }
 # Row tiles (rows are pixels, vectors are channels): as many accumulators, and as many loads or more
@@ -233,12 +233,14 @@ def tile_cycles(tile: Tile, isa: str) -> float:
     """Relative cost of one step of a tile: FMAs or loads, two a cycle each.
 
     A vector of pixels at any address crosses a cache line every other time (32 of 64 bytes), a
-    broadcast never does.  One of a whole line nearly always does: two accesses, each on a port that
-    loads half a line (Zen 4) is waiting for anyway.  Where a line is one access (two of them a
-    cycle, Intel's servers) a crossing costs three times a load: tiles of 2x12 took 1.5 to 2 times
-    as long a product as those of 6x4.
+    broadcast never does.  One of a whole line nearly always does: where it is loaded by halves
+    anyway (Zen 4) that costs little more (tiles of 1x16 took 14 cycles a product); where a line is
+    one access (two of them a cycle, Intel's servers) a crossing costs three times a load: tiles of
+    2x12 took 1.5 to 2 times as long a product as those of 6x4.
     """
-    crossing = 3.0 if MACHINES[isa].vector_bytes == LINE and lag(isa) > 1 else 1.5
+    crossing = 1.5
+    if MACHINES[isa].vector_bytes == LINE:
+        crossing = 3.0 if lag(isa) > 1 else 1.75
     loads = tile.mr + crossing * tile.nv
     return max(tile.mr * tile.nv, loads) / 2
 
