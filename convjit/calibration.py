@@ -3,7 +3,9 @@
 Every backend ships a :class:`~convjit.spi.Target` out of a table.  :func:`calibrate` measures what
 the backend has :mod:`~convjit.gauges` for; :func:`target` is the table with those figures over it.
 They are kept by the target's fingerprint, so that another processor, another number of threads or
-another version of the toolchain begins with the table again.
+another version of the toolchain begins with the table again; and a rate of a solver's kernels with
+their revision (:mod:`convjit.revisions`), so that another kernel does, while what was measured of
+the machine and of other kernels stays.
 
 A machine that others use at the same time is measured nevertheless: there are several passes over
 all the gauges, of each the calls that were disturbed least count, and a figure that passes do not
@@ -21,7 +23,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from convjit import cost, registry
+from convjit import cost, registry, revisions
 from convjit._version import __version__
 from convjit.errors import BackendError, ConvjitWarning
 from convjit.gauges import SECONDS, TABLES, Gauge, Run
@@ -30,7 +32,8 @@ from convjit.store import Store
 
 Progress = Callable[[int], AbstractContextManager[Callable[[str], None]]]
 
-STORE = Store("calibration.json", 1)
+VERSION = 2  # 1 did not know the kernels of its rates
+STORE = Store("calibration.json", VERSION)
 
 PASSES = 3
 MOST_PASSES = 5  # over figures that the first ones do not agree on
@@ -66,7 +69,7 @@ def target(backend: Backend) -> Target:
     known = _over.get(key)
     if known is not None and known[0] is entry and known[1] is shipped:
         return known[2]
-    found = _laid_over(shipped, entry)
+    found = _laid_over(shipped, entry, _outdated(backend, entry))
     _over[key] = entry, shipped, found
     return found
 
@@ -77,7 +80,14 @@ def state(backend: Backend) -> str:
     entries = STORE.entries()
     entry = entries.get(_key(backend.name, shipped.fingerprint))
     if entry is not None and target(backend).measured:
-        return f"measured on {str(entry.get('measured', '?'))[:10]}"
+        told = f"measured on {str(entry.get('measured', '?'))[:10]}"
+        void = _outdated(backend, entry)
+        if void:
+            told += (
+                f", but for {len(void)} rates of kernels that have changed since, which are from "
+                "a table; python -m convjit calibrate measures again"
+            )
+        return told
     if shipped.measured:
         return "measured by the backend"
     others = [e for e in entries.values() if e.get("backend") == backend.name]
@@ -95,15 +105,36 @@ def _key(backend: str, fingerprint: str) -> str:
     return f"{backend} on {fingerprint}"
 
 
-def _laid_over(shipped: Target, entry: Mapping[str, Any]) -> Target:
-    """The table with an entry's figures over it; the table alone where the entry is of no use."""
+def _outdated(backend: Backend, entry: Mapping[str, Any]) -> set[str]:
+    """The rates of an entry that were measured of other kernels than the solvers have now."""
+    kernels = entry.get("kernels", {})
+    if not isinstance(kernels, dict):
+        return set()
+    now = {solver.id: solver for solver in registry.solvers(backend)}
+
+    def is_same(solver: object, revision: object) -> bool:
+        return solver in now and revisions.revision(now[solver]) == revision
+
+    return {
+        key
+        for key, of in kernels.items()
+        if not (isinstance(of, list) and len(of) == 2 and is_same(*of))
+    }
+
+
+def _laid_over(shipped: Target, entry: Mapping[str, Any], outdated: set[str]) -> Target:
+    """The table with an entry's figures over it, but for rates that are ``outdated``.
+
+    The table alone where the entry is of no use.
+    """
     figures: dict[str, Any] = {}
     for name in TABLES:
         table = entry.get(name, {})
         if not isinstance(table, dict) or not all(map(_is_figure, table.values())):
             return shipped
         figures[name] = {**getattr(shipped, name), **{str(k): float(v) for k, v in table.items()}}
-    measured = entry.get("rates", {})
+    figures["rates"] |= {key: shipped.rates[key] for key in outdated & shipped.rates.keys()}
+    measured = entry.get("rates", {}).keys() - outdated
     for key in shipped.rates:
         if key not in measured:
             now = replace(shipped, peak=figures["peak"])
@@ -253,7 +284,7 @@ def calibrate(names: Iterable[str] = (), *, progress: Progress | None = None) ->
         refused = [one for one in found if not one.kept]
         if found and len(refused) <= REFUSED * len(found):
             kept.append(backend.name)
-            _store(backend.name, shipped, found)
+            _store(backend.name, shipped, found, series)
         elif found:
             warnings.warn(
                 f"{len(refused)} of {len(found)} figures of backend {backend.name!r} could not be "
@@ -438,7 +469,9 @@ def _least(call: Callable[[], Any]) -> float:
     return sorted(times)[int(QUANTILE * len(times))]
 
 
-def _store(backend: str, shipped: Target, found: Sequence[Figure]) -> None:
+def _store(
+    backend: str, shipped: Target, found: Sequence[Figure], series: Sequence[_Series]
+) -> None:
     entry: dict[str, Any] = {
         "backend": backend, "fingerprint": shipped.fingerprint,
         "description": shipped.description, "convjit": __version__,
@@ -449,4 +482,9 @@ def _store(backend: str, shipped: Target, found: Sequence[Figure]) -> None:
             entry.setdefault(one.figure, {})[one.key] = float(f"{one.measured:.4g}")
         elif one.kept:
             entry[one.figure] = float(f"{one.measured:.4g}")
+    entry["kernels"] = {
+        gauge.key: [gauge.solver.id, revisions.revision(gauge.solver)]
+        for gauge in (one.gauge for one in series)
+        if gauge.figure == "rates" and gauge.solver is not None
+    }
     STORE.update({_key(backend, shipped.fingerprint): entry})

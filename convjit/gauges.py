@@ -73,11 +73,14 @@ class Gauge:
     prepare : callable
         Makes the :class:`Run`.  It is called again for every pass and what it returns is dropped
         after, so that the operands of two gauges are never alive together.
+    solver : Solver, optional
+        Whose kernels a rate is of: once they are others, the figure counts no more.
     """
 
     figure: str
     key: str
     prepare: Callable[[], Run]
+    solver: Solver | None = None
 
     def __post_init__(self) -> None:
         if self.figure not in TABLES + SECONDS:
@@ -225,4 +228,4 @@ def of_solver(
         own = flops.pop(key, 0.0)
         return Run(resident_call(solver, spec, target, xp, wait), own, None, flops)
 
-    return Gauge("rates", key, prepare)
+    return Gauge("rates", key, prepare, solver)

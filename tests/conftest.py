@@ -57,7 +57,8 @@ def pytest_collection_finish() -> None:
 def nothing_was_measured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What a developer tuned or calibrated on this machine must not decide either."""
     with pytest.MonkeyPatch.context() as patch:
-        figures = Store(str(tmp_path_factory.mktemp("calibrated") / "calibration.json"), 1)
+        path = tmp_path_factory.mktemp("calibrated") / "calibration.json"
+        figures = Store(str(path), calibration.VERSION)
         patch.setattr(calibration, "STORE", figures)
         patch.setattr(tunedb, "DATABASE", empty_database(tmp_path_factory.mktemp("tuned")))
         yield

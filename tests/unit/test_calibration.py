@@ -105,7 +105,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("CONVJIT_CACHE_DIR", str(tmp_path))
     config.reload_environment()
     monkeypatch.setattr(calibration, "_least", lambda call: call())
-    monkeypatch.setattr(calibration, "STORE", Store("calibration.json", 1))
+    monkeypatch.setattr(calibration, "STORE", Store("calibration.json", calibration.VERSION))
     yield tmp_path
     monkeypatch.undo()
     config.reload_environment()
@@ -201,6 +201,56 @@ def test_a_directory_that_cannot_be_written_is_told_once(
     with pytest.warns(ConvjitWarning, match="cannot be written"):
         calibrate(["gauged"])
     assert calibration.target(gauged).measured  # in this process
+
+
+def test_a_changed_kernel_voids_its_own_rates_alone(
+    gauged: Gauged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gemm, fft = "gauged.gemm.float32", "gauged.fft.float64"
+    gauged.readings["rates", fft] = [2e-3]
+    gauged.readings["rates", "gauged.gemm.float64"] = [1e-3]
+    offered = Gauged.gauges
+
+    def gauges(target: Target) -> Iterator[Gauge]:
+        solvers = dict(zip((gemm, fft), gauged.solvers(), strict=True))
+        for gauge in offered(gauged, target):
+            yield replace(gauge, solver=solvers.get(gauge.key))
+
+    class Other(Shy):
+        id = "gauged.fft"
+
+    known = {Shy: "00000001", Other: "00000002"}
+    monkeypatch.setattr(gauged, "solvers", lambda: [Shy(), Other()])
+    monkeypatch.setattr(gauged, "gauges", gauges)
+    monkeypatch.setattr(calibration.revisions, "revision", lambda solver: known[type(solver)])
+    registry.outdate()
+    calibrate(["gauged"])
+    before = calibration.target(gauged)
+    assert before.rates == {**dict.fromkeys(TABLE.rates, 2e11), fft: 1e11}
+    assert "changed" not in calibration.state(gauged)
+    known[Other] = "00000003"
+    calibration._over.clear()  # as in a new process
+    after = calibration.target(gauged)
+    assert after.measured
+    assert after.rates == {**before.rates, fft: 1e10}
+    assert (after.peak, after.bandwidth, after.launch) == (
+        before.peak, before.bandwidth, before.launch,
+    )  # fmt: skip
+    assert "but for 1 rates of kernels that have changed since" in calibration.state(gauged)
+    calibrate(["gauged"])
+    assert calibration.target(gauged).rates == before.rates
+
+
+def test_a_solver_that_is_gone_voids_its_rates(gauged: Gauged) -> None:
+    calibrate(["gauged"])
+    entry = dict(calibration.STORE.entries()[calibration._key("gauged", TABLE.fingerprint)])
+    for kernels in ({"gauged.gemm.float32": ["gauged.gone", "00000001"]},
+                    {"gauged.gemm.float32": "nonsense"}):  # fmt: skip
+        calibration.STORE.update(
+            {calibration._key("gauged", TABLE.fingerprint): entry | {"kernels": kernels}}
+        )
+        # As its peak was found to be, twice the table's.
+        assert calibration.target(gauged).rates["gauged.gemm.float32"] == 1.6e11
 
 
 # -------------------------------------------------------------------- what is refused
