@@ -3,6 +3,9 @@
 Each instruction set has a process and a kernel cache of its own, as on a machine that has no more.
 The assembly of every kernel that was compiled there is looked through for registers that such a
 machine lacks, and its object code for symbols that would have to come from elsewhere.
+
+Compiling is what takes long, so that each process is asked for a few kernels of each solver; for
+more of them by ``-m exhaustive``.
 """
 
 from __future__ import annotations
@@ -24,7 +27,14 @@ import convjit_numba
 from convjit_numba import NumbaBackend, cache, targets
 
 SOLVERS = [solver.id for solver in NumbaBackend().solvers()]
-TIMEOUT = 1500.0  # seconds for a process: some 250 on a core of its own
+TIMEOUT = 1500.0  # seconds for a process, which takes some 250 for MORE
+# Kernels that a process compiles: of each solver, or for aarch64 of each solver's kinds.
+FEW, MORE = 2, 5
+KERNELS = [pytest.param(FEW, id="few"), pytest.param(MORE, id="more", marks=pytest.mark.exhaustive)]
+OF_A_KIND = [
+    pytest.param(1, id="few"),
+    pytest.param(sys.maxsize, id="all", marks=pytest.mark.exhaustive),
+]
 
 # As for numba: name of the processor, its features.
 PROCESSORS = {
@@ -94,7 +104,6 @@ def keep(names):
 # The quick cases of the conformance suite, in any order, on every solver by whatever lowering
 # reaches it, until it has asked for this many kernels: compiling one takes a second, and kernels of
 # a solver differ in the size of their tile.  Codelets of Winograd's transforms are quickly made.
-TILES = 5
 CONFORM = RECORD + textwrap.dedent(
     """
     import random
@@ -125,17 +134,19 @@ CONFORM = RECORD + textwrap.dedent(
     """
 )
 
-# What solvers plan with for a machine with NEON, generated for it: each kernel that is asked for,
-# by whom, and what became of it.
+# What solvers plan with for a machine with NEON, generated for it: of the kernels that a solver has
+# from a module, as many of each dtype as said whose names differ in numbers alone (sizes of tiles);
+# by whom each was asked for, and what became of it.
 CROSS = RECORD + textwrap.dedent(
     """
     import ctypes, platform
+    from collections import Counter
     from dataclasses import replace
     import numpy as np
     from convjit.spec import ConvSpec
     from convjit_numba import NumbaBackend, cache, copying, frontend, peak, targets, threads
 
-    triple, cpu, features, specs = json.loads(sys.argv[2])
+    triple, cpu, features, specs, most = json.loads(sys.argv[2])
     backend = NumbaBackend()
     solvers = backend.solvers()
     targets.codegen = lambda: targets.CodeGen(triple, cpu, features)
@@ -179,8 +190,12 @@ CROSS = RECORD + textwrap.dedent(
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
     layout = cache._machine().target_data
-    names, kernels = [], []
+    names, kernels, seen = [], [], Counter()
     for (name, arguments), (build, solver, caller) in wanted.items():
+        kind = solver, caller, *re.findall(r"\\d+", name)[:1], re.sub(r"\\d+", "", name)
+        seen[kind] += 1
+        if seen[kind] > most:
+            continue
         text = frontend.llvm_code(arguments, build)
         text = re.sub(r'^target triple = .*$', f'target triple = "{triple}"', text, flags=re.M)
         text = re.sub(r'^target datalayout = .*$', f'target datalayout = "{layout}"', text,
@@ -247,26 +262,23 @@ class Processes:
 
     def __init__(self, where: Path) -> None:
         self._where = where
-        self._answers: dict[str, Any] = {}
+        self._answers: dict[tuple[str, int], Any] = {}
 
-    def answer(self, name: str) -> Any:
+    def answer(self, name: str, most: int) -> Any:
         """What a process printed: of an instruction set that runs here, or for aarch64."""
-        if name not in self._answers:
+        if (name, most) not in self._answers:
             if name == "aarch64":
-                command, variables = [CROSS, json.dumps([*AARCH64, SPECS])], {}
+                command, variables = [CROSS, json.dumps([*AARCH64, SPECS, most])], {}
             else:
                 cpu, features = PROCESSORS[name]
-                command = [CONFORM, str(TILES)]
+                command = [CONFORM, str(most)]
                 variables = {"NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": features}
             script, *arguments = command
-            (self._where / name / "kept").mkdir(parents=True)
+            kept = self._kept(name, most)
+            kept.mkdir(parents=True)
             done = subprocess.run(
-                [sys.executable, "-c", script, str(self._where / name / "kept"), *arguments],
-                env={
-                    **os.environ,
-                    **variables,
-                    "CONVJIT_CACHE_DIR": str(self._where / name / "cache"),
-                },
+                [sys.executable, "-c", script, str(kept), *arguments],
+                env={**os.environ, **variables, "CONVJIT_CACHE_DIR": str(kept.parent / "cache")},
                 capture_output=True,
                 text=True,
                 timeout=TIMEOUT,
@@ -274,17 +286,20 @@ class Processes:
             assert done.returncode == 0, (
                 f"ended with {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-8000:]}"
             )
-            self._answers[name] = json.loads(done.stdout)
-        return self._answers[name]
+            self._answers[name, most] = json.loads(done.stdout)
+        return self._answers[name, most]
 
-    def assembly(self, name: str) -> dict[str, str]:
+    def assembly(self, name: str, most: int) -> dict[str, str]:
         """The kernels that were compiled, by name."""
-        kept = sorted((self._where / name / "kept").glob("*.s"))
+        kept = sorted(self._kept(name, most).glob("*.s"))
         return {path.name.removesuffix(".s"): path.read_text() for path in kept}
 
-    def objects(self, name: str) -> dict[str, bytes]:
-        kept = sorted((self._where / name / "kept").glob("*.o"))
+    def objects(self, name: str, most: int) -> dict[str, bytes]:
+        kept = sorted(self._kept(name, most).glob("*.o"))
         return {path.name.removesuffix(".o"): path.read_bytes() for path in kept}
+
+    def _kept(self, name: str, most: int) -> Path:
+        return self._where / f"{name}-{most}" / "kept"
 
 
 def runs_here(isa: str) -> bool:
@@ -306,24 +321,25 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> Processes:
 @pytest.mark.subprocess
 @pytest.mark.timeout(TIMEOUT + 60)
 @x86_64
+@pytest.mark.parametrize("most", KERNELS)
 @pytest.mark.parametrize("isa", PROCESSORS)
-def test_quick_cases_and_registers(isa: str, processes: Processes) -> None:
+def test_quick_cases_and_registers(isa: str, most: int, processes: Processes) -> None:
     if not runs_here(isa):
         pytest.skip(f"this processor lacks {isa}")
     if targets.codegen().isa == isa:
         pytest.skip("all of the other tests are for this instruction set")
-    answer = processes.answer(isa)
+    answer = processes.answer(isa, most)
     assert answer["isa"] == isa
     assert answer["numbas"], "the tables are for another machine than numba's code"
     assert not answer["wrong"]
     assert all(answer["passed"][solver] for solver in SOLVERS), answer["passed"]
-    assembly = processes.assembly(isa)
+    assembly = processes.assembly(isa, most)
     assert assembly
     assert {name: bad for name, text in assembly.items() if (bad := foreign(text, isa))} == {}
     # They do use the vectors that there are.
     width = {"avx2": "%ymm", "sse2": "%xmm"}[isa]
     assert sum(width in text for text in assembly.values()) > len(assembly) // 2
-    objects = processes.objects(isa)
+    objects = processes.objects(isa, most)
     assert {name: more for name, o in objects.items() if (more := undefined(o) - cache.LIBC)} == {}
 
 
@@ -376,10 +392,11 @@ def test_foreign_registers_and_symbols_are_found(
 @pytest.mark.subprocess
 @pytest.mark.timeout(TIMEOUT + 60)
 @x86_64
-def test_every_kernel_compiles_for_aarch64(processes: Processes) -> None:
-    kernels = processes.answer("aarch64")
+@pytest.mark.parametrize("most", OF_A_KIND)
+def test_kernels_compile_for_aarch64(most: int, processes: Processes) -> None:
+    kernels = processes.answer("aarch64", most)
     assert {k["name"]: k["trouble"] for k in kernels if k["trouble"]} == {}
-    objects = processes.objects("aarch64")
+    objects = processes.objects("aarch64", most)
     assert set(objects) == {k["name"] for k in kernels}
     for code in objects.values():
         assert code[:5] == b"\x7fELF\x02"
@@ -391,12 +408,14 @@ def test_every_kernel_compiles_for_aarch64(processes: Processes) -> None:
 @pytest.mark.subprocess
 @pytest.mark.timeout(TIMEOUT + 60)
 @x86_64
+@pytest.mark.parametrize("most", OF_A_KIND)
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_kernels_for_aarch64_multiply_vectors(solver: str, processes: Processes) -> None:
+def test_kernels_for_aarch64_multiply_vectors(solver: str, most: int, processes: Processes) -> None:
     """Of each dtype: four float32 or two float64 are multiplied and added at once."""
-    theirs = {k["name"] for k in processes.answer("aarch64") if k["solver"] == solver}
-    shared = {k["name"] for k in processes.answer("aarch64") if k["solver"] != solver}
-    assembly = processes.assembly("aarch64")
+    kernels = processes.answer("aarch64", most)
+    theirs = {k["name"] for k in kernels if k["solver"] == solver}
+    shared = {k["name"] for k in kernels if k["solver"] != solver}
+    assembly = processes.assembly("aarch64", most)
     if solver.startswith("numba.winograd"):  # the products of all of them are the same kernels
         theirs |= {name for name in shared if name.startswith(("rows.", "winograd."))}
     for lanes in ("4s", "2d"):
@@ -408,7 +427,8 @@ def test_kernels_for_aarch64_multiply_vectors(solver: str, processes: Processes)
 @pytest.mark.subprocess
 @pytest.mark.timeout(TIMEOUT + 60)
 @x86_64
-def test_all_families_of_kernels_are_compiled_for_aarch64(processes: Processes) -> None:
+@pytest.mark.parametrize("most", OF_A_KIND)
+def test_all_families_of_kernels_are_compiled_for_aarch64(most: int, processes: Processes) -> None:
     """A module that asks the cache for kernels is among those that asked (else add to SPECS)."""
     package = Path(convjit_numba.__file__).parent
     asking = {
@@ -416,4 +436,4 @@ def test_all_families_of_kernels_are_compiled_for_aarch64(processes: Processes) 
         for path in package.glob("*.py")
         if "cache.function(" in path.read_text() and path.stem != "cache"
     }
-    assert {k["caller"] for k in processes.answer("aarch64")} >= asking
+    assert {k["caller"] for k in processes.answer("aarch64", most)} >= asking
