@@ -1,10 +1,15 @@
 """The layers of real networks, every element, for each compiled solver.
 
 Block sizes grow with the problem, so that only problems of real size take every path of a kernel:
-several blocks of channels, of rows and of columns, with edges in each.
+several blocks of channels, of rows and of columns, with edges in each.  Of layers that differ in
+sizes alone the one with most to compute and the one with most channels are tried, all of them by
+``-m exhaustive``.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +23,19 @@ from convjit.spec import ConvSpec, Direction
 
 SOLVERS = ("numba.direct", "numba.gemm")
 LAYERS = sorted({str(layer_spec(layer)) for layers in networks().values() for layer in layers})
+
+
+def tiers() -> Iterator[Any]:
+    """Every layer, most of them for the exhaustive tier."""
+    kinds: dict[tuple[Any, ...], list[ConvSpec]] = {}
+    for spec in map(ConvSpec.parse, LAYERS):
+        kind = spec.direction, spec.w_shape[2:], spec.stride, spec.dilation, spec.is_depthwise
+        kinds.setdefault(kind, []).append(spec)
+    for alike in kinds.values():
+        tried = {max(alike, key=lambda s: s.macs), max(alike, key=lambda s: s.x_shape[1])}
+        for spec in alike:
+            marks = () if spec in tried else (pytest.mark.exhaustive,)
+            yield pytest.param(str(spec), marks=marks)
 
 
 def by_scipy(spec: ConvSpec, lhs, rhs, bias):
@@ -52,7 +70,7 @@ def compare(spec: ConvSpec, solvers=SOLVERS) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("word", LAYERS)
+@pytest.mark.parametrize("word", list(tiers()))
 def test_every_layer(word):
     compare(ConvSpec.parse(word))
 
