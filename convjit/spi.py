@@ -319,7 +319,9 @@ class Backend(Protocol):
     A backend may have more, which is used where it is there: ``gauges(target)`` says how each
     figure of its target is measured (:mod:`convjit.gauges`), for the core to calibrate it;
     ``peak(dtype)`` gives its flop/s, measured now;
-    ``compiled()`` names the kernels that this process compiled; ``release_memory()`` gives up
+    ``compiled()`` names the kernels that this process compiled; ``uncompiled(make)`` those that
+    ``make()``, which plans, would have to compile, the first of them at least, and compiles none
+    (tuning keeps to its budget by it); ``release_memory()`` gives up
     whatever the backend keeps for later calls; ``copy(destination, source)`` assigns one of its
     arrays to another that does not overlap it, of any strides, with a cast where their dtypes
     differ (lowering moves data with it); ``device_code(spec, capability)`` yields a

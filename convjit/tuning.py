@@ -13,6 +13,11 @@ What is measured, and in which order:
 4. The fastest once more, beside the model's choice; after the budget, too, but then in one turn.
 
 Whatever was measured when the budget is spent, or when the user interrupts, is remembered.
+
+Compiling counts to the budget, and cannot be broken off.  What it will take is expected from what
+it took in this search, with the same solver or else with others; of a candidate whose kernels have
+to be compiled first, and will not be in time, nothing is begun.  The first candidate is always
+measured.
 """
 
 from __future__ import annotations
@@ -22,11 +27,11 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from math import inf, isfinite
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from convjit import dispatch, tunedb
+from convjit import dispatch, registry, tunedb
 from convjit.arguments import Problem, Request
 from convjit.dispatch import Trial
 from convjit.errors import BackendError, ConvSpecError
@@ -36,6 +41,7 @@ from convjit.spi import Config
 from convjit.tunedb import Row, sizes
 
 BUDGET = 30.0  # seconds for a problem; compiling all its kernels takes most of it, once
+COMPILING = 3.0  # seconds of it that a candidate is expected to take before any has told more
 GAIN, PATIENCE = 1.03, 2
 HOPEFUL = 6.0  # times the least prediction: up to where the model may be wrong
 DROP, CONTEND = 2.0, 1.25  # times the fastest: what drops out at once, and what stays after a turn
@@ -69,6 +75,8 @@ class Tuning:
         Why it ended: a sentence.
     failures : tuple of (label, reason)
         Candidates that could not be measured.
+    skipped : tuple of (label, reason)
+        Candidates that were not begun, because compiling their kernels would overrun the budget.
     chosen : Row or None
         The measurement of what runs with packed weights.
     is_finished : bool
@@ -86,6 +94,7 @@ class Tuning:
     seconds: float
     ended: str
     failures: tuple[tuple[str, str], ...] = ()
+    skipped: tuple[tuple[str, str], ...] = ()
     chosen: Row | None = None
     is_finished: bool = True
     is_new: bool = True
@@ -102,6 +111,7 @@ class Tuning:
         columns = ["algorithm", "backend", "block sizes", ">packed ms", ">plain ms"]
         lines += [table(columns, rows), ""] if rows else []
         lines += [f"{label} could not be measured: {reason}" for label, reason in self.failures]
+        lines += [f"{label} was skipped: {reason}" for label, reason in self.skipped]
         lines += [f"with packed weights: {self.planned}; the cost model: {self.before}"]
         lines += [f"a plain call: {self.plain}", f"{self.ended} ({self.seconds:.1f} s)"]
         return "\n".join(lines)
@@ -112,6 +122,7 @@ class Tuning:
             "spec": self.spec, "planned": self.planned, "plain": self.plain, "before": self.before,
             "gain": self.gain, "seconds": self.seconds, "ended": self.ended, "is_new": self.is_new,
             "is_finished": self.is_finished, "failures": dict(self.failures),
+            "skipped": dict(self.skipped),
             "rows": [{"backend": backend, **row.as_dict()} for backend, row in self.rows],
         }  # fmt: skip
 
@@ -146,6 +157,8 @@ class _Search:
         self.trials = dispatch.trials(problem, request, np.ndarray)
         self.done: list[_Contender] = []
         self.failures: dict[str, str] = {}
+        self.skipped: dict[str, str] = {}
+        self._compiled: dict[str, list[float]] = {}  # seconds of beginnings, by solver
         self.ended, self.finished = "", False
         self.model = min(
             self.trials, key=lambda t: t.candidate.total(request.packed), default=None
@@ -191,7 +204,11 @@ class _Search:
     def begin(self, trial: Trial, config: Config) -> _Contender | None:
         """Plan, compile and measure for the first time; None if that fails or is much too slow."""
         label = trial.candidate.label
+        compiles = self._compiles(trial, config)
+        if compiles and self._is_too_long(trial, config):
+            return None
         _log.info("measuring %s (%s)", label, sizes(config))
+        start = time.perf_counter()
         try:
             plan = trial.plan(config)
             if plan.config != config:  # they need more than workspace_limit
@@ -211,11 +228,39 @@ class _Search:
             if config == trial.configs[0]:  # as where it fails in a call
                 dispatch.exclude(trial.candidate.solver_id, told)
             return None
+        finally:
+            if compiles:
+                taken = time.perf_counter() - start
+                self._compiled.setdefault(trial.candidate.solver_id, []).append(taken)
         self.done.append(contender)
         if self.is_near(contender, DROP):
             return contender
         contender.packed = None
         return None
+
+    def _compiles(self, trial: Trial, config: Config) -> bool:
+        """Whether a kernel has to be compiled first, as far as the backend can tell."""
+        ask = getattr(registry.get(trial.candidate.backend), "uncompiled", None)
+        return callable(ask) and bool(ask(lambda: trial.plan(config)))
+
+    def _is_too_long(self, trial: Trial, config: Config) -> bool:
+        """Whether what it compiles is expected not to be ready in time; says so.
+
+        A solver's kernels take alike: the longest of its own counts, else the mean of the others.
+        """
+        if not self.done:
+            return False
+        own = self._compiled.get(trial.candidate.solver_id)
+        others = [taken for each in self._compiled.values() for taken in each]
+        expected = max(own) if own else sum(others) / len(others) if others else COMPILING
+        left = self._end - time.perf_counter()
+        if expected <= left:
+            return False
+        self.skipped[f"{trial.candidate.label} ({sizes(config)})"] = (
+            f"compiling it takes some {expected:.1f} s, "
+            f"of the budget {max(left, 0.0):.1f} s are left"
+        )
+        return True
 
     def rounds(self, contenders: Iterable[_Contender], count: int) -> list[_Contender]:
         """Turns of each in turn; what falls behind drops out.  The rest is left."""
@@ -238,7 +283,11 @@ class _Search:
         """All stages, or as many as the budget allows; the last one in any case."""
         self._search()
         self._confirm()
-        if not self.is_late():
+        if self.is_late():
+            return
+        if self.skipped:
+            self.ended = "ended by the budget, into which nothing more fits: tune again to go on"
+        else:
             self.ended, self.finished = "everything that promised a gain was measured", True
 
     def _search(self) -> None:
@@ -319,11 +368,8 @@ class _Search:
 
     def tuning(self, is_new: bool, seconds: float) -> Tuning:
         """What was found, or is remembered, and what runs from now on."""
-        plans = {
-            packed: dispatch.select(self.problem, replace(self.request, packed=packed), np.ndarray)
-            for packed in _KINDS
-        }
-        chosen, model = plans[True], self.model
+        choices = {packed: self._choice(packed) for packed in _KINDS}
+        chosen, model = choices[True], self.model
         if is_new:
             ours = [(c.trial.candidate.backend, c.row) for c in self.done]
         else:
@@ -335,10 +381,27 @@ class _Search:
         before = rows.get((label, model.configs[0] if model is not None else ()))
         gain = before.seconds / now.seconds if before is not None and now is not None else 1.0
         return Tuning(
-            str(self.problem.spec), tuple(ours), _runs(chosen), _runs(plans[False]), label, gain,
+            str(self.problem.spec), tuple(ours), str(chosen), str(choices[False]), label, gain,
             seconds, self.ended or "remembered; again=True (--again) measures anew",
-            tuple(self.failures.items()), now, self.finished or not is_new, is_new,
+            tuple(self.failures.items()), tuple(self.skipped.items()), now,
+            self.finished or not is_new, is_new,
         )  # fmt: skip
+
+    def _choice(self, packed: bool) -> _Choice:
+        """What runs from now on.  It is planned, unless that would compile what was skipped."""
+        request = replace(self.request, packed=packed)
+        admitted = [
+            c for c in dispatch.candidates(self.problem.spec, request) if c.refusal is None
+        ]  # fmt: skip
+        for trial in self.trials if self.skipped and admitted else ():
+            if trial.candidate.label == admitted[0].label:
+                remembered = admitted[0].remembered
+                config = trial.configs[0] if remembered is None else remembered.config
+                if self._compiles(trial, config):
+                    reason = dispatch.reason(request, admitted)
+                    return _Choice(trial.candidate.label, config, reason)
+        plan = dispatch.select(self.problem, request, np.ndarray)
+        return _Choice(plan.label, plan.config, plan.reason)
 
     def _recalled(self) -> list[tuple[str, Row]]:
         """The rows that are remembered of the problem, or of one in its bucket."""
@@ -350,8 +413,15 @@ class _Search:
         return list(rows)
 
 
-def _runs(plan: Plan) -> str:
-    return f"{plan.label} ({sizes(plan.config)}), {plan.reason}"
+class _Choice(NamedTuple):
+    """What runs, and why."""
+
+    label: str
+    config: Config
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.label} ({sizes(self.config)}), {self.reason}"
 
 
 def worth_measuring(trials: list[Trial]) -> list[Trial]:

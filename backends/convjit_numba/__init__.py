@@ -6,7 +6,7 @@ llvmlite, and numba itself is imported only to compile a kernel that is not in t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -70,6 +70,12 @@ class NumbaBackend:
         from convjit_numba import cache
 
         return tuple(cache.compiled)
+
+    def uncompiled(self, make: Callable[[], object]) -> Sequence[str]:
+        """The first kernel that planning would have to compile, which it does not; or none."""
+        from convjit_numba import cache
+
+        return cache.lacking(make)
 
     def solvers(self) -> Sequence[Solver]:
         """One or more for each algorithm, in the order preferred where times are equal."""

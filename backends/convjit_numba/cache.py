@@ -62,6 +62,27 @@ _warned = False
 
 
 compiled: list[str] = []  # names of the kernels that this process compiled, in order
+_withheld = threading.local()  # .names: of kernels not to be compiled in this thread now
+
+
+class _Withheld(Exception):
+    """A kernel that is not kept, where none is to be compiled."""
+
+
+def lacking(make: Callable[[], object]) -> tuple[str, ...]:
+    """The kernel at which ``make()`` would begin to compile, by name; empty if it need not.
+
+    ``make`` ends there.  What else it raises says nothing here: whoever calls it will meet that.
+    """
+    names: list[str] = []
+    _withheld.names = names
+    try:
+        make()
+    except Exception:
+        return tuple(names)
+    finally:
+        del _withheld.names
+    return ()
 
 
 def function(name: str, arguments: int, build: Callable[[], Callable[..., None]]) -> Any:
@@ -97,6 +118,10 @@ def _address(name: str, arguments: int, build: Callable[[], Callable[..., None]]
     if stored is not None:
         _mark_used(path.parent)
         return _load(stored)
+    names = getattr(_withheld, "names", None)
+    if names is not None:
+        names.append(name)
+        raise _Withheld(name)
     with profiling.phase(f"compile {name}", profiling.COMPILE), _telling(name, path.parent):
         code, address = _compile(arguments, build)
     compiled.append(name)

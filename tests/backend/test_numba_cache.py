@@ -252,3 +252,24 @@ def test_the_directories_used_last_are_kept(tmp_path: Path, kept: dict[str, str]
     assert mine.exists()
     assert foreign.exists()
     assert [path.exists() for path in made] == [True] * (cache.STAMPS_KEPT - 1) + [False] * 5
+
+
+def test_what_would_have_to_be_compiled_is_told_and_not_compiled(kept: dict[str, str]) -> None:
+    run(
+        """
+        import convjit
+        from convjit import registry
+
+        backend = registry.get("numba")
+        def plan():
+            return convjit.plan((1, 16, 20, 20), (16, 16, 3, 3), algorithm="numba.direct")
+        (first,) = backend.uncompiled(plan)
+        assert first.startswith("direct.f32."), first
+        assert cache.compiled == [] and "numba" not in sys.modules
+        plan()
+        assert first in cache.compiled
+        assert backend.uncompiled(plan) == ()
+        assert backend.uncompiled(lambda: 1 / 0) == ()
+        """,
+        **kept,
+    )

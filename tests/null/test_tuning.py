@@ -314,6 +314,76 @@ def test_a_budget_ends_it_and_a_second_call_goes_on(clock):
     assert not tune().is_new
 
 
+@pytest.fixture
+def compiler(clock, solvers, monkeypatch):
+    """What has to be compiled first takes four seconds, on a clock that stands still otherwise."""
+    now, compiled = [100.0], []
+    lacking = {("winograd", 4), ("gemm", 4), ("gemm", 8), ("direct", 8)}
+    kind, asking = type(solvers["gemm"]), []
+    whole = kind.plan
+
+    def plan(self, spec, target, config):
+        kernel = self.id.removeprefix("null."), dict(config)["tile"]
+        if asking and kernel in lacking:
+            asking.append(kernel)
+            raise RuntimeError("a kernel is not there")
+        if kernel in lacking:
+            now[0] += 4.0
+            lacking.remove(kernel)
+            compiled.append(kernel)
+        return whole(self, spec, target, config)
+
+    def uncompiled(self, make):
+        asking.append("asked")
+        try:
+            make()
+        except RuntimeError:
+            return asking[1:]
+        finally:
+            asking.clear()
+        return []
+
+    monkeypatch.setattr(kind, "plan", plan)
+    monkeypatch.setattr(type(registry.get("null")), "uncompiled", uncompiled, raising=False)
+    monkeypatch.setattr(tuning.time, "perf_counter", lambda: now[0])
+    return compiled
+
+
+def test_what_would_not_be_compiled_in_time_is_skipped_and_told(clock, compiler):
+    found = tune(budget_s=6.0)
+    assert compiler == [("winograd", 4)]
+    assert found.seconds == 4.0
+    skipped = dict(found.skipped)
+    assert skipped["null.gemm (tile=4)"] == (
+        "compiling it takes some 4.0 s, of the budget 2.0 s are left"
+    )
+    assert "null.gemm (tile=4) was skipped: compiling it takes some 4.0 s" in str(found)
+    assert found.as_dict()["skipped"] == skipped
+    assert not found.is_finished
+    assert found.ended.startswith("ended by the budget")
+    # What need not be compiled is measured all the same.
+    assert {"null.winograd", "null.loose", "null.direct"} <= {row.label for _, row in found.rows}
+    # The next one goes on.
+    assert tune(budget_s=60.0).is_finished
+    assert set(compiler) >= {("winograd", 4), ("gemm", 4), ("gemm", 8)}
+    assert chosen() == ("gemm", T8)
+
+
+def test_the_first_candidate_is_compiled_whatever_the_budget(clock, compiler):
+    found = tune(budget_s=1.0)
+    assert compiler == [("winograd", 4)]
+    assert found.seconds == 4.0
+
+
+def test_before_anything_was_compiled_a_usual_time_is_expected(clock, compiler):
+    tune(budget_s=60.0)
+    del compiler[:]
+    tunedb.forget()
+    search = {"again": True, "budget_s": tuning.COMPILING / 2}
+    assert not tune(**search).skipped  # all of it is compiled
+    assert compiler == []
+
+
 def test_an_interrupt_keeps_what_was_measured(clock):
     clock.interrupt_after = 5
     with pytest.raises(KeyboardInterrupt):
