@@ -11,10 +11,10 @@ family and dtype stand in: ``"gemm.f32"`` is taken as ``SHARES["gemm"]`` of the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from convjit import precision
-from convjit.spi import Phase, Target, Work
+from convjit.spi import Config, Phase, Target, Work
 
 # What a family reaches of the peak where nothing was measured.  The figures are what careful
 # implementations report: blocked matrix products three quarters and more (Goto and van de Geijn
@@ -40,6 +40,10 @@ _OUTWARDS = ("l1", "l2", "l3", "memory")
 COPY_SHARE = 0.5
 COPIES = ("copy", "elementwise")
 
+# Levels whose bandwidth is that of the cores' own ways to them; a few cores draw all that memory
+# gives.
+OF_CORES = ("l1", "l2")
+
 
 def seconds(work: Work, target: Target) -> float:
     """Predicted seconds of one call with packed weights.
@@ -58,6 +62,18 @@ def seconds(work: Work, target: Target) -> float:
     return phases + work.launches * target.launch + work.calls * target.call
 
 
+def fastest(works: Iterable[tuple[Config, Work]], target: Target) -> list[Config]:
+    """Configurations by the predicted seconds of their works, six digits of them.
+
+    Of equals that which wastes less arithmetic is first, then the one that was given first.
+    """
+
+    def rank(one: tuple[Config, Work]) -> tuple[float, float]:
+        return float(f"{seconds(one[1], target):.5e}"), one[1].flops
+
+    return [config for config, _ in sorted(works, key=rank)]
+
+
 def pack_seconds(work: Work, target: Target) -> float:
     """Predicted seconds of packing the second operand, 0 for a solver that packs nothing."""
     if work.pack is None:
@@ -73,10 +89,12 @@ def phase_seconds(phase: Phase, target: Target) -> float:
 def phase_bounds(phase: Phase, target: Target) -> list[tuple[str, float]]:
     """(resource, seconds) for everything that bounds a phase: ``"compute"`` and memory levels."""
     bounds = [
-        (level, moved / bandwidth(level, target)) for level, moved in phase.bytes.items() if moved
+        (level, moved / bandwidth(level, target) / (phase.busy if level in OF_CORES else 1.0))
+        for level, moved in phase.bytes.items()
+        if moved
     ]
     if phase.flops:
-        bounds.append(("compute", phase.flops / rate(phase.rate, target)))
+        bounds.append(("compute", phase.flops / rate(phase.rate, target) / phase.busy))
     return bounds
 
 

@@ -188,15 +188,19 @@ def lasting(spec: ConvSpec, work: float, per_second: float, *, most: int = 1024)
 
 def flops_of(solver: Solver, spec: ConvSpec, target: Target, key: str) -> float:
     """Flops of a solver's phases of a rate key."""
-    return flops_by_rate(solver, spec, target).get(key, 0.0)
+    phases = solver.estimate(spec, target).phases
+    return sum(phase.flops for phase in phases if phase.rate == key)
 
 
-def flops_by_rate(solver: Solver, spec: ConvSpec, target: Target) -> dict[str, float]:
-    """Flops of a solver's phases by their rate keys."""
+def _flops_by_rate(solver: Solver, spec: ConvSpec, target: Target) -> dict[str, float]:
+    """Flops of a solver's phases by their rate keys, with those that idle cores could have done.
+
+    So what they are divided by is the time of busy cores, which is what a rate is of.
+    """
     found: dict[str, float] = {}
     for phase in solver.estimate(spec, target).phases:
         if phase.flops:
-            found[phase.rate] = found.get(phase.rate, 0.0) + phase.flops
+            found[phase.rate] = found.get(phase.rate, 0.0) + phase.flops / phase.busy
     return found
 
 
@@ -224,7 +228,7 @@ def of_solver(
     """
 
     def prepare() -> Run:
-        flops = flops_by_rate(solver, spec, target)
+        flops = _flops_by_rate(solver, spec, target)
         own = flops.pop(key, 0.0)
         return Run(resident_call(solver, spec, target, xp, wait), own, None, flops)
 

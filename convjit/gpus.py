@@ -55,6 +55,8 @@ class Row(NamedTuple):
     half, tf32 : float
         10^12 flop/s of the tensor cores for dense matrices, float16 summed in float32, and TF32;
         0 where there is no such arithmetic.
+    matrices64 : float
+        The same of float64, 0 where the sheet names none: it is done no faster than otherwise.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Row(NamedTuple):
     memory: float
     half: float
     tf32: float
+    matrices64: float = 0.0
 
 
 # The first row whose name stands, as words, in what the driver calls the device.  From NVIDIA's
@@ -72,15 +75,15 @@ class Row(NamedTuple):
 # Boost clocks, dense matrices; where a sheet gives sparse ones, half of those.
 ROWS = (
     Row("B200", 75.0, 37.0, 8000.0, 2250.0, 1100.0),
-    Row("H200", 67.0, 34.0, 4800.0, 989.0, 494.0),
-    Row("H100 NVL", 60.0, 30.0, 3938.0, 835.0, 417.0),
-    Row("H100 PCIe", 51.0, 26.0, 2000.0, 756.0, 378.0),
-    Row("H100", 67.0, 34.0, 3350.0, 989.0, 494.0),
-    Row("GH200", 67.0, 34.0, 4000.0, 989.0, 494.0),
-    Row("A100-SXM4-80GB", 19.5, 9.7, 2039.0, 312.0, 156.0),
-    Row("A100 80GB PCIe", 19.5, 9.7, 1935.0, 312.0, 156.0),
-    Row("A100", 19.5, 9.7, 1555.0, 312.0, 156.0),
-    Row("A30", 10.3, 5.2, 933.0, 165.0, 82.0),
+    Row("H200", 67.0, 34.0, 4800.0, 989.0, 494.0, 67.0),
+    Row("H100 NVL", 60.0, 30.0, 3938.0, 835.0, 417.0, 60.0),
+    Row("H100 PCIe", 51.0, 26.0, 2000.0, 756.0, 378.0, 51.0),
+    Row("H100", 67.0, 34.0, 3350.0, 989.0, 494.0, 67.0),
+    Row("GH200", 67.0, 34.0, 4000.0, 989.0, 494.0, 67.0),
+    Row("A100-SXM4-80GB", 19.5, 9.7, 2039.0, 312.0, 156.0, 19.5),
+    Row("A100 80GB PCIe", 19.5, 9.7, 1935.0, 312.0, 156.0, 19.5),
+    Row("A100", 19.5, 9.7, 1555.0, 312.0, 156.0, 19.5),
+    Row("A30", 10.3, 5.2, 933.0, 165.0, 82.0, 10.3),
     Row("A10", 31.2, 0.49, 600.0, 125.0, 62.5),
     Row("A40", 37.4, 0.58, 696.0, 149.7, 74.8),
     Row("RTX A6000", 38.7, 0.60, 768.0, 154.8, 77.4),
@@ -114,14 +117,16 @@ class Lanes(NamedTuple):
     float64: int
     half: int
     tf32: int
+    matrices64: int = 0
 
 
 # By compute capability (CUDA C++ Programming Guide, arithmetic instructions; the architectures'
 # white papers for the tensor cores, of consumer chips with sums in float32).
 LANES = {
-    (7, 0): Lanes(64, 32, 512, 0), (7, 5): Lanes(64, 2, 256, 0), (8, 0): Lanes(64, 32, 1024, 512),
+    (7, 0): Lanes(64, 32, 512, 0), (7, 5): Lanes(64, 2, 256, 0),
+    (8, 0): Lanes(64, 32, 1024, 512, 64),
     (8, 6): Lanes(128, 2, 256, 128), (8, 7): Lanes(128, 2, 512, 256),
-    (8, 9): Lanes(128, 2, 256, 128), (9, 0): Lanes(128, 64, 2048, 1024),
+    (8, 9): Lanes(128, 2, 256, 128), (9, 0): Lanes(128, 64, 2048, 1024, 128),
     (10, 0): Lanes(128, 64, 4096, 2048), (10, 3): Lanes(128, 2, 4096, 2048),
     (12, 0): Lanes(128, 2, 256, 128),
 }  # fmt: skip
@@ -146,6 +151,8 @@ class Figures:
     ----------
     float32, float64, half, tf32 : float
         flop/s, as :class:`Row` has them.
+    matrices64 : float
+        flop/s of products of float64's matrices, by whichever cores do them faster.
     memory : float
         byte/s.
     origin : str
@@ -156,6 +163,7 @@ class Figures:
     float64: float
     half: float
     tf32: float
+    matrices64: float
     memory: float
     origin: str
 
@@ -172,14 +180,14 @@ def figures(description: Description) -> Figures:
     if row is not None:
         return Figures(
             row.float32 * 1e12, row.float64 * 1e12, row.half * 1e12, row.tf32 * 1e12,
-            row.memory * 1e9, "published rates",
+            max(row.float64, row.matrices64) * 1e12, row.memory * 1e9, "published rates",
         )  # fmt: skip
     lanes = LANES.get(description.capability, OTHER_LANES)
     cycles = 2.0 * description.multiprocessors * description.clock
     memory = 2.0 * description.memory_clock * description.bus_bits / 8
     return Figures(
         lanes.float32 * cycles, lanes.float64 * cycles, lanes.half * cycles, lanes.tf32 * cycles,
-        memory, "rates from its clocks",
+        max(lanes.float64, lanes.matrices64) * cycles, memory, "rates from its clocks",
     )  # fmt: skip
 
 

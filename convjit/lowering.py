@@ -244,14 +244,19 @@ def _plus(one: Phase, other: Phase) -> Phase:
     moved = dict(one.bytes)
     for level, n in other.bytes.items():
         moved[level] = moved.get(level, 0.0) + n
-    return Phase(one.name, one.flops + other.flops, one.rate or other.rate, moved)
+    flops = one.flops + other.flops
+    # So busy that the sum takes as long as both.
+    lasts = one.flops / one.busy + other.flops / other.busy
+    return Phase(
+        one.name, flops, one.rate or other.rate, moved, flops / lasts if flops else one.busy
+    )
 
 
 def _times(phase: Phase, factor: int) -> Phase:
     if factor == 1:
         return phase
     moved = {level: n * factor for level, n in phase.bytes.items()}
-    return Phase(phase.name, phase.flops * factor, phase.rate, moved)
+    return replace(phase, flops=phase.flops * factor, bytes=moved)
 
 
 # -------------------------------------------------------------------- execution

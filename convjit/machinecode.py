@@ -4,8 +4,7 @@ PTX is assembled by ptxas and read back by nvdisasm, which need neither a GPU no
 figures are bounds, not speed: a kernel whose hottest loop has one multiply-add among two
 instructions cannot pass half of the peak, and may stay far below.
 
-NVIDIA, "CUDA C++ Programming Guide", compute capabilities (what a multiprocessor holds); "CUDA
-Binary Utilities" (instructions by architecture).
+NVIDIA, "CUDA Binary Utilities" (instructions by architecture).
 """
 
 from __future__ import annotations
@@ -20,13 +19,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from convjit.errors import BackendError
+from convjit.occupancy import Capability, occupancy
 from convjit.spi import DeviceCode
 from convjit.tables import table
-
-Capability = tuple[int, int]
 
 TOOLS = {"ptxas": "nvidia-cuda-nvcc", "nvdisasm": "nvidia-cuda-nvdisasm"}
 INSTRUCTION_BYTES = 16  # since compute capability 7.0
@@ -39,33 +37,6 @@ MATRIX_PRODUCTS = frozenset(
 SHARED_LOADS = frozenset({"LDS", "LDSM"})
 GLOBAL_LOADS = frozenset({"LDG", "LD", "LDGSTS"})
 LOCAL = frozenset({"LDL", "STL"})
-
-
-class Multiprocessor(NamedTuple):
-    """What one multiprocessor holds at most."""
-
-    threads: int
-    blocks: int
-    shared_bytes: int
-    reserved_bytes: int  # of shared memory, by the system for each block
-
-
-MULTIPROCESSORS = {
-    (7, 5): Multiprocessor(1024, 16, 64 << 10, 0),
-    (8, 0): Multiprocessor(2048, 32, 164 << 10, 1 << 10),
-    (8, 6): Multiprocessor(1536, 16, 100 << 10, 1 << 10),
-    (8, 7): Multiprocessor(1536, 16, 164 << 10, 1 << 10),
-    (8, 9): Multiprocessor(1536, 24, 100 << 10, 1 << 10),
-    (9, 0): Multiprocessor(2048, 32, 228 << 10, 1 << 10),
-    (10, 0): Multiprocessor(2048, 32, 228 << 10, 1 << 10),
-    (10, 3): Multiprocessor(2048, 32, 228 << 10, 1 << 10),
-    (12, 0): Multiprocessor(1536, 24, 100 << 10, 1 << 10),
-}
-WARP = 32
-REGISTERS = 65536  # of a multiprocessor, given to warps in units of 256
-REGISTER_UNIT = 256
-QUARTERS = 4  # schedulers, which registers are divided among
-SHARED_UNIT = 128
 
 
 # -------------------------------------------------------------------- the tools
@@ -173,35 +144,6 @@ def hottest(code: Sequence[Instruction]) -> list[Instruction]:
         return products, sum(one.multiplies for one in loop), len(loop)
 
     return max(loops(code), key=rank, default=list(code))
-
-
-def occupancy(
-    capability: Capability, threads: int, registers: int, shared_bytes: int
-) -> tuple[int, float]:
-    """(blocks of a multiprocessor, its share of threads that they are).
-
-    Raises
-    ------
-    BackendError
-        For a compute capability that is not known.
-    """
-    limit = MULTIPROCESSORS.get(capability)
-    if limit is None:
-        known = ", ".join(f"{major}.{minor}" for major, minor in MULTIPROCESSORS)
-        raise BackendError(
-            f"compute capability {capability[0]}.{capability[1]} is not known; known are {known}."
-        )
-    warps = _over(threads, WARP)
-    of_a_warp = _over(registers * WARP, REGISTER_UNIT) * REGISTER_UNIT
-    by_registers = QUARTERS * (REGISTERS // QUARTERS // max(of_a_warp, 1)) // warps
-    of_a_block = _over(shared_bytes + limit.reserved_bytes, SHARED_UNIT) * SHARED_UNIT
-    by_shared = limit.shared_bytes // of_a_block if of_a_block else limit.blocks
-    blocks = min(limit.blocks, limit.threads // (warps * WARP), by_registers, by_shared)
-    return blocks, blocks * warps * WARP / limit.threads
-
-
-def _over(count: int, unit: int) -> int:
-    return -(-count // unit)
 
 
 # -------------------------------------------------------------------- figures

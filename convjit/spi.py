@@ -84,12 +84,17 @@ class Phase:
     bytes : mapping of level to float
         Traffic by level: ``"l1"``, ``"l2"``, ``"l3"``, ``"memory"``, ``"copy"`` (a strided copy
         by the backend), ``"elementwise"`` (a cast or another pass of the array library's).
+    busy : float
+        Share of the time of the target's cores that is work while the phase lasts: above 0, and 1
+        where they all end together.  Arithmetic, and caches that cores have their own ways to
+        (levels but memory and copies), go at so much of their rates.
     """
 
     name: str
     flops: float = 0.0
     rate: str = ""
     bytes: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    busy: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from math import prod
 from typing import Any
 
 from convjit import planes, precision
+from convjit.occupancy import Block, busy
 from convjit.planes import LANES, OnPlanes, unsigned
 from convjit.spec import ConvSpec
 from convjit.spi import Config, Executable, Feature, Numerics, Phase, Refusal, Target, Work
@@ -23,6 +24,7 @@ Array = Any
 # Groups of a lane's outputs: 8 sums keep a patch small; twice as many read fewer of its edges.
 GROUPS = {"float32": (2, 4), "float64": (4, 2), "float16": (2, 4), "bfloat16": (2, 4)}
 WARPS = 8  # of a block, fewer where their patches would not fit
+REGISTERS = {4: 42, 8: 62}  # of a thread, by the bytes of a sum
 MOST_COLUMNS = 32  # of taps, which are unrolled
 
 SOURCE = (
@@ -104,6 +106,13 @@ def shared_elements(spec: ConvSpec, tile: tiles.Tile) -> tuple[int, int]:
     return weights_at + -(-taps // v) * v, weights_at
 
 
+def _block(spec: ConvSpec, tile: tiles.Tile) -> Block:
+    """As many warps as patches fit, as a multiprocessor has to hold them."""
+    own = shared_elements(spec, tile)[0] * tiles.sum_bytes(spec.dtype)
+    warps = min(WARPS, planes.SHARED_BYTES // own)
+    return Block(warps * LANES, REGISTERS[tiles.sum_bytes(spec.dtype)], warps * own)
+
+
 class DepthwiseSolver:
     """``cupy.depthwise``."""
 
@@ -140,6 +149,7 @@ class DepthwiseSolver:
 
     def estimate(self, spec: ConvSpec, target: Target) -> Work:
         tile = tiles.tile_of(spec, self._fitting(spec)[0])
+        block = _block(spec, tile)
         d = planes.depth(spec)
         size = precision.numpy_dtype(spec.dtype).itemsize
         count = spec.batch * spec.out_channels * d.out * tile.count  # tiles
@@ -151,6 +161,7 @@ class DepthwiseSolver:
             f"{self._backend}.depthwise.{spec.dtype}",
             # What patches share, and the planes of several outputs, come from the cache.
             {"l2": loaded, "memory": x + y},
+            busy(-(-count // (block.threads // LANES)), block, target),
         )
         packed = size * prod(spec.w_shape)
         return Work(
@@ -175,12 +186,10 @@ class DepthwiseSum(OnPlanes):
         super().__init__(spec, cupy)
         tile = tiles.tile_of(spec, groups)
         own, weights_at = shared_elements(spec, tile)
-        own_bytes = own * tiles.sum_bytes(spec.dtype)
-        self._warps = min(WARPS, planes.SHARED_BYTES // own_bytes)
-        self._shared = self._warps * own_bytes
+        self._block = _block(spec, tile)
         self._kernel = load(cupy, SOURCE, "depthwise", tiles.tile_macros(spec, tile))
         count = spec.batch * spec.out_channels * planes.depth(spec).out * tile.count
-        self._blocks = -(-count // self._warps)
+        self._blocks = -(-count // (self._block.threads // LANES))
         self._arguments = (
             *tiles.sizes(spec, tile),
             *unsigned(count, spec.out_channels, self.plane.outputs, own, weights_at),
@@ -197,4 +206,5 @@ class DepthwiseSum(OnPlanes):
         self, x: Array, packed: Any, bias: Array, y: Array, workspace: Array | None
     ) -> None:
         arguments = (x, packed, bias, y, *self._arguments)
-        self._kernel((self._blocks,), (self._warps * LANES,), arguments, shared_bytes=self._shared)
+        block = self._block
+        self._kernel((self._blocks,), (block.threads,), arguments, shared_bytes=block.shared_bytes)

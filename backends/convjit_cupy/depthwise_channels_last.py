@@ -14,6 +14,7 @@ from typing import Any
 
 from convjit import layout as layouts
 from convjit import planes, precision
+from convjit.occupancy import Block, busy
 from convjit.planes import OnPlanes, unsigned
 from convjit.spec import ConvSpec
 from convjit.spi import Config, Executable, Feature, Numerics, Phase, Refusal, Target, Work
@@ -23,6 +24,7 @@ from convjit_cupy.kernels import load
 Array = Any
 
 THREADS = 128
+BLOCK = Block(THREADS, registers=80)
 POSITIONS = 4  # of a thread, neighbours in a row
 MOST_COLUMNS = 16  # of taps, which are unrolled
 MOST_SAMPLES = 32  # that a thread reads for a row of taps, each a vector in registers
@@ -206,6 +208,7 @@ class ChannelsLastDepthwiseSolver:
             2.0 * threads * POSITIONS * lanes * d.taps * p.taps,
             f"{self._backend}.depthwise.{spec.dtype}",
             {"l2": read, "memory": operands},
+            busy(-(-threads // THREADS), BLOCK, target),
         )
         packed = size * prod(spec.w_shape)
         return Work(

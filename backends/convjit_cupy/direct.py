@@ -13,6 +13,7 @@ from math import prod
 from typing import Any
 
 from convjit import planes, precision
+from convjit.occupancy import Block, busy
 from convjit.planes import LANES, OnPlanes, unsigned
 from convjit.spec import ConvSpec
 from convjit.spi import Config, Executable, Numerics, Phase, Refusal, Target, Work
@@ -27,6 +28,7 @@ POSITIONS = 8  # of a lane
 BLOCK_OUTPUTS = WARPS * OUTPUTS
 MOST_COLUMNS = 16  # of taps, which are unrolled: 64 multiply-adds each
 
+REGISTERS = {4: 121, 8: 218}  # of a thread, by the bytes of a sum
 AT_ONCE, AT_LEAST = 9, 6  # taps that are unrolled, where a row has no more, or a sheet fewer
 
 # KiB of shared memory for patch and weights: two blocks fit beside each other everywhere, or one
@@ -162,6 +164,16 @@ def chunk_of(spec: ConvSpec, kib: int) -> int:
     return min(sheets_of(spec), kib * 2**10 // tiles.sum_bytes(spec.dtype) // one)
 
 
+def _block(spec: ConvSpec, chunk: int) -> Block:
+    """A block with so many sheets in shared memory, later its results, as it has to be held."""
+    tile = tile_of(spec)
+    elements = max(
+        chunk * (tile.patch + planes.plane(spec).taps * BLOCK_OUTPUTS), WARPS * tile.area
+    )
+    of_a_sum = tiles.sum_bytes(spec.dtype)
+    return Block(WARPS * LANES, REGISTERS[of_a_sum], elements * of_a_sum)
+
+
 def packed_elements(spec: ConvSpec) -> int:
     p = planes.plane(spec)
     return p.groups * -(-p.outputs // BLOCK_OUTPUTS) * BLOCK_OUTPUTS * sheets_of(spec) * p.taps
@@ -212,6 +224,7 @@ class DirectSolver:
             2.0 * blocks * tile.area * BLOCK_OUTPUTS * sheets * p.taps,
             f"{self._backend}.direct.{spec.dtype}",
             {"l2": float(read), "memory": float(operands)},
+            busy(blocks, _block(spec, chunk_of(spec, self._fitting(spec)[0])), target),
         )
         return Work(
             (multiply,),
@@ -239,8 +252,7 @@ class DirectSum(OnPlanes):
         p, tile = self.plane, tile_of(spec)
         self._panels = -(-p.outputs // BLOCK_OUTPUTS)
         self._blocks = spec.batch * p.groups * self._panels * planes.depth(spec).out * tile.count
-        elements = max(chunk * (tile.patch + p.taps * BLOCK_OUTPUTS), WARPS * tile.area)
-        self._shared = elements * tiles.sum_bytes(spec.dtype)
+        self._block = _block(spec, chunk)
         self._kernel = load(cupy, SOURCE, "direct", _macros(spec, tile))
         self._arguments = (
             *tiles.sizes(spec, tile),
@@ -264,4 +276,9 @@ class DirectSum(OnPlanes):
         self, x: Array, packed: Any, bias: Array, y: Array, workspace: Array | None
     ) -> None:
         arguments = (x, packed, bias, y, *self._arguments)
-        self._kernel((self._blocks,), (WARPS * LANES,), arguments, shared_bytes=self._shared)
+        self._kernel(
+            (self._blocks,),
+            (self._block.threads,),
+            arguments,
+            shared_bytes=self._block.shared_bytes,
+        )

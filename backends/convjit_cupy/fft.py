@@ -17,6 +17,7 @@ from convjit.algorithms.composed import OverlapSave, fft_counts, spectra_as_matr
 from convjit.blockwise import BlockSizes, refuse_fft
 from convjit.spec import ConvSpec
 from convjit.spi import Config, Executable, Feature, Numerics, Phase, Refusal, Target, Work
+from convjit_cupy.gemm import multiplying
 
 DTYPES = ("float32", "float64", "complex64", "complex128")
 
@@ -67,6 +68,11 @@ class FftSolver:
             Phase(
                 "multiply", counts.multiply, f"{self.id.rpartition('.')[0]}.gemm.{real}",
                 {"memory": data + float(blocks * counts.packed_bytes)},
+                multiplying(
+                    spec.out_channels // spec.groups, counts.images * counts.tiles,
+                    spec.in_channels // spec.groups, spec.groups * prod(counts.tiling.lengths),
+                    target,
+                ),
             ),
         ]  # fmt: skip
         if spec.bias or spec.activation:

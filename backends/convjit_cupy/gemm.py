@@ -14,12 +14,14 @@ from collections.abc import Iterable
 from math import prod
 from typing import Any
 
-from convjit import precision
+from convjit import planes, precision
 from convjit.algorithms import im2col
 from convjit.algorithms.composed import Im2colGemm, gemm_workspace
 from convjit.blockwise import BlockSizes, refuse_gemm
+from convjit.occupancy import Block, busy
 from convjit.spec import ConvSpec, Direction
 from convjit.spi import Config, Executable, Feature, Numerics, Phase, Refusal, Target, Work
+from convjit_cupy import split
 
 DTYPES = ("float32", "float64", "complex64", "complex128", "int64", "uint64")
 
@@ -28,6 +30,18 @@ DTYPES = ("float32", "float64", "complex64", "complex128", "int64", "uint64")
 BLOCKS = BlockSizes("block_mib", 2**20, (64, 16, 256, 4, 1))
 
 MOST_ROWS = 2**31  # of a matrix; its elements are addressed by 64 bits
+
+
+# cuBLAS as :mod:`convjit.occupancy` sees it: tiles of 64 x 64 by four warps, and where those are
+# few the depth divided too (cuBLAS Library, "cublasLtReductionScheme_t"), in steps of 32.
+TILE, STEP = 64, 32
+BLOCK = Block(4 * planes.LANES, registers=128, shared_bytes=32 << 10)
+
+
+def multiplying(rows: int, columns: int, depth: int, matrices: int, target: Target) -> float:
+    """How busy cuBLAS keeps a GPU with a stack of products."""
+    blocks = -(-rows // TILE) * -(-columns // TILE) * matrices
+    return busy(blocks * split.parts_for(-(-depth // STEP), blocks, target.cores), BLOCK, target)
 
 
 class GemmSolver:
@@ -49,7 +63,8 @@ class GemmSolver:
     def estimate(self, spec: ConvSpec, target: Target) -> Work:
         itemsize = precision.numpy_dtype(spec.dtype).itemsize
         budget = BLOCKS.budget(())
-        blocks = im2col.blocking(spec, itemsize, budget).count(spec)
+        blocking = im2col.blocking(spec, itemsize, budget)
+        blocks = blocking.count(spec)
         _, p, depth = im2col.gemm_shape(spec)
         columns = float(spec.batch * spec.groups * depth * p * itemsize)
         operands = itemsize * (prod(spec.x_shape) + prod(spec.w_shape) + prod(spec.y_shape))
@@ -70,6 +85,7 @@ class GemmSolver:
                 float(spec.flops),
                 f"{self.id}.{spec.dtype}",
                 {"memory": columns + float(operands)},
+                multiplying(*_block_shape(spec, blocking), target),
             )
         )
         if spec.bias or spec.activation:
@@ -98,6 +114,17 @@ class GemmSolver:
 
     def plan(self, spec: ConvSpec, target: Target, config: Config) -> Executable:
         return Im2colGemm(self._cupy, spec, BLOCKS.budget(config))
+
+
+def _block_shape(spec: ConvSpec, blocking: im2col.Blocking) -> tuple[int, int, int, int]:
+    """(rows, columns, depth, matrices) of the products of a block."""
+    outputs, _, depth = im2col.gemm_shape(spec)
+    positions, matrices = prod(blocking.outputs), blocking.images * spec.groups
+    if spec.computes_input:
+        return depth, positions, outputs, matrices
+    if spec.direction is Direction.WEIGHT_GRAD:
+        return outputs, depth, positions, matrices
+    return outputs, positions, depth, matrices
 
 
 def _operands(spec: ConvSpec) -> str:

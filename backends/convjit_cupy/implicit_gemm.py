@@ -28,8 +28,9 @@ from typing import Any
 
 import numpy as np
 
-from convjit import planes, precision
+from convjit import cost, planes, precision
 from convjit.algorithms.workspace import carve
+from convjit.occupancy import Block
 from convjit.planes import LANES, OnPlanes, unsigned
 from convjit.spec import ConvSpec
 from convjit.spi import Config, Executable, Numerics, Phase, Refusal, Target, Work
@@ -52,7 +53,8 @@ EACH_K, EACH_P = 32, 64  # outputs and positions of a warp
 
 # Warps of a block by (outputs, positions), largest first, and depths of a step.
 TILES = {"float32": ((4, 2), (2, 1)), "float64": ((4, 1), (2, 1))}
-DEPTH = 16
+DEPTH, STAGES = 16, 2
+REGISTERS = {"float32": 124, "float64": 194}  # of a thread
 LEAST_CAPABILITY = 80  # of tensor cores that multiply in double precision
 
 SOURCE = (
@@ -339,6 +341,13 @@ def tiling(spec: ConvSpec, warps: tuple[int, int]) -> Tiling:
     return Tiling(outputs, positions, tiles_k, tiles_p, spec.groups * tiles_k * tiles_p)
 
 
+def block_of(spec: ConvSpec, warps: tuple[int, int]) -> Block:
+    """A block of so many warps, as a multiprocessor has to hold it."""
+    itemsize = precision.numpy_dtype(spec.dtype).itemsize
+    stage = DEPTH * (warps[0] * EACH_K + warps[1] * EACH_P) * itemsize
+    return Block(prod(warps) * LANES, REGISTERS[spec.dtype], STAGES * stage)
+
+
 def _packed_elements(spec: ConvSpec, tile: Tiling) -> int:
     return spec.groups * tile.tiles_k * _depths(spec) * tile.outputs
 
@@ -372,9 +381,11 @@ class ImplicitGemmSolver:
         return planes.refuse_size(max(_packed_elements(spec, tile) for tile in tiles))
 
     def estimate(self, spec: ConvSpec, target: Target) -> Work:
-        default = next(iter(self.configs(spec, target)))
-        warps, parts = _chosen(default)
-        tile = tiling(spec, warps)
+        return self._work(spec, target, next(iter(self.configs(spec, target))))
+
+    def _work(self, spec: ConvSpec, target: Target, config: Config) -> Work:
+        warps, parts = _chosen(config)
+        tile, block = tiling(spec, warps), block_of(spec, warps)
         size = precision.numpy_dtype(spec.dtype).itemsize
         columns = float(tile.blocks * _depths(spec))
         packed = size * _packed_elements(spec, tile)
@@ -389,7 +400,7 @@ class ImplicitGemmSolver:
             },
         )
         return Work(
-            (multiply, *split.phase(spec, parts)),
+            split.phases(spec, target, multiply, tile.blocks, block, parts),
             Numerics("gemm"),
             Phase("pack", bytes={"memory": 4.0 * packed}),
             launches=2 if parts > 1 else 1,
@@ -401,17 +412,14 @@ class ImplicitGemmSolver:
         return split.workspace_bytes(spec, _chosen(config)[1])
 
     def configs(self, spec: ConvSpec, target: Target) -> Iterable[Config]:
-        kinds = TILES[spec.dtype]
-        # The largest tile of which every multiprocessor gets two blocks, else the smallest.
-        enough = (t for t in kinds if tiling(spec, t).blocks >= 2 * target.cores)
-        best = next(enough, kinds[-1])
-        ordered = (best, *(t for t in kinds if t != best))
-        steps, cores = _steps(spec), target.cores
-        parts = {t: split.parts_for(steps, tiling(spec, t).blocks, cores) for t in ordered}
-        chosen = [(t, parts[t]) for t in ordered]
-        if parts[best] > 1:
-            chosen.insert(1, (best, 1))
-        return [(("warps_k", k), ("warps_p", p), ("parts", n)) for (k, p), n in chosen]
+        configs = (
+            (("warps_k", k), ("warps_p", p), ("parts", parts))
+            for k, p in TILES[spec.dtype]
+            for parts in split.choices(
+                _steps(spec), tiling(spec, (k, p)).blocks, block_of(spec, (k, p)), target
+            )
+        )
+        return cost.fastest(((c, self._work(spec, target, c)) for c in configs), target)
 
     def plan(self, spec: ConvSpec, target: Target, config: Config) -> Executable:
         tensor = spec.dtype == "float64" and int(target.features.get("sm", 0)) >= LEAST_CAPABILITY

@@ -7,21 +7,24 @@ done first, and applies bias and activation.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from math import prod
 from typing import Any
 
 from convjit import planes, precision
+from convjit.occupancy import Block, busy, held
 from convjit.planes import unsigned
 from convjit.spec import ConvSpec
-from convjit.spi import Phase
+from convjit.spi import Phase, Target
 from convjit_cupy.kernels import ACTIVATION, load
 from convjit_cupy.tiles import C_TYPES
 
 Array = Any
 
-BLOCKS = 2  # that each multiprocessor is to get
 LEAST_STEPS = 4  # of a part: before the first product its copies are waited for
 THREADS = 256
+BLOCK = Block(THREADS, registers=26)
 
 # Macros: SUM, the type of the parts and of the arithmetic, and REAL, that of bias and results.
 SOURCE = (
@@ -51,10 +54,16 @@ extern "C" __global__ void __launch_bounds__(256) sum_parts(
 )
 
 
-def parts_for(steps: int, blocks: int, cores: int) -> int:
-    """Parts to divide ``steps`` into, where without there are ``blocks`` for ``cores``."""
-    wanted = min(BLOCKS * cores // blocks, steps // LEAST_STEPS)
+def parts_for(steps: int, blocks: int, slots: int) -> int:
+    """Parts to divide ``steps`` into, where without there are ``blocks``, to fill ``slots``."""
+    wanted = min(slots // blocks, steps // LEAST_STEPS)
     return -(-steps // steps_of_a_part(steps, max(1, wanted)))
+
+
+def choices(steps: int, blocks: int, block: Block, target: Target) -> Iterator[int]:
+    """Parts worth a thought: one, and those that give all multiprocessors a block, two, ..."""
+    rounds = range(held(block, target) + 1)
+    yield from dict.fromkeys(parts_for(steps, blocks, n * target.cores) for n in rounds)
 
 
 def steps_of_a_part(steps: int, parts: int) -> int:
@@ -82,8 +91,25 @@ def workspace_bytes(spec: ConvSpec, parts: int) -> int:
     return parts * prod(spec.y_shape) * itemsize if parts > 1 else 0
 
 
-def phase(spec: ConvSpec, parts: int) -> tuple[Phase, ...]:
-    """What adding the parts up costs."""
+def phases(
+    spec: ConvSpec, target: Target, multiply: Phase, blocks: int, block: Block, parts: int
+) -> tuple[Phase, ...]:
+    """What a product costs whose depth is divided into parts, and adding them up.
+
+    Parameters
+    ----------
+    spec : ConvSpec
+    target : Target
+    multiply : Phase
+        The product, as if all of the GPU were at work.
+    blocks : int
+        Of the outputs, each of which there is once for each part.
+    block : Block
+    parts : int
+    """
+    product = replace(multiply, busy=busy(blocks * parts, block, target))
     if parts == 1:
-        return ()
-    return (Phase("sum parts", bytes={"l2": 2.0 * workspace_bytes(spec, parts)}),)
+        return (product,)
+    moved = {"l2": 2.0 * workspace_bytes(spec, parts)}
+    filled = busy(-(-prod(spec.y_shape) // THREADS), BLOCK, target)
+    return product, Phase("sum parts", bytes=moved, busy=filled)

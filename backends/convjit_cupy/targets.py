@@ -46,6 +46,12 @@ def target(name: str, description: Description) -> Target:
         for family in ("direct", "depthwise")
         for kind in half
     }
+    # Matrices of float64 have tensor cores of their own on some generations, which cuBLAS uses too.
+    rates |= {
+        f"{name}.{family}.{dtype}": SHARES[family] * found.matrices64
+        for family in ("gemm", "implicit_gemm", "winograd.matmul")
+        for dtype in ("float64", "complex128")
+    }
     rates |= {f"{name}.gemm.{kind}": INTEGER_SHARE * found.float32 for kind in ("int64", "uint64")}
     rates |= {
         f"{name}.{family}.{dtype}": TENSOR_SHARE * peak
@@ -57,5 +63,5 @@ def target(name: str, description: Description) -> Target:
         f"{name}.tensor_core.{dtype}": TENSOR_SHARE * peak
         for dtype, peak in {**half, "float32": tensor["tf32"]}.items()
     }
-    peak = {"float32": found.float32, "float64": found.float64, **half}
+    peak = {"float32": found.float32, "float64": found.matrices64, **half}
     return gpus.target(description, found, rates, peak=peak, call=CALL)

@@ -21,8 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from convjit import planes, precision
+from convjit import cost, planes, precision
 from convjit.algorithms.workspace import aligned, carve, nbytes
+from convjit.occupancy import Block
 from convjit.spec import ConvSpec, Direction
 from convjit.spi import Config, Executable, Feature, Numerics, Phase, Refusal, Target, Work
 from convjit_cupy import split
@@ -51,6 +52,7 @@ LEAST_CAPABILITY = 80  # of asynchronous copies, bfloat16 and TF32
 CHUNK, CHUNKS, EACH = 16, 4, 64
 LINE = CHUNK * CHUNKS
 STAGES = 3
+REGISTERS = 232  # of a thread
 
 # Positions of a tile by its outputs, largest first: four warps, or two that make twice the blocks.
 # A tile of 64 outputs is as long as the share of multiplications among its instructions needs.
@@ -95,6 +97,11 @@ class Sizes:
 
     def blocks(self, rows: int) -> int:
         return -(-self.positions // rows) * self.tiles_k * self.groups
+
+    def block(self, rows: int) -> Block:
+        """The block of a tile of so many positions, as a multiprocessor has to hold it."""
+        shared = STAGES * (rows + self.columns) * LINE
+        return Block(rows // EACH * (self.columns // EACH) * planes.LANES, REGISTERS, shared)
 
     @property
     def packed_elements(self) -> int:
@@ -218,9 +225,11 @@ class TensorCoreSolver:
         return _refuse_sizes(spec)
 
     def estimate(self, spec: ConvSpec, target: Target) -> Work:
+        return self._work(spec, target, next(iter(self.configs(spec, target))))
+
+    def _work(self, spec: ConvSpec, target: Target, config: Config) -> Work:
         s = sizes(spec)
-        default = next(iter(self.configs(spec, target)))
-        rows, parts = _chosen(default)
+        rows, parts = _chosen(config)
         blocks = s.blocks(rows)
         products = blocks * rows * s.columns * s.steps * CHUNKS * s.elements
         size = precision.numpy_dtype(spec.dtype).itemsize
@@ -229,24 +238,23 @@ class TensorCoreSolver:
         phases = []
         if (filled := _filled_bytes(spec)) > 0:
             phases.append(Phase("fill channels", bytes={"copy": 2.0 * filled}))
-        phases.append(
-            Phase(
-                "gemm",
-                2.0 * products,
-                f"{self.id}.{spec.dtype}",
-                {
-                    "l2": float(blocks * s.steps * (rows + s.columns) * LINE),
-                    "memory": float(size * operands),
-                },
-            )
+        multiply = Phase(
+            "gemm",
+            2.0 * products,
+            f"{self.id}.{spec.dtype}",
+            {
+                "l2": float(blocks * s.steps * (rows + s.columns) * LINE),
+                "memory": float(size * operands),
+            },
         )
+        phases += split.phases(spec, target, multiply, blocks, s.block(rows), parts)
         _, cut = KINDS[spec.dtype]
         return Work(
-            (*phases, *split.phase(spec, parts)),
+            tuple(phases),
             Numerics("gemm", operands="tf32" if tf32 else "", cut=cut),
             Phase("pack", bytes={"copy": 6.0 * size * s.packed_elements}),
             launches=1 + 2 * bool(filled) + (parts > 1),
-            workspace=self.workspace_of(spec, target, default),
+            workspace=self.workspace_of(spec, target, config),
             packed_bytes=size * s.packed_elements + chunk_table_bytes(s),
         )
 
@@ -255,15 +263,12 @@ class TensorCoreSolver:
 
     def configs(self, spec: ConvSpec, target: Target) -> Iterable[Config]:
         s = sizes(spec)
-        tiles = TILES[s.columns]
-        # The largest tile of which every multiprocessor gets a block, else the smallest.
-        best = next((t for t in tiles if s.blocks(t) >= target.cores), tiles[-1])
-        ordered = (best, *(t for t in tiles if t != best))
-        parts = {t: split.parts_for(s.steps, s.blocks(t), target.cores) for t in ordered}
-        chosen = [(t, parts[t]) for t in ordered]
-        if parts[best] > 1:
-            chosen.insert(1, (best, 1))
-        return [(("rows", t), ("parts", n)) for t, n in chosen]
+        configs = (
+            (("rows", rows), ("parts", parts))
+            for rows in TILES[s.columns]
+            for parts in split.choices(s.steps, s.blocks(rows), s.block(rows), target)
+        )
+        return cost.fastest(((c, self._work(spec, target, c)) for c in configs), target)
 
     def plan(self, spec: ConvSpec, target: Target, config: Config) -> Executable:
         return TensorCore(spec, self._cupy, *_chosen(config))
@@ -372,11 +377,11 @@ class TensorCore:
         sums = y
         if self._parts > 1:
             sums = carve(workspace, _parts_at(self.spec), (self._parts * y.size,), np.float32)
-        threads = self._rows // EACH * (s.columns // EACH) * planes.LANES
+        block = s.block(self._rows)
         self._kernel(
-            (s.blocks(self._rows) * self._parts,), (threads,),
+            (s.blocks(self._rows) * self._parts,), (block.threads,),
             (x, weights, chunks, added, sums, *self._numbers, biased),
-            shared_bytes=STAGES * (self._rows + s.columns) * LINE,
+            shared_bytes=block.shared_bytes,
         )  # fmt: skip
         if self._parts > 1:
             split.sum_up(

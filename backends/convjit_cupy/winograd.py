@@ -23,6 +23,7 @@ import numpy as np
 from convjit import planes, precision
 from convjit.algorithms import winograd
 from convjit.algorithms.straightline import cuda_source
+from convjit.occupancy import Block, busy
 from convjit.planes import Plane, unsigned
 from convjit.spec import ConvSpec
 from convjit.spi import Config, Executable, Feature, Numerics, Phase, Refusal, Target, Work
@@ -55,6 +56,8 @@ class Shape(NamedTuple):
         Outputs of a lane that go through the output transform at a time.
     blocks : int
         Of a multiprocessor, for which registers suffice without spilling.
+    registers : int
+        Of a thread.
     """
 
     tiles: int
@@ -64,12 +67,13 @@ class Shape(NamedTuple):
     lane_tiles: int
     pass_outputs: int
     blocks: int
+    registers: int
 
 
 SHAPES = {
-    2: Shape(32, 4, 2, 8, 4, 2, 2),
-    4: Shape(16, 4, 4, 4, 4, 1, 1),
-    6: Shape(16, 4, 4, 4, 4, 1, 1),
+    2: Shape(32, 4, 2, 8, 4, 2, 2, 120),
+    4: Shape(16, 4, 4, 4, 4, 1, 1, 156),
+    6: Shape(16, 4, 4, 4, 4, 1, 1, 128),
 }
 
 
@@ -389,6 +393,7 @@ class WinogradSolver:
                     products + (data + back) / ADDITIONS,
                     f"{self._backend}.winograd.float32",
                     {"l2": float(loaded), "memory": float(operands)},
+                    busy(blocks, Block(threads_of(m), shape.registers, shared_bytes(m)), target),
                 ),
             ),
             Numerics("winograd", tile=(m, m), spreads_nonfinite=True),

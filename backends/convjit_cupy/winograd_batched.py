@@ -14,10 +14,16 @@ from math import prod
 from typing import Any
 
 from convjit import precision
-from convjit.algorithms.composed_winograd import ComposedWinograd, tile_of, winograd_counts
+from convjit.algorithms.composed_winograd import (
+    ComposedWinograd,
+    blocking,
+    tile_of,
+    winograd_counts,
+)
 from convjit.blockwise import BlockSizes, refuse_winograd
 from convjit.spec import ConvSpec
 from convjit.spi import Config, Executable, Numerics, Phase, Refusal, Target, Work
+from convjit_cupy.gemm import multiplying
 
 DTYPES = ("float32", "float64")
 TAPS = 3
@@ -45,6 +51,7 @@ class BatchedWinogradSolver:
 
     def estimate(self, spec: ConvSpec, target: Target) -> Work:
         counts = winograd_counts(spec, self._m, BLOCKS.budget(()))
+        block = blocking(spec, self._m, BLOCKS.budget(()))
         itemsize = precision.numpy_dtype(spec.dtype).itemsize
         y = itemsize * prod(spec.y_shape)
         additions = BYTES_PER_FLOP * itemsize
@@ -57,6 +64,13 @@ class BatchedWinogradSolver:
                 counts.multiply,
                 f"{self._backend}.winograd.matmul.{spec.dtype}",
                 {"memory": float(counts.blocks * counts.packed_bytes)},
+                multiplying(
+                    spec.out_channels // spec.groups,
+                    block.rows,
+                    spec.in_channels // spec.groups,
+                    spec.groups * block.points,
+                    target,
+                ),
             ),
             Phase("output transform", bytes={"memory": additions * counts.output}),
         ]

@@ -14,6 +14,7 @@ from typing import Any
 from numba import cuda, uint32
 
 from convjit import planes, precision
+from convjit.occupancy import Block, busy
 from convjit.planes import LANES, tile_of, unsigned
 from convjit.spec import ConvSpec
 from convjit.spi import Config, Executable, Feature, Numerics, Phase, Refusal, Target, Work
@@ -25,6 +26,7 @@ from convjit_numba_cuda.tiles import load_patch
 WARPS = 8
 POSITIONS = 4  # strips of a thread
 STRIPS = WARPS * POSITIONS  # of a block
+REGISTERS = 32  # of a thread
 
 # Strips of a plane's tile: with fewer a block takes several planes.
 STRIPS_OF_A_PLANE = (8, 32, 4)
@@ -131,8 +133,11 @@ class DepthwiseSolver:
 
     def estimate(self, spec: ConvSpec, target: Target) -> Work:
         p = planes.plane(spec)
-        tile = tile_of(p, self._fitting(spec)[0])
+        strips = self._fitting(spec)[0]
+        tile = tile_of(p, strips)
         size = precision.numpy_dtype(spec.dtype).itemsize
+        at_once = planes_at_once(p, strips, size)
+        block = Block(WARPS * LANES, REGISTERS, at_once * (tile.patch + p.taps) * size)
         total = spec.batch * spec.out_channels
         loaded = total * tile.count * tile.patch
         sum_up = Phase(
@@ -140,6 +145,7 @@ class DepthwiseSolver:
             2.0 * total * tile.count * tile.across * tile.rows * LANES * p.taps,
             f"numba_cuda.depthwise.{spec.dtype}",
             {"memory": float(size * (loaded + prod(spec.y_shape)))},
+            busy(-(-total // at_once) * tile.count, block, target),
         )
         packed = size * prod(spec.w_shape)
         return Work(

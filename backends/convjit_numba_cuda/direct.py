@@ -16,6 +16,7 @@ from typing import Any
 from numba import cuda, uint32, uint64
 
 from convjit import planes, precision
+from convjit.occupancy import Block, busy
 from convjit.planes import LANES, Tile, tile_of, unsigned
 from convjit.spec import ConvSpec
 from convjit.spi import Config, Executable, Numerics, Phase, Refusal, Target, Work
@@ -34,6 +35,7 @@ OUTSIDE = 2**32 - 1  # in the place of an output's index
 # KiB of shared memory for patch and weights: two blocks fit beside each other everywhere, or one
 # that reads longer runs of channels, or four.
 BUDGETS = (24, 48, 12)
+REGISTERS = {"float32": 110, "float64": 190}  # of a thread
 
 
 @lru_cache(maxsize=4)
@@ -173,12 +175,17 @@ class DirectSolver:
         blocks = spec.batch * p.groups * blocks_k * tile.count
         products = blocks * STRIPS * LANES * BLOCK_OUTPUTS * p.channels * p.taps
         packed = size * p.groups * p.channels * p.taps * blocks_k * BLOCK_OUTPUTS
+        one = tile.patch + p.taps * BLOCK_OUTPUTS
+        budget = self._fitting(spec)[0] * 2**10 // size
+        shared = chunk_of(p, tile, budget) * one * size
+        block = Block(WARPS * LANES, REGISTERS[spec.dtype], shared)
         read = blocks * p.channels * (tile.patch + p.taps * BLOCK_OUTPUTS)
         multiply = Phase(
             "direct",
             2.0 * products,
             f"numba_cuda.direct.{spec.dtype}",
             {"l2": float(size * read), "memory": float(size * prod(spec.y_shape))},
+            busy(blocks, block, target),
         )
         return Work(
             (multiply,),

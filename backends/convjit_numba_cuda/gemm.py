@@ -16,7 +16,8 @@ from typing import Any
 
 from numba import cuda, uint32, uint64
 
-from convjit import planes, precision
+from convjit import cost, planes, precision
+from convjit.occupancy import Block, busy
 from convjit.planes import NOWHERE, unsigned
 from convjit.spec import ConvSpec
 from convjit.spi import Config, Executable, Feature, Numerics, Phase, Refusal, Target, Work
@@ -28,9 +29,19 @@ from convjit_numba_cuda.problem import WIDE, OnPlanes, finish
 COLUMNS = 16  # threads along a row of a tile: neighbours, whose results are written together
 EACH = 8  # outputs of a thread, which it loads 128 bits at once
 
-# Edges of a tile.  8 x 8 sums a thread need 10 loads from shared memory for 64 multiply-adds; with
-# 8 x 4 it is 6 for 32, but a small problem gives four times as many blocks.
-TILES = {"float32": (64, 128), "float64": (64,)}
+# Edges of a tile, largest first.  8 x 8 sums a thread need 10 loads from shared memory for 64
+# multiply-adds; with 8 x 4 it is 6 for 32, but a small problem gives four times as many blocks.
+TILES = {"float32": (128, 64), "float64": (64,)}
+REGISTERS = {("float32", 64): 70, ("float32", 128): 108, ("float64", 64): 130}  # of a thread
+# Multiply-adds among a loop's instructions beside those of the largest tile, by a block's threads
+# (``explain --ptx``: 66 and 81 %).
+MULTIPLIES = {128: 0.82, 256: 1.0}
+
+
+def block_of(dtype: str, tile: int) -> Block:
+    """The block of a tile, as a multiprocessor has to hold it."""
+    shared = 2 * tile * DEPTH * precision.numpy_dtype(dtype).itemsize
+    return Block(COLUMNS * tile // EACH, REGISTERS[dtype, tile], shared)
 
 
 @lru_cache(maxsize=16)
@@ -38,7 +49,7 @@ def kernel(dtype: str, tile: int) -> Kernel:
     """The kernel for tiles of ``tile`` outputs by ``tile`` positions."""
     real = problem.real(dtype)
     across = tile // COLUMNS  # positions of a thread
-    threads = COLUMNS * tile // EACH
+    threads = block_of(dtype, tile).threads
     loads = tile * DEPTH // threads
     rows_at_once = threads // tile
     words = tile * DEPTH
@@ -153,7 +164,7 @@ class Product:
         images: int,
     ) -> None:
         self._device = device
-        self._kernel = kernel(dtype, tile)
+        self._kernel, self._block = kernel(dtype, tile), block_of(dtype, tile)
         positions = images * p.pixels
         depth = padded(p.channels * p.taps, DEPTH)
         tiles_p, tiles_k = -(-positions // tile), -(-p.outputs // tile)
@@ -164,6 +175,10 @@ class Product:
             *p.padding, tiles_p, tiles_k,
         )  # fmt: skip
         self.flops = 2.0 * self.blocks * tile * tile * depth
+
+    def busy(self, target: Target) -> float:
+        """The share of the multiprocessors' time that is work, and what else a small tile loads."""
+        return MULTIPLIES[self._block.threads] * busy(self.blocks, self._block, target)
 
     def launch(
         self, x: Array, w: Array, table: Array, bias: Array, y: Array, act: Sequence[Any]
@@ -190,7 +205,10 @@ class GemmSolver:
         return planes.refuse_size(packed_elements(p))
 
     def estimate(self, spec: ConvSpec, target: Target) -> Work:
-        tile = dict(next(iter(self.configs(spec, target))))["tile"]
+        return self._work(spec, target, next(iter(self.configs(spec, target))))
+
+    def _work(self, spec: ConvSpec, target: Target, config: Config) -> Work:
+        tile = dict(config)["tile"]
         p = planes.plane(spec)
         product = Product(self._device, spec.dtype, tile, p, spec.batch)
         size = precision.numpy_dtype(spec.dtype).itemsize
@@ -202,6 +220,7 @@ class GemmSolver:
             product.flops,
             f"numba_cuda.gemm.{spec.dtype}",
             {"l2": 2.0 * size * columns, "memory": float(size * prod(spec.y_shape))},
+            product.busy(target),
         )
         return Work(
             (multiply,),
@@ -212,16 +231,8 @@ class GemmSolver:
         )
 
     def configs(self, spec: ConvSpec, target: Target) -> Iterable[Config]:
-        p = planes.plane(spec)
-        tiles = TILES[spec.dtype]
-        # The largest tile of which every multiprocessor gets two blocks, else the smallest.
-        positions = spec.batch * p.pixels
-        fitting = [
-            t for t in tiles
-            if -(-positions // t) * -(-p.outputs // t) * p.groups >= 2 * target.cores
-        ]  # fmt: skip
-        best = max(fitting, default=min(tiles))
-        return [(("tile", t),) for t in (best, *(t for t in tiles if t != best))]
+        configs = ((("tile", tile),) for tile in TILES[spec.dtype])
+        return cost.fastest(((c, self._work(spec, target, c)) for c in configs), target)
 
     def plan(self, spec: ConvSpec, target: Target, config: Config) -> Executable:
         return ImplicitGemm(spec, self._device, dict(config)["tile"])

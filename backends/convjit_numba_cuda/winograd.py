@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 from numba import cuda, uint32
 
-from convjit import planes, precision
+from convjit import cost, planes, precision
 from convjit.algorithms import winograd
 from convjit.algorithms.composed_winograd import tile_of, winograd_counts
 from convjit.algorithms.workspace import Carver, aligned, nbytes
+from convjit.occupancy import Block, busy
 from convjit.planes import Plane, unsigned
 from convjit.spec import ConvSpec
 from convjit.spi import Config, Executable, Feature, Numerics, Phase, Refusal, Target, Work
@@ -30,6 +31,7 @@ from convjit_numba_cuda.winogradcode import along_axis
 
 TAPS = 3
 THREADS = 128
+REGISTERS = 48  # of a thread of the transforms
 
 
 @lru_cache(maxsize=32)
@@ -146,20 +148,32 @@ class WinogradSolver:
         return planes.refuse_size(max(packed, *_buffers(spec, self._m, spec.batch)))
 
     def estimate(self, spec: ConvSpec, target: Target) -> Work:
+        return self._work(spec, target, next(iter(self.configs(spec, target))))
+
+    def _work(self, spec: ConvSpec, target: Target, config: Config) -> Work:
         counts = winograd_counts(spec, self._m)
         size = precision.numpy_dtype(spec.dtype).itemsize
         v, m = (float(size * n) for n in _buffers(spec, self._m, spec.batch))
         x, y = (float(size * prod(shape)) for shape in (spec.x_shape, spec.y_shape))
         rate = f"numba_cuda.winograd.{spec.dtype}"
+        tile = dict(config)["tile"]
         product = gemm.Product(
-            self._device, spec.dtype, min(gemm.TILES[spec.dtype]), _product(spec, self._m,
-            spec.batch), 1,
-        )  # fmt: skip
-        phases = (
-            Phase("data transform", counts.data, rate, {"memory": x + v}),
-            Phase("gemm", product.flops, f"numba_cuda.gemm.{spec.dtype}", {"memory": v + m}),
-            Phase("output transform", counts.output, rate, {"memory": m + y}),
+            self._device, spec.dtype, tile, _product(spec, self._m, spec.batch), 1
         )
+        block = Block(THREADS, REGISTERS)
+        tiles = spec.batch * prod(_tiles(spec, self._m))
+        into, onto = (
+            busy(-(-channels * tiles // THREADS), block, target)
+            for channels in (spec.in_channels, spec.out_channels)
+        )
+        phases = (
+            Phase("data transform", counts.data, rate, {"memory": x + v}, into),
+            Phase(
+                "gemm", product.flops, f"numba_cuda.gemm.{spec.dtype}", {"memory": v + m},
+                product.busy(target),
+            ),
+            Phase("output transform", counts.output, rate, {"memory": m + y}, onto),
+        )  # fmt: skip
         return Work(
             phases,
             Numerics("winograd", tile=tile_of(spec, self._m), spreads_nonfinite=True),
@@ -170,7 +184,8 @@ class WinogradSolver:
         )
 
     def configs(self, spec: ConvSpec, target: Target) -> Iterable[Config]:
-        return [(("tile", tile),) for tile in gemm.TILES[spec.dtype]]
+        configs = ((("tile", tile),) for tile in gemm.TILES[spec.dtype])
+        return cost.fastest(((c, self._work(spec, target, c)) for c in configs), target)
 
     def plan(self, spec: ConvSpec, target: Target, config: Config) -> Executable:
         return Winograd(spec, self._device, self._m, dict(config)["tile"])

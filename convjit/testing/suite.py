@@ -282,6 +282,7 @@ def test_estimate_is_sane(convjit_under_test: str, convjit_solver: str, convjit_
         amounts = (phase.flops, *phase.bytes.values())
         assert all(math.isfinite(a) and a >= 0 for a in amounts), f"{phase} has {amounts}"
         assert not phase.flops or not phase.rate or isinstance(phase.rate, str)
+        assert 0 < phase.busy <= 1, f"{phase} is busy for {phase.busy} of its time"
     assert work.workspace >= 0, f"workspace of {work.workspace} bytes"
     assert work.packed_bytes >= 0, f"{work.packed_bytes} packed bytes"
     assert work.launches >= 0, f"{work.launches} launches"

@@ -96,7 +96,7 @@ TENSOR_CORE_LARGE = (
 # The same where the depth is divided on an A100.
 TENSOR_CORE_DIVIDED = (
     "f16_NHWC_n1c64k72g1_i7x7_w3x3_p1_bias_act=relu",  # of 5, 5, 5 and 3 steps
-    "bf16_NHWC_n1c256k64g1_i9x7_w1x1_bias",
+    "bf16_NHWC_n1c1024k64g1_i9x7_w1x1_bias",
     "f16_NHWC_n2c100k38g2_i6x5_w3x3_p1_act=clip,-1.0,1.0",  # channels filled up
     "f32_NHWC_n1c68k129g1_i5x7_w3x3_p1_bias",
 )
@@ -140,13 +140,14 @@ LARGE_IMPLICIT_GEMM = (
     "NCHW_n2c6k10g2_i6x5_w3x2_p1_flip",
     "NCDHW_n2c3k4g1_i5x6x7_w3x2x3_s2x1x1_p1x0x1_d1x2x1",
 )
-# So deep for so few outputs that the depth is divided, into so many parts on an A100.
+# So deep for so few outputs that the depth is divided, into so many parts on an
+# A100, in single and in double precision.
 DIVIDED_GEMM = {
-    "NCHW_n1c32k64g1_i8x8_w3x3_p1_bias_act=relu": 4,  # of 5, 5, 5 and 3 steps
-    "NCHW_n2c33k65g1_i5x7_w3x3_p1_bias": 4,  # planes that are no whole vectors
-    "NCHW_n1c130k6g2_i3x5_w3x2_p1_act=clip,-1.0,1.0": 5,
-    "NCHW_n1c150k64g1_i8x8_w1x1": 2,
-    "NCL_n1c128k3g1_i9_w1_bias": 2,
+    "NCHW_n1c32k64g1_i8x8_w3x3_p1_bias_act=relu": (4, 4),  # of 5, 5, 5 and 3 steps
+    "NCHW_n2c33k65g1_i5x7_w3x3_p1_bias": (4, 2),  # planes that are no whole vectors
+    "NCHW_n1c130k6g2_i3x5_w3x2_p1_act=clip,-1.0,1.0": (5, 5),
+    "NCHW_n1c150k64g1_i8x8_w1x1": (2, 2),
+    "NCL_n1c128k3g1_i9_w1_bias": (2, 2),
 }
 CUPY_CHANNELS_LAST = (
     "NHWC_n1c8k8g8_i3x8_w3x3_p1_bias",

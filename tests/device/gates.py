@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,10 +58,10 @@ CUPY = (
     ("depthwise", "conv_f64_NCHW_n1c4k4g4_i16x64_w3x3_p1"),
     ("depthwise", "conv_f16_NCHW_n1c4k4g4_i16x64_w3x3_p1"),
     # Each tile once; types of operands change no more than the instruction that multiplies.
-    ("tensor_core", "conv_f16_NHWC_n1c64k128g1_i8x16_w1x1_bias"),
+    ("tensor_core", "conv_f16_NHWC_n1c64k128g1_i8x8_w1x1_bias"),
     ("tensor_core", "conv_f16_NHWC_n1c64k64g1_i16x32_w1x1_bias"),
-    ("tensor_core", "conv_f32_NHWC_n1c32k2048g1_i40x32_w1x1_bias"),
-    ("tensor_core", "conv_f16_NHWC_n1c256k128g1_i8x8_w1x1_bias"),  # the depth divided
+    ("tensor_core", "conv_f32_NHWC_n1c32k128g1_i8x16_w1x1_bias"),
+    ("tensor_core", "conv_f16_NHWC_n1c1024k128g1_i8x8_w1x1_bias"),  # the depth divided
     # Copies of one position (of a depth that is divided) and of neighbours.
     ("implicit_gemm", "conv_f32_NCHW_n1c64k64g1_i8x8_w1x2_p0x0.1"),
     ("implicit_gemm", "conv_f32_NCHW_n1c32k64g1_i8x8_w1x1"),
@@ -137,13 +138,16 @@ def limit_of(backend: str, kernel: str) -> Limit:
 
 
 def offered(backend: str, capability: tuple[int, int]) -> Iterator[DeviceCode]:
-    """A backend's kernels for a generation."""
+    """A backend's kernels for a generation.
+
+    Those of cupy are chosen for the multiprocessors and rates of one GPU, the same for all.
+    """
     if backend == "cupy":
         for solver, text in CUPY:
             notebook = code.Notebook()
             every = CupyBackend(notebook).solvers()
             one = [s for s in every if s.id == f"{backend}.{solver}"]
-            spec, model = ConvSpec.parse(text), gpus.model(capability)
+            spec, model = ConvSpec.parse(text), replace(gpus.model((8, 0)), capability=capability)
             yield from code.device_code(one, notebook, backend, spec, model)
         return
     for text in PROBLEMS[backend]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import gates
@@ -18,18 +19,12 @@ from convjit.spec import ConvSpec
 from convjit.spi import Target
 from convjit.testing.cases import Case
 from convjit.testing.check import check
+from convjit_cupy import implicit_gemm
 from convjit_cupy.implicit_gemm import tiling
 from convjit_cupy.kernels import load
 from convjit_cupy.split import parts_for, steps_of_a_part
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
-
-
-class OnOneCore(EmulatedCupy):
-    """A GPU for which a small problem is a large one."""
-
-    def target(self, device_id: int | None = None) -> Target:
-        return replace(super().target(device_id), cores=1)
 
 
 def divides(text: str, dtype: str, parts: int, **choice: Any) -> None:
@@ -56,7 +51,7 @@ class OfCapability(EmulatedCupy):
 
 
 BACKEND = EmulatedCupy("cupy_gemm_edges")
-LARGE = OnOneCore("cupy_large_gemm_edges")
+LARGE = EmulatedCupy("cupy_large_gemm_edges")
 SLOW = pytest.mark.slow
 
 
@@ -67,14 +62,18 @@ def _registered() -> Iterator[None]:
 
 
 def passes(backend: EmulatedCupy, text: str, dtype: str) -> None:
-    identity = f"{backend.name}.implicit_gemm"
-    case = Case("edge", ConvSpec.parse(f"conv_{dtype}_{text}"))
-    outcome = check(case, backend.name, algorithm=identity, choice={"precision": "fast"})
+    """A problem is right in tiles of the kind that the backend is for."""
+    identity, spec = f"{backend.name}.implicit_gemm", ConvSpec.parse(f"conv_{dtype}_{text}")
+    large, small = implicit_gemm.TILES[spec.dtype]
+    warps = large if backend is LARGE else small
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(implicit_gemm.TILES, spec.dtype, (warps,))
+        case = Case("edge", spec)
+        outcome = check(case, backend.name, algorithm=identity, choice={"precision": "fast"})
     assert outcome.passed, str(outcome)
     assert outcome.label == identity
     _, _, block = standin_cupy.RawModule.launches[-1]
-    warps = ((4, 2) if dtype == "f32" else (4, 1)) if backend is LARGE else (2, 1)
-    assert block == (warps[0] * warps[1] * 32,)
+    assert block == (prod(warps) * 32,)
 
 
 def each(texts: tuple[str, ...], quick: slice) -> list[Any]:
@@ -99,13 +98,14 @@ def test_large_tiles_are_cut_at_their_edges(text: str, dtype: str) -> None:
 @pytest.mark.parametrize(("text", "dtype"), each(tuple(DIVIDED_GEMM), slice(None)))
 def test_depths_are_divided(text: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(standin_cupy.RawModule, "checked", True)
-    divides(text, dtype, DIVIDED_GEMM[text])
+    single, double = DIVIDED_GEMM[text]
+    divides(text, dtype, single if dtype == "f32" else double)
 
 
 def test_depths_are_not_divided_without_room_for_the_parts() -> None:
     text = next(iter(DIVIDED_GEMM))
     divides(text, "f32", 1, workspace_limit=0)
-    divides(text, "f32", DIVIDED_GEMM[text], workspace_limit=4 * 4 * 64 * 64)
+    divides(text, "f32", DIVIDED_GEMM[text][0], workspace_limit=4 * 4 * 64 * 64)
 
 
 @pytest.mark.parametrize(("blocks", "cores"), [(1, 108), (8, 108), (100, 108), (300, 108), (1, 1)])

@@ -140,7 +140,7 @@ def test_a_gpu_is_calibrated_through_cupy(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setattr(calibration, "REFUSED", 1.0)
     # As slow as the processor that stands for it.
     monkeypatch.setattr(gpus, "figures", lambda device: gpus.Figures(
-        1e9, 5e8, 1e9, 1e9, 1e9, "the processor's"))  # fmt: skip
+        1e9, 5e8, 1e9, 1e9, 5e8, 1e9, "the processor's"))  # fmt: skip
     with emulated_cupy.registered(emulated_cupy.EmulatedCupy()):
         found = calibration.calibrate(["cupy_emulated"])
         (kept,) = found.kept

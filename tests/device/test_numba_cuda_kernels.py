@@ -12,7 +12,6 @@ import pytest
 from edges import DEPTHWISE, DIRECT, EDGES, GEMM, LARGE_GEMM, WINOGRAD
 from emulated import (
     GPU,
-    SMALL_GPU,
     EmulatedBackend,
     EmulatedDevice,
     missing,
@@ -25,15 +24,16 @@ from convjit.errors import UnsupportedError
 from convjit.spec import ConvSpec
 from convjit.testing.cases import Case
 from convjit.testing.check import Outcome, check
+from convjit_numba_cuda import gemm
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 
 BACKENDS = {
     "plain": EmulatedBackend(EmulatedDevice(GPU), "emulated"),
-    "large tiles": EmulatedBackend(EmulatedDevice(SMALL_GPU), "emulated_small"),
+    "large tiles": EmulatedBackend(EmulatedDevice(GPU), "emulated_large"),
     "checked": EmulatedBackend(EmulatedDevice(GPU, checked=True), "emulated_checked"),
     "large tiles, checked": EmulatedBackend(
-        EmulatedDevice(SMALL_GPU, checked=True), "emulated_small_checked"
+        EmulatedDevice(GPU, checked=True), "emulated_large_checked"
     ),
 }
 
@@ -66,7 +66,10 @@ def _registered() -> Iterator[None]:
 def compute(which: str, solver: str, text: str, dtype: str = "f32") -> Outcome:
     name = BACKENDS[which].name
     case = Case("edge", ConvSpec.parse(f"conv_{dtype}_{text}"))
-    return check(case, name, algorithm=f"{name}.{solver}", choice={"precision": "fast"})
+    with pytest.MonkeyPatch.context() as patch:
+        if which.startswith("large tiles"):
+            patch.setitem(gemm.TILES, "float32", (128,))
+        return check(case, name, algorithm=f"{name}.{solver}", choice={"precision": "fast"})
 
 
 @pytest.mark.parametrize(("which", "solver", "text"), ALL_EDGES)

@@ -38,6 +38,10 @@ def target(**changes: Any) -> Target:
         (Phase("gemm", 8e10, "gemm.f32", {"memory": 2e10}), 2.0, "memory"),
         (Phase("gemm", 8e10, "gemm.f32", {"memory": 1e10, "l1": 1.2e12}), 3.0, "l1"),
         (Phase("copy", bytes={"copy": 1e10}), 2.0, "copy"),
+        # Where half of the cores' time is work, theirs lasts twice as long, and memory's does not.
+        (Phase("gemm", 8e10, "gemm.f32", {"memory": 1e10}, busy=0.5), 2.0, "compute"),
+        (Phase("gemm", 8e10, "gemm.f32", {"l1": 8e11}, busy=0.5), 4.0, "l1"),
+        (Phase("gemm", 4e10, "gemm.f32", {"memory": 2e10}, busy=0.5), 2.0, "memory"),
     ],
 )
 def test_a_phase_takes_as_long_as_its_slowest_resource(
@@ -63,6 +67,16 @@ def test_packing_is_counted_apart() -> None:
     assert cost.pack_seconds(work, TARGET) == pytest.approx(1.0 + TARGET.call)
     assert cost.seconds(work, TARGET) == pytest.approx(2e-6 + 1e-6)
     assert cost.pack_seconds(Work((), DIRECT), TARGET) == 0.0
+
+
+def test_the_fastest_is_first_and_the_first_of_equals() -> None:
+    works = [
+        ((("name", name),), Work((Phase("gemm", 8e10, "gemm.f32", busy=busy),), DIRECT))
+        for name, busy in (("a", 0.5), ("b", 1.0), ("c", 0.25), ("d", 1.0))
+    ]
+    half = Work((Phase("gemm", 4e10, "gemm.f32", busy=0.5),), DIRECT)  # as long as b, less work
+    works.append(((("name", "e"),), half))
+    assert [dict(c)["name"] for c in cost.fastest(works, TARGET)] == ["e", "b", "d", "a", "c"]
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,9 @@ LAYERS = (
         "arena",
         "spi",
         "gauges",
+        "cost",
         "gpus",
+        "occupancy",
         "planes",
         "blockwise",
         "cupyarrays",
@@ -33,7 +35,7 @@ LAYERS = (
     ),
     ("checks", "discovery"),
     ("records", "profiling", "profiled"),
-    ("registry", "devices", "steps", "lowering", "guard", "cost", "fallback", "transfers"),
+    ("registry", "devices", "steps", "lowering", "guard", "fallback", "transfers"),
     ("calibration", "revisions", "tunedb", "ranking", "rank1"),
     ("plans", "dispatch", "calls", "settings"),
     ("environment", "separable", "sweeps", "pictures"),
@@ -45,7 +47,7 @@ LAYERS = (
 )
 BACKEND_MAY_IMPORT = (
     "errors", "_version", "locks", "store", "spec", "layout", "precision", "algorithms", "spi",
-    "gauges", "gpus", "planes", "blockwise", "cupyarrays", "profiling",
+    "gauges", "cost", "gpus", "occupancy", "planes", "blockwise", "cupyarrays", "profiling",
 )  # fmt: skip
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from convjit import cli, machinecode, registry
 from convjit.errors import BackendError
-from convjit.machinecode import Instruction, hottest, loops, measure, occupancy
+from convjit.machinecode import Instruction, hottest, loops, measure
+from convjit.occupancy import MULTIPROCESSORS, occupancy
 from convjit.spi import DeviceCode
 
 needs_tools = pytest.mark.skipif(
@@ -102,7 +103,7 @@ def test_occupancy(
 ) -> None:
     found, share = occupancy(capability, threads, registers, shared)
     assert found == blocks
-    limit = machinecode.MULTIPROCESSORS[capability]
+    limit = MULTIPROCESSORS[capability]
     assert share == blocks * 32 * -(-threads // 32) / limit.threads
 
 
