@@ -102,8 +102,10 @@ def conv(
     >>> convjit.conv(np.array([1.0, 2.0, 3.0]), np.array([1.0, 1.0]))
     array([3., 5.])
     """
-    given = (stride, padding, dilation, groups, pad_mode, flip, layout, activation)
-    choice = (backend, algorithm, precision, nonfinite, workspace_limit, deterministic)
+    options = (
+        stride, padding, dilation, groups, pad_mode, flip, layout, activation,
+        backend, algorithm, precision, nonfinite, workspace_limit, deterministic,
+    )  # fmt: skip
 
     def resolve(
         first: Any, second: Any, dtype: str, has_bias: bool, strided: bool
@@ -114,7 +116,7 @@ def conv(
             layout=layout, activation=activation, bias=has_bias, strided=strided,
         )  # fmt: skip
 
-    return call(Direction.FORWARD, x, w, bias, out, given, resolve, ("x", "w"), choice)
+    return call(Direction.FORWARD, x, w, bias, out, options, resolve, ("x", "w"))
 
 
 def conv_transpose(
@@ -170,11 +172,10 @@ nonfinite, workspace_limit, deterministic
     ConvSpecError, TypeError, UnsupportedError, BackendError, MemoryError
         As :func:`conv`.
     """
-    given = (
+    options = (
         stride, padding, output_padding, output_size, dilation, groups, pad_mode, flip, layout,
-        activation,
+        activation, backend, algorithm, precision, nonfinite, workspace_limit, deterministic,
     )  # fmt: skip
-    choice = (backend, algorithm, precision, nonfinite, workspace_limit, deterministic)
 
     def resolve(
         first: Any, second: Any, dtype: str, has_bias: bool, strided: bool
@@ -186,7 +187,7 @@ nonfinite, workspace_limit, deterministic
             bias=has_bias, strided=strided,
         )  # fmt: skip
 
-    return call(Direction.TRANSPOSED, x, w, bias, out, given, resolve, ("x", "w"), choice)
+    return call(Direction.TRANSPOSED, x, w, bias, out, options, resolve, ("x", "w"))
 
 
 def conv_input_grad(
@@ -236,8 +237,10 @@ def conv_input_grad(
         As :func:`conv`.
     """
     shape = arguments.as_shape("x_shape", x_shape)
-    given = (shape, stride, padding, dilation, groups, pad_mode, flip, layout)
-    choice = (backend, algorithm, precision, nonfinite, workspace_limit, deterministic)
+    options = (
+        shape, stride, padding, dilation, groups, pad_mode, flip, layout,
+        backend, algorithm, precision, nonfinite, workspace_limit, deterministic,
+    )  # fmt: skip
 
     def resolve(
         first: Any, second: Any, dtype: str, has_bias: bool, strided: bool
@@ -252,7 +255,7 @@ def conv_input_grad(
         )
         return problem
 
-    return call(Direction.INPUT_GRAD, gy, w, None, out, given, resolve, ("gy", "w"), choice)
+    return call(Direction.INPUT_GRAD, gy, w, None, out, options, resolve, ("gy", "w"))
 
 
 def conv_weight_grad(
@@ -302,8 +305,10 @@ def conv_weight_grad(
         As :func:`conv`.
     """
     shape = arguments.as_shape("w_shape", w_shape)
-    given = (shape, stride, padding, dilation, groups, pad_mode, flip, layout)
-    choice = (backend, algorithm, precision, nonfinite, workspace_limit, deterministic)
+    options = (
+        shape, stride, padding, dilation, groups, pad_mode, flip, layout,
+        backend, algorithm, precision, nonfinite, workspace_limit, deterministic,
+    )  # fmt: skip
 
     def resolve(
         first: Any, second: Any, dtype: str, has_bias: bool, strided: bool
@@ -318,7 +323,7 @@ def conv_weight_grad(
         )
         return problem
 
-    return call(Direction.WEIGHT_GRAD, x, gy, None, out, given, resolve, ("x", "gy"), choice)
+    return call(Direction.WEIGHT_GRAD, x, gy, None, out, options, resolve, ("x", "gy"))
 
 
 def depthwise_separable(

@@ -26,16 +26,14 @@ class _Place(NamedTuple):
     """Where the plan of a call is kept."""
 
     key: tuple[Any, ...]
-    given: tuple[Any, ...]
-    choice: tuple[Any, ...]
+    options: tuple[Any, ...]
 
 
 class _Kept(NamedTuple):
     """A plan, and the arguments of the call that it was made for."""
 
     plan: Plan
-    given: tuple[Any, ...]
-    choice: tuple[Any, ...]
+    options: tuple[Any, ...]
 
 
 _plans: dict[tuple[Any, ...], _Kept] = {}
@@ -66,7 +64,7 @@ CHOICE = (
 # -------------------------------------------------------------------- the plan cache
 
 
-def _cached(key: tuple[Any, ...], given: tuple[Any, ...], choice: tuple[Any, ...]) -> Plan | None:
+def _cached(key: tuple[Any, ...], options: tuple[Any, ...]) -> Plan | None:
     """The plan of a key, if it was made for arguments of the same types.
 
     Keys are compared by value, and ``1 == 1.0 == True``: what was checked for one of them was not
@@ -78,13 +76,15 @@ def _cached(key: tuple[Any, ...], given: tuple[Any, ...], choice: tuple[Any, ...
     kept = _plans.get(key)
     if kept is None:
         return None
-    if not (all(map(is_, given, kept.given)) and all(map(is_, choice, kept.choice))):
-        kinds = kinds_of((given, choice))
-        if kinds != kinds_of((kept.given, kept.choice)):
+    plan, known = kept
+    if not all(map(is_, options, known)):
+        kinds = kinds_of(options)
+        if kinds != kinds_of(known):
             kept = _plans.get((*key, kinds))
             if kept is None:
                 return None
-    return kept.plan
+            plan = kept.plan
+    return plan
 
 
 def kinds_of(value: Any) -> Any:
@@ -99,25 +99,19 @@ def _forget_plans() -> None:
         _plans_generation = registry.generation()
 
 
-def _place(
-    key: tuple[Any, ...] | None, given: tuple[Any, ...], choice: tuple[Any, ...]
-) -> _Place | None:
-    return None if key is None else _Place(key, given, choice)
-
-
 def _keep(place: _Place | None, plan: Plan, generation: int) -> None:
     """Keep a plan, unless the backends changed since ``generation``, when it was being selected."""
     if place is None:
         return
-    key, given, choice = place
+    key, options = place
     with _plans_lock:
         if not generation == _plans_generation == registry.generation():
             return
         while len(_plans) >= PLANS_KEPT:
             del _plans[next(iter(_plans))]
         if key in _plans:  # for equal arguments of other types
-            key = (*key, kinds_of((given, choice)))
-        _plans[key] = _Kept(plan, given, choice)
+            key = (*key, kinds_of(options))
+        _plans[key] = _Kept(plan, options)
 
 
 def hashable(value: Any) -> Any:
@@ -234,54 +228,54 @@ def call(
     rhs: Any,
     bias: Any,
     out: Any,
-    given: tuple[Any, ...],
+    options: tuple[Any, ...],
     resolve: Callable[[Any, Any, str, bool, bool], arguments.Problem],
     names: tuple[str, str],
-    choice: tuple[Any, ...],
 ) -> Any:
     """The common body of the four operators.
 
-    ``given`` and ``choice`` are the raw arguments that, beside shapes and dtypes, decide the plan;
-    ``resolve(lhs, rhs, dtype, bias, strided)`` builds the problem when the plan is not known yet.
+    ``options`` are the raw arguments that, beside shapes and dtypes, decide the plan, those of
+    :data:`CHOICE` last; ``resolve(lhs, rhs, dtype, bias, strided)`` builds the problem when the
+    plan is not known yet.
     """
     settings = config.current()
     if not (type(lhs) is np.ndarray and _is_numpy(rhs)):
-        lhs, rhs, bias = _operands(lhs, rhs, bias, out, names, choice[0])
+        lhs, rhs, bias = _operands(lhs, rhs, bias, out, names, options[-len(CHOICE)])
     flags = lhs.flags
     plain = flags.c_contiguous and (type(lhs) is not np.ndarray or flags.aligned)
     key = (
         direction, lhs.shape, lhs.dtype, plain, rhs.shape, rhs.dtype, type(rhs), type(lhs),
-        bias is None, given, choice, id(settings),
+        bias is None, options, id(settings),
     )  # fmt: skip
     is_key = True
     try:
-        plan = _cached(key, given, choice)
+        plan = _cached(key, options)
     except TypeError:  # a list among the arguments
-        given, choice = hashable(given), hashable(choice)
-        key = (*key[:9], given, choice, id(settings))
+        options = hashable(options)
+        key = (*key[:9], options, id(settings))
         try:
-            plan = _cached(key, given, choice)
+            plan = _cached(key, options)
         except TypeError:
             plan, is_key = None, False
     if plan is not None:
         try:
             return plan.run_known(lhs, rhs, bias, out)
         except BackendError as error:
-            return _run_another(plan, error, _place(key, given, choice), (lhs, rhs, bias), out)
+            return _run_another(plan, error, _Place(key, options), (lhs, rhs, bias), out)
     dtype = _dtype_of((names[0], lhs.dtype), (names[1], rhs.dtype))
     strided = lhs.dtype.name == dtype and is_strided(lhs)
     problem = resolve(lhs, rhs, dtype, bias is not None, strided)
     from convjit import dispatch
 
     request = make_request(
-        dict(zip(CHOICE, choice, strict=True)),
+        dict(zip(CHOICE, options[-len(CHOICE) :], strict=True)),
         is_plain=problem.is_plain,
         packed=type(rhs) is Weights,
         array_type=_array_type(lhs),
     )
     generation = registry.generation()
     plan = dispatch.select(problem, request, type(lhs))
-    place = _place(key if is_key else None, given, choice)
+    place = _Place(key, options) if is_key else None
     _keep(place, plan, generation)
     operands = (lhs, rhs, bias)
     try:

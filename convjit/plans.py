@@ -198,10 +198,13 @@ class Plan:
         self._peak = peak
         self._dtype = precision.numpy_dtype(self.spec.dtype)
         self._result_dtype = precision.numpy_dtype(self.spec.result_dtype)
-        # The batched shapes, where they differ from the user's.
-        self._lhs_view = _if_other(self.spec.lhs_shape, problem.lhs_shape)
+        # The batched shapes, where they differ from the user's and matter.
+        shapeless = getattr(executable, "shapeless", False)
+        self._lhs_view = None if shapeless else _if_other(self.spec.lhs_shape, problem.lhs_shape)
         self._rhs_view = _if_other(self.spec.rhs_shape, problem.rhs_shape)
-        self._result_view = _if_other(self.spec.result_shape, problem.result_shape)
+        self._result_view = (
+            None if shapeless else _if_other(self.spec.result_shape, problem.result_shape)
+        )
         self._zero_bias: Array | None = None
         self._spare: list[Array] = []  # popped and appended by any thread, each step atomic
         self._warm = False

@@ -212,6 +212,10 @@ class Executable(Protocol):
 
     ``workspace`` is the number of bytes the core hands to :meth:`run` (64-byte aligned,
     uninitialised).
+
+    An executable that reads memory by its own geometry and looks at no shape of an operand or of
+    the result says so by an attribute ``shapeless = True``: :meth:`run` then gets the caller's
+    arrays as they are, without batch or channels where they have none, which saves the views.
     """
 
     workspace: int

@@ -206,6 +206,7 @@ def refuse(
 
 
 _DATA = object.__basicsize__  # PyArrayObject's first field after the object's header is ``data``
+_ITEMS = tuple.__basicsize__  # where PyTupleObject's items begin
 
 
 def _address_by_field(array: Array) -> int:
@@ -227,34 +228,68 @@ def _choose_address() -> Callable[[Array], int]:
 address = _choose_address()
 
 
+def _items_follow() -> bool:
+    """Whether a tuple's items lie where its type says that its fixed part ends."""
+    trial = (object(), None, address)
+    items = (ctypes.c_size_t * len(trial)).from_address(id(trial) + _ITEMS)
+    return list(items) == [id(item) for item in trial]
+
+
 def _build_entry() -> Callable[..., None]:
     from numba import njit
 
     from convjit_numba.microkernel import OPTIONS, call_code, load_int
 
-    field = int(_DATA)
+    field, items = int(_DATA), int(_ITEMS)
 
     @njit(**OPTIONS)
-    def data(array):
+    def data(given, number, none):
+        array = load_int(given + items + 8 * number)
         place = 0
-        if array != 0:
+        if array != none:
             place = load_int(array + field)
         return place
 
-    def entry(code, geometry, lhs, packed, bias, out, workspace):
+    def entry(given):
+        head = data(given, 0, 0)
+        code, geometry, none = load_int(head), load_int(head + 8), load_int(head + 16)
         call_code(
-            code, (geometry, data(lhs), data(packed), data(bias), data(out), data(workspace), 0)
+            code,
+            (
+                geometry, data(given, 1, none), data(given, 2, none), data(given, 3, none),
+                data(given, 4, none), data(given, 5, none), 0,
+            ),
         )  # fmt: skip
 
     return entry
 
 
-def _entry() -> Any:
-    """A kernel that calls one with the addresses of five arrays, given the array objects' own.
+@lru_cache(maxsize=2)
+def _entry(brief: bool) -> Callable[[tuple[Any, ...]], None] | None:
+    """What calls a kernel with the addresses of five arrays, given a tuple of them.
 
-    Reading ``data`` in compiled code takes a nanosecond, where ctypes takes 0.2 microseconds.
+    The tuple's first item is :func:`_head`'s; an array may be None.  Reading an array's ``data`` in
+    compiled code takes a nanosecond, where ctypes takes 0.2 microseconds, and it takes ctypes 0.2
+    microseconds to hand over one object, 0.9 for seven numbers.  None if objects do not lie in
+    memory as supposed.
+
+    Parameters
+    ----------
+    brief : bool
+        Whether the kernel takes so few microseconds that other threads can wait for the
+        interpreter's lock meanwhile.
     """
-    return cache.function("entry", 7, _build_entry)
+    if address is not _address_by_field or not _items_follow():
+        return None
+    address_of = cache.function(f"entry.{_ITEMS}.{_DATA}", 1, _build_entry).address
+    prototype = ctypes.PYFUNCTYPE if brief else ctypes.CFUNCTYPE
+    entry: Callable[[tuple[Any, ...]], None] = prototype(None, ctypes.py_object)(address_of)
+    return entry
+
+
+def _head(kernel: Any, geometry: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """What :func:`_entry` calls, with which geometry, and what None looks like."""
+    return np.array([code_address(kernel), address(geometry), id(None)], np.int64)
 
 
 def code_address(function: Any) -> int:
@@ -363,8 +398,10 @@ def configs(
 class PanelExecutable:
     """A planned problem: kernel, geometry and packer; immutable."""
 
+    shapeless = True
+
     __slots__ = (
-        "_alone", "_code", "_enter", "_geometry", "_keep", "_kernel", "_place", "_seconds",
+        "_alone", "_enter", "_geometry", "_head", "_keep", "_kernel", "_place", "_seconds",
         "_slots", "pack", "workspace",
     )  # fmt: skip
 
@@ -387,8 +424,8 @@ class PanelExecutable:
         self._slots = slots
         self._seconds = seconds
         self._alone = seconds < threads.WORTH_WAKING or slots == 1
-        self._enter = _entry() if self._alone and address is _address_by_field else None
-        self._code = code_address(kernel) if self._enter is not None else 0
+        self._enter = _entry(seconds < threads.WORTH_WAKING) if self._alone else None
+        self._head = None if self._enter is None else _head(kernel, geometry)
         self.workspace = slots * slot_bytes
 
     def run(
@@ -397,10 +434,7 @@ class PanelExecutable:
         """Compute into ``out`` on as many threads as are in force and had been at planning."""
         if self._enter is not None:
             # A call of microseconds: the compiled entry looks the addresses up.
-            self._enter(
-                self._code, self._place, id(lhs), id(packed), 0 if bias is None else id(bias),
-                id(out), 0 if workspace is None else id(workspace),
-            )  # fmt: skip
+            self._enter((self._head, lhs, packed, bias, out, workspace))
             return
         arguments = (
             self._place,

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import convjit
@@ -44,6 +44,8 @@ def test_outer_products_are_found(
     rng = np.random.default_rng(seed)
     stack = np.stack([outer(rng, tuple(kernel), dtype) for _ in range(count)])[:, None]
     stack = stack * np.array(10.0**decade, dtype)
+    # What has underflowed is rounded otherwise than a product.
+    assume(np.abs(stack).min() >= np.finfo(dtype).tiny)
     found = rank1.factors(stack)
     assert found is not None
     assert [f.dtype for f in found] == [stack.dtype] * len(kernel)
