@@ -14,6 +14,7 @@ from convjit import layout as layouts
 from convjit import precision
 from convjit.algorithms import adjoint, geometry
 from convjit.algorithms.fills import Copy, Fill, View, move
+from convjit.algorithms.spacetodepth import SpaceToDepth
 from convjit.algorithms.workspace import aligned, nbytes
 from convjit.layout import to_channels_first, to_channels_last
 from convjit.spec import ConvSpec, Direction
@@ -429,9 +430,14 @@ def _spread(steps: tuple[int, ...], axes: tuple[int, ...]) -> tuple[Fill, Fill]:
 
 
 def _stride(spec: ConvSpec) -> Step | None:
-    """Stride 1, of whose outputs every stride-th is kept (or, where y is given, zeros between)."""
+    """Stride 1, by more channels, or of whose outputs every stride-th is kept.
+
+    Where y is given and x computed, there are zeros between y's samples.
+    """
     if set(spec.stride) == {1}:
         return None
+    if not spec.computes_input and not spec.is_depthwise:
+        return _space_to_depth(spec)
     inner = spec.replace(stride=(1,) * spec.ndim)
     inner = inner.replace(out_size=inner.formula_out_size)
     insert, pick = _spread(spec.stride, layouts.spatial_axes(spec.layout, spec.ndim))
@@ -440,6 +446,21 @@ def _stride(spec: ConvSpec) -> Step | None:
     if spec.computes_input:
         return Step("zeros between", spec, inner.replace(strided=False), fill_lhs=insert)
     return Step("zeros between", spec, inner, fill_rhs=insert)
+
+
+def _space_to_depth(spec: ConvSpec) -> Step | None:
+    """Stride 1 over phases of x, each a channel: as many products, but for taps filled up."""
+    if spec.pad_mode != "zeros":
+        return _pad(spec)
+    split = SpaceToDepth(spec)
+    name, inner = "space to depth", split.inner
+    if spec.direction is Direction.WEIGHT_GRAD:
+        return Step(name, spec, inner, fill_lhs=split.fill_x, fill_result=split.fill_from_w)
+    # Taps filled up are zeros, and a zero times a NaN is a NaN.
+    return Step(
+        name, spec, inner, fill_lhs=split.fill_x, fill_rhs=split.fill_w,
+        spreads_nonfinite=split.is_filled,
+    )  # fmt: skip
 
 
 def _dilation(spec: ConvSpec) -> Step | None:

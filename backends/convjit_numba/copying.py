@@ -24,7 +24,8 @@ from convjit_numba.problem import address
 
 LEAST = 4096  # elements below which NumPy is done before a plan is found
 LONG = 16  # elements of an axis from which on it is a tile's
-RUN_BYTES = 64  # contiguous on both sides from which on bytes are copied
+RUN_BYTES = 8  # contiguous on both sides from which on bytes are copied
+MOST_PICKED = 4  # a source's step up to which whole vectors of it are loaded
 TILE_BYTES = 16 << 10  # of either side of a tile
 WIDEST = 64  # elements of a tile along the source's axis, where both are long
 MOST_OUTER, MOST_TINY = 4, 3
@@ -32,7 +33,8 @@ GRAIN_BYTES = 64 << 10  # of the tiles that are taken at once
 MOST_TASKS = 16  # from which on several are
 SECONDS_PER_BYTE = 0.15e-9
 
-ELEMENTS, RUNS, SQUARES = range(3)  # what a tile's innermost loop moves
+# What a tile's innermost loop moves; PICKED + n is every n-th of neighbours in the source.
+ELEMENTS, RUNS, SQUARES, PICKED = range(4)
 # Numbers and lanes as which an element of a size is moved, whatever its dtype.
 MOVED_AS = {4: ("float32", 1), 8: ("float64", 1), 16: ("float64", 2)}
 
@@ -92,6 +94,9 @@ def _plan(
     first, second = across or NO_AXIS, along or NO_AXIS
     if kind == ELEMENTS and not tiny and first[1] == size and second[2] == size and size < 16:
         kind = SQUARES
+    step = first[2] // size
+    if kind == ELEMENTS and not tiny and first[1:] == (size, step * size) and size < 16:
+        kind = PICKED + step if 1 < step <= MOST_PICKED else kind
     inside = unit * prod(n for n, _, _ in tiny)
     wide, deep = _tile(first[0], second[0], inside)
     tasks = prod(n for n, _, _ in rest) * -(-first[0] // wide) * -(-second[0] // deep)
@@ -145,7 +150,8 @@ def _tile(first: int, second: int, unit: int) -> tuple[int, int]:
 def _kernel(size: int, kind: int) -> Any:
     dtype, numbers = MOVED_AS[size]
     lanes = targets.row_tiles(targets.codegen().isa, dtype)[0].vl
-    name = f"copy.{size}.{('elements', 'runs', 'squares')[kind]}"
+    names = ("elements", "runs", "squares")
+    name = f"copy.{size}.{names[kind] if kind < PICKED else f'every{kind - PICKED}'}"
     return cache.function(name, 4, partial(_build, targets.BITS[dtype], numbers, kind, lanes))
 
 
@@ -158,8 +164,11 @@ def _build(bits: int, numbers: int, kind: int, lanes: int) -> Callable[..., None
         copy_bytes,
         load_int,
         move_vectors,
+        pick_vector,
     )
     from convjit_numba.transpose import from_lanes
+
+    step, size = kind - PICKED, bits // 8 * numbers
 
     @njit(**OPTIONS)
     def elements(tiny, target, into, source, out_of, count):
@@ -207,6 +216,17 @@ def _build(bits: int, numbers: int, kind: int, lanes: int) -> Callable[..., None
                 for i in range(count):
                     copy_bytes(target + j * down + i * into, source + j * from_ + i * out_of,
                                unit)  # fmt: skip
+        elif kind > PICKED:
+            for j in range(second):
+                to, of = target + j * down, source + j * from_
+                if count < lanes:
+                    elements(tiny, to, into, of, out_of, count)
+                else:
+                    for i in range(0, count - lanes + 1, lanes):
+                        pick_vector(bits, lanes, step, to + i * size, of + i * size * step)
+                    if count % lanes != 0:  # some of the vector before once more
+                        i = count - lanes
+                        pick_vector(bits, lanes, step, to + i * size, of + i * size * step)
         else:
             for j in range(second):
                 elements(tiny, target + j * down, into, source + j * from_, out_of, count)

@@ -140,6 +140,37 @@ def move_vectors(
     return types.void(bits, lanes, count, types.int64, types.int64), codegen
 
 
+@intrinsic(prefer_literal=True)
+def pick_vector(typingctx: Any, bits: Any, lanes: Any, step: Any, target: Any, source: Any) -> Any:
+    """Store a vector of every ``step``-th number from an address on; none behind the last is read.
+
+    ``step`` vectors are loaded, the last so that it ends with the last number wanted, and each is
+    merged into the result by one permutation.
+    """
+    literals = _literals(bits, lanes, step)
+    if literals is None:
+        return None
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        width, vl, every = literals
+        size = width // 8
+        kind = ir.VectorType(_real(width), vl)
+        result = ir.Constant(kind, ir.Undefined)
+        for number in range(every):
+            first = min(number * vl, (every - 1) * (vl - 1))
+            place = builder.add(arguments[4], _int(first * size))
+            held = range(number * vl, (number + 1) * vl)
+            lanes_of = [
+                vl + lane * every - first if lane * every in held else lane for lane in range(vl)
+            ]
+            mask = ir.Constant(ir.VectorType(ir.IntType(32), vl), lanes_of)
+            result = builder.shuffle_vector(result, _load(builder, place, kind, size), mask)
+        _store(builder, result, arguments[3], size)
+        return context.get_dummy_value()
+
+    return types.void(bits, lanes, step, types.int64, types.int64), codegen
+
+
 @intrinsic
 def zero_bytes(typingctx: Any, target: Any, count: Any) -> Any:
     """Store ``count`` bytes of 0."""

@@ -347,6 +347,8 @@ class Winograd:
         refusal = problem.refuse(spec, channels_last=True)
         if refusal is not None:
             return refusal
+        if set(spec.stride) != {1}:
+            return Refusal(Feature.STRIDE, "outputs of a tile are neighbours: stride 1")
         smallest = 2 if self._r == 3 else 4
         if not smallest <= max(spec.kernel_size) <= self._r:
             taps = "x".join(map(str, spec.kernel_size))
@@ -355,8 +357,6 @@ class Winograd:
                 f"F({self._m or 'm'}, {self._r}) takes {smallest} to {self._r} taps on its longest "
                 f"axis, not {taps}",
             )
-        if set(spec.stride) != {1}:
-            return Refusal(Feature.STRIDE, "outputs of a tile are neighbours: stride 1")
         p = Problem.of(spec)
         unit = 1 if spec.channels_last else unit_of(p.dilation[2])
         if p.cg * 1024 * unit * p.bytes > problem.MAX_SLOT:
