@@ -430,9 +430,10 @@ def _spread(steps: tuple[int, ...], axes: tuple[int, ...]) -> tuple[Fill, Fill]:
 
 
 def _stride(spec: ConvSpec) -> Step | None:
-    """Stride 1, by more channels, or of whose outputs every stride-th is kept.
+    """Stride 1: over phases of x, or what is left.
 
-    Where y is given and x computed, there are zeros between y's samples.
+    That is every stride-th output of more for depthwise layers, which stay depthwise, and zeros
+    between the samples of a y that is given.
     """
     if set(spec.stride) == {1}:
         return None

@@ -3,7 +3,8 @@
 A compiled kernel takes task numbers from an atomic counter until none is left, so it does not
 matter how many threads run it or when they arrive.  The calling thread always runs the kernel
 itself; helpers are woken, and one that has not started when the caller is done is cancelled, never
-waited for.  A ctypes call gives up the interpreter's lock, so kernels run side by side.
+waited for.  A ctypes call gives up the interpreter's lock, so kernels run side by side; only those
+of a few microseconds keep it (:class:`convjit_numba.problem.PanelExecutable`).
 
 numba's threading layers are not used: ``workqueue`` aborts the process on concurrent calls, and
 GNU OpenMP kills a child that was forked after use.  There are two pools, which both serve

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from math import gcd, prod
 from typing import NamedTuple
@@ -18,6 +19,8 @@ from typing import NamedTuple
 from convjit.algorithms.fills import Array, Copy
 from convjit.algorithms.geometry import Range, extent, outputs_of_tap
 from convjit.spec import ConvSpec
+
+_Index = tuple[slice, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +63,10 @@ class Axis:
             outputs + extent(taps, inner) - 1,
         )  # fmt: skip
 
-    def inside(self, phase: int) -> Range:
-        """The samples of a phase that are x's."""
-        return outputs_of_tap(phase, self.n, self.samples, self.stride, self.lo, self.step)
+    def _inside(self) -> list[Range]:
+        """The samples of each phase that are x's."""
+        place = self.n, self.samples, self.stride, self.lo, self.step
+        return [outputs_of_tap(phase, *place) for phase in range(self.count)]
 
     def moves(self) -> list[Move]:
         """What fills the phases from x, in parts that do not overlap.
@@ -70,7 +74,7 @@ class Axis:
         Phases whose taps are neighbours are filled at once as far as all are x's: there, samples
         and phases of them are a view of x.
         """
-        inside = [self.inside(phase) for phase in range(self.count)]
+        inside = self._inside()
         start = max(part.start for part in inside)
         # Behind the last of these, x has a whole stride.
         stop = min(*(part.stop for part in inside), (self.n + self.lo) // self.stride)
@@ -97,7 +101,7 @@ class Axis:
 
     def borders(self) -> list[slice]:
         """Samples that are not x's in all phases: some are zeros."""
-        inside = [self.inside(phase) for phase in range(self.count)]
+        inside = self._inside()
         start, stop = max(part.start for part in inside), min(part.stop for part in inside)
         parts = (Range(0, min(start, self.samples)), Range(max(start, stop), self.samples))
         return [slice(*part) for part in parts if len(part)]
@@ -110,6 +114,21 @@ class Move(NamedTuple):
     phases: slice
     of_x: slice
     shape: tuple[int, int]
+
+
+class _Filling(NamedTuple):
+    """Shapes and indices by which the phases are filled.
+
+    Among them x has an axis of groups, and behind each spatial axis, which is one of samples, one
+    of phases; the inner x has axes of groups and of each spatial axis's phases.
+    """
+
+    x_shape: tuple[int, ...]
+    inner_shape: tuple[int, ...]
+    order: tuple[int, ...]
+    borders: list[_Index]
+    # Of the inner x, of x, what shape that takes, and which of its phases are read.
+    moves: list[tuple[_Index, _Index, tuple[int, ...], _Index]]
 
 
 class SpaceToDepth:
@@ -144,62 +163,60 @@ class SpaceToDepth:
             padding=((0, 0),) * spec.ndim,
             strided=False,
         )
-
-        self._plan_fill(spec)
+        self._spec = spec
 
     # ---------------------------------------------------------------- x
 
-    def _plan_fill(self, spec: ConvSpec) -> None:
-        """The indices of :meth:`fill_x`.
-
-        Among them x has an axis of groups, and one of phases behind that of samples; the inner x,
-        groups and an axis of phases for each spatial axis.
-        """
-        ndim, data = spec.ndim, (spec.groups, self._each)
+    @cached_property
+    def _filling(self) -> _Filling:
+        """Found when x is first filled: most steps are only asked what they would cost."""
+        spec, ndim, data = self._spec, self._spec.ndim, (self._spec.groups, self._each)
+        whole, every = slice(None), (slice(None),) * self._spec.ndim
         samples, phases = range(0, 2 * ndim, 2), range(1, 2 * ndim, 2)
+        size = self.inner.in_size
+        before: tuple[int, ...]
+        behind: tuple[int, ...]
         if spec.channels_last:
-            self._x_shape = (spec.batch, *spec.in_size, *data)
-            self._shape = (spec.batch, *self.inner.in_size, spec.groups, *self._counts, self._each)
-            self._order: tuple[int, ...] = (
+            before, behind = (spec.batch,), data
+            inner_shape = (spec.batch, *size, spec.groups, *self._counts, self._each)
+            order = (
                 0, *(1 + i for i in samples), 2 * ndim + 1, *(1 + i for i in phases), 2 * ndim + 2,
             )  # fmt: skip
         else:
-            self._x_shape = (spec.batch, *data, *spec.in_size)
-            self._shape = (spec.batch, spec.groups, *self._counts, self._each, *self.inner.in_size)
-            self._order = (0, 1, *(3 + i for i in phases), 2, *(3 + i for i in samples))
-        whole = slice(None)
+            before, behind = (spec.batch, *data), ()
+            inner_shape = (spec.batch, spec.groups, *self._counts, self._each, *size)
+            order = (0, 1, *(3 + i for i in phases), 2, *(3 + i for i in samples))
 
-        def inside(window: Sequence[slice], chosen: Sequence[slice]) -> tuple[slice, ...]:
+        def inside(window: Sequence[slice], chosen: Sequence[slice]) -> _Index:
             if spec.channels_last:
                 return (whole, *window, whole, *chosen)
             return (whole, whole, *chosen, whole, *window)
 
-        every = (whole,) * ndim
-        self._borders = [
+        borders = [
             inside((*every[:number], border, *every[number + 1 :]), every)
             for number, axis in enumerate(self._axes)
             for border in axis.borders()
         ]
-        start = 1 if spec.channels_last else 3
-        before, behind = self._x_shape[:start], self._x_shape[start + ndim :]
-        self._moves = []
+        outer, found = (whole,) * len(before), []
         for moves in product(*(axis.moves() for axis in self._axes)):
             into = inside([move.samples for move in moves], [move.phases for move in moves])
-            out_of = (*(whole,) * len(before), *(move.of_x for move in moves))
+            out_of = (*outer, *(move.of_x for move in moves))
             shape = (*before, *(n for move in moves for n in move.shape), *behind)
             counts = (move.phases.stop - move.phases.start for move in moves)
-            read = (*(whole,) * len(before), *(s for n in counts for s in (whole, slice(0, n))))
-            self._moves.append((into, out_of, shape, read))
+            read = (*outer, *(s for n in counts for s in (whole, slice(0, n))))
+            found.append((into, out_of, shape, read))
+        return _Filling((*before, *spec.in_size, *behind), inner_shape, order, borders, found)
 
     def fill_x(self, copy: Copy, destination: Array, source: Array) -> None:
         """The phases of x, and zeros for its padding."""
-        source = source.reshape(self._x_shape)
-        destination = destination.reshape(self._shape)
-        for border in self._borders:
+        filling = self._filling
+        source = source.reshape(filling.x_shape)
+        destination = destination.reshape(filling.inner_shape)
+        for border in filling.borders:
             destination[border] = 0
-        for into, out_of, shape, read in self._moves:
+        for into, out_of, shape, read in filling.moves:
             part = source[out_of].reshape(shape)[read]
-            copy(destination[into], part.transpose(self._order))
+            copy(destination[into], part.transpose(filling.order))
 
     # ---------------------------------------------------------------- w
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import textwrap
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -113,3 +118,49 @@ def test_lowering_moves_data_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert moved
     expected = convjit.conv_transpose(x, w, stride=2, padding=1, backend="scipy")
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+
+
+FENCED = textwrap.dedent(
+    """
+    import ctypes, mmap
+    import numpy as np
+    from convjit_numba import copying
+
+    copying.LEAST = 1
+    area = mmap.mmap(-1, 5 * mmap.PAGESIZE)
+    fence = ctypes.addressof(ctypes.c_char.from_buffer(area)) + 4 * mmap.PAGESIZE
+    libc = ctypes.CDLL(None, use_errno=True)
+    size, none = ctypes.c_size_t(mmap.PAGESIZE), 0
+    assert libc.mprotect(ctypes.c_void_p(fence), size, none) == 0, ctypes.get_errno()
+    readable = np.frombuffer(area, np.uint8)[: 4 * mmap.PAGESIZE]
+    for dtype in (np.float32, np.float64):
+        for step in (2, 3, 4):
+            for count in (16, 17, 31, 32, 40, 100):
+                last = readable.view(dtype)[-((count - 1) * step + 1) :]
+                last[...] = np.arange(last.size)
+                # Two rows, of which the second ends before what cannot be read.
+                rows = readable.view(dtype)[-last.size - 5 :]
+                source = np.lib.stride_tricks.as_strided(
+                    rows, (2, count), (5 * rows.itemsize, step * rows.itemsize)
+                )
+                destination = np.zeros((2, count), dtype)
+                _, _, _, _, kernel = copying._plan(
+                    destination.shape, destination.strides, source.strides, rows.itemsize
+                )
+                assert kernel is copying._kernel(rows.itemsize, copying.PICKED + step)
+                copying.copy(destination, source)
+                assert (destination == source).all(), (dtype, step, count)
+    print("done")
+    """
+)
+
+
+@pytest.mark.subprocess
+@pytest.mark.skipif(sys.platform != "linux", reason="mprotect by its Linux numbers")
+def test_picks_read_nothing_behind_the_last() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FENCED], env=dict(os.environ), capture_output=True, text=True,
+        timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "done"

@@ -10,6 +10,8 @@ from convjit.algorithms.fills import assign
 from convjit.algorithms.oracle import oracle
 from convjit.algorithms.spacetodepth import SpaceToDepth
 from convjit.spec import ConvSpec
+from convjit.spi import Feature
+from convjit.steps import Step, next_step
 
 LAST = {1: "NLC", 2: "NHWC", 3: "NDHWC"}
 
@@ -56,3 +58,42 @@ def test_phases_give_the_same(first: int) -> None:
         back = np.full(spec.w_shape, np.nan)
         split.fill_from_w(assign, back, inner_w)
         assert (back == w).all()
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "spreads"), [(4, 2, False), (1, 2, False), (3, 4, False), (3, 2, True)]
+)
+def test_filled_taps_spread_what_is_not_finite(kernel: int, stride: int, spreads: bool) -> None:
+    spec = convjit.plan(
+        (1, 3, 9, 9), (4, 3, kernel, kernel), stride=stride, algorithm="scipy.direct"
+    ).spec
+    step = next_step(Feature.STRIDE, spec)
+    assert isinstance(step, Step)
+    assert step.name == "space to depth"
+    assert step.spreads_nonfinite is spreads
+    x = np.zeros(spec.x_shape, np.float32)
+    x[0, 0, 3, 3] = np.nan
+    inner_x, inner_w = (np.empty(s, np.float32) for s in (step.inner.x_shape, step.inner.w_shape))
+    step.fill_lhs(assign, inner_x, x)
+    step.fill_rhs(assign, inner_w, np.ones(spec.w_shape, np.float32))
+    reached = np.isnan(oracle(step.inner, inner_x, inner_w))
+    wanted = np.isnan(oracle(spec, x, np.ones(spec.w_shape, np.float32)))
+    assert (reached != wanted).any() == spreads
+
+
+def test_depthwise_layers_stay_depthwise() -> None:
+    spec = convjit.plan((1, 4, 9, 9), (4, 1, 3, 3), stride=2, groups=4).spec
+    step = next_step(Feature.STRIDE, spec)
+    assert isinstance(step, Step)
+    assert step.inner.is_depthwise
+    assert step.name == "subsample"
+
+
+def test_winograd_takes_strided_layers() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((1, 3, 40, 41)).astype(np.float32)
+    w = rng.standard_normal((8, 3, 7, 7)).astype(np.float32)
+    plan = convjit.plan(x, w, stride=2, padding=3, algorithm="numba.winograd.fmx5")
+    assert plan.label == "space to depth + numba.winograd.fmx5"
+    exact = convjit.conv(x, w, stride=2, padding=3, precision="exact")
+    np.testing.assert_allclose(plan(x, w), exact, atol=2e-4)
