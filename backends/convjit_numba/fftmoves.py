@@ -22,7 +22,7 @@ from convjit_numba.microkernel import (
     broadcast_real,
     emit_epilogue,
 )
-from convjit_numba.transpose import _mask, masked_load, masked_store
+from convjit_numba.transpose import first_lanes, masked_load, masked_store
 
 
 def _inside(emit: Emitter, source: Any, lo: Any, hi: Any) -> Any:
@@ -46,7 +46,8 @@ def _inside(emit: Emitter, source: Any, lo: Any, hi: Any) -> Any:
     builder.branch(done)
     builder.position_at_end(partly)
     ones = ir.Constant(ir.VectorType(I1, vl), [1] * vl)
-    mask = builder.and_(_mask(builder, vl, hi), builder.xor(_mask(builder, vl, lo), ones))
+    after = builder.xor(first_lanes(builder, vl, lo), ones)
+    mask = builder.and_(first_lanes(builder, vl, hi), after)
     part = masked_load(builder, source, emit.bits, vl, mask)
     builder.branch(done)
     builder.position_at_end(done)
@@ -64,7 +65,7 @@ def _store_first(emit: Emitter, value: Any, target: Any, count: Any) -> None:
         with whole:
             _store(builder, value, target, emit.size)
         with part:
-            mask = _mask(builder, vl, count)
+            mask = first_lanes(builder, vl, count)
             masked_store(builder, value, target, emit.bits, vl, mask)
 
 

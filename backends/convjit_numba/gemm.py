@@ -85,14 +85,6 @@ def flatten(p: Problem) -> Problem:
     return p
 
 
-def _tail(pixels: int, vl: int, halves: bool) -> int:
-    """Lanes of the last vector: half of them if that is enough, 0 if all of them exist."""
-    rest = pixels % vl
-    if rest == 0:
-        return 0
-    return vl // 2 if halves and vl > 1 and rest <= vl // 2 else vl
-
-
 def _tasks(
     units: int, vectors: int, wide: float, strips: int, blocks: int, panels: int, task_panels: int,
     share: float, fixed: float, each: float,
@@ -132,7 +124,7 @@ def blocking(p: Problem, isa: str, cores: int, config: Config = DEFAULT_CONFIG) 
     cblocks = -(-p.cg // cblock)
     units = p.batch * p.groups
     vectors = -(-p.pixels // vl)
-    tail = _tail(p.pixels, vl, targets.MACHINES[isa].vector_bytes >= 32)
+    tail = targets.tail_lanes(p.pixels, isa, p.dtype)
     # What one (channel, tap) of all pixels costs to gather.
     lines = p.pixels // p.out[2]
     if p.stride[2] <= problem.GATHERED_STEPS:

@@ -113,9 +113,9 @@ def executable(spec: ConvSpec, p: Problem, b: Blocking, target: Target) -> Panel
     whole = spec.dtype in WHOLE
     short = "i64" if whole else targets.SHORT[p.dtype]
     kernel = cache.function(
-        f"indirect.{short}.{b.tile}.{b.tail}",
+        f"indirect.{short}.{b.tile}.{b.tail}.{b.end}",
         7,
-        partial(build, targets.BITS[p.dtype], *b.tile, b.tail, whole),
+        partial(build, targets.BITS[p.dtype], *b.tile, b.tail, b.end, whole),
     )
     slots = min(target.cores, b.tasks)
     slot = Slot.of(p, b)

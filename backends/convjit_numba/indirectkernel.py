@@ -10,18 +10,18 @@ from convjit_numba.rowtables import HEAD
 
 
 def build(
-    bits: int, mr: int, nv: int, vl: int, tail: int, whole: bool = False
+    bits: int, mr: int, nv: int, vl: int, tail: int, end: int, whole: bool = False
 ) -> Callable[..., None]:
     """The kernel for one row tile and ``tail`` vectors of the last panel (imports numba).
 
-    ``whole`` says that the numbers are whole ones, of 64 bits.
+    ``end`` and ``whole`` are those of :func:`convjit_numba.rowtables.build`.
     """
     from numba import njit
 
     from convjit_numba.microkernel import OPTIONS, load_int, move_real, store_int, zero_bytes
     from convjit_numba.transpose import from_lanes
 
-    fill_slab, copy_run, addends, sum_panel = rowtables.build(bits, mr, nv, vl, tail, whole)
+    fill_slab, copy_run, addends, sum_panel = rowtables.build(bits, mr, nv, vl, tail, end, whole)
     size = bits // 8
     nr = nv * vl
     walk = nr * size
@@ -152,9 +152,35 @@ def build(
         store_int(table, taps)
 
     @njit(**OPTIONS)
-    def list_merged(g, table, at, zeros, patches, rows, tap_z, step_row, step_col):
-        """The same with the taps of a kernel row merged; rows that are not in one piece copied."""
+    def list_row(g, entry, at, zeros, patches, rows, z, y, offset, step_col, adjacent):
+        """The merged taps of a kernel row; whether one meets the image, and the next free patch."""
         d, h, w, cg = load_int(g + D), load_int(g + H), load_int(g + W), load_int(g + CG)
+        kw, dw = load_int(g + KW), load_int(g + DW)
+        met = 0
+        for i in range(rows):
+            place = zeros
+            left = load_int(at + COL + 8 * i)
+            if 0 <= load_int(at + Z + 8 * i) + z < d and 0 <= load_int(at + ROW + 8 * i) + y < h:
+                place = load_int(at + PLACE + 8 * i) + offset
+                met = 1
+                if not (adjacent and left >= 0 and left + (kw - 1) * dw < w):
+                    for tx in range(kw):
+                        to = patches + tx * cg * size
+                        if 0 <= left + tx * dw < w:
+                            for c in range(cg):
+                                source = place + tx * dw * step_col + c * size
+                                move_real(bits, to + c * size, source)
+                        else:
+                            zero_bytes(to, cg * size)
+                    place = patches
+                    patches += kw * cg * size
+            store_int(entry + 8 + 8 * i, place)
+        return met, patches
+
+    @njit(**OPTIONS)
+    def list_merged(g, table, at, zeros, patches, inside, rows, tap_z, step_row, step_col):
+        """The same with the taps of a kernel row merged; rows that are not in one piece copied."""
+        cg = load_int(g + CG)
         kd, kh, kw, dw = load_int(g + KD), load_int(g + KH), load_int(g + KW), load_int(g + DW)
         adjacent = kw == 1 or dw * step_col == cg * size
         taps, entry = 0, table + 8 * HEAD
@@ -162,27 +188,16 @@ def build(
             for ty in range(kh):
                 z, y = tz * load_int(g + DD), ty * load_int(g + DH)
                 met = 0
-                for i in range(rows):
-                    place = zeros
-                    left = load_int(at + COL + 8 * i)
-                    if (
-                        0 <= load_int(at + Z + 8 * i) + z < d
-                        and 0 <= load_int(at + ROW + 8 * i) + y < h
-                    ):
+                if inside != 0 and adjacent:
+                    met = 1
+                    for i in range(rows):
                         place = load_int(at + PLACE + 8 * i) + tz * tap_z + y * step_row
-                        met = 1
-                        if not (adjacent and left >= 0 and left + (kw - 1) * dw < w):
-                            for tx in range(kw):
-                                to = patches + tx * cg * size
-                                if 0 <= left + tx * dw < w:
-                                    for c in range(cg):
-                                        source = place + tx * dw * step_col + c * size
-                                        move_real(bits, to + c * size, source)
-                                else:
-                                    zero_bytes(to, cg * size)
-                            place = patches
-                            patches += kw * cg * size
-                    store_int(entry + 8 + 8 * i, place)
+                        store_int(entry + 8 + 8 * i, place)
+                else:
+                    met, patches = list_row(
+                        g, entry, at, zeros, patches, rows, z, y, tz * tap_z + y * step_row,
+                        step_col, adjacent,
+                    )  # fmt: skip
                 if met != 0:
                     store_int(entry, (tz * kh + ty) * kw * cg * walk)
                     entry += 8 * (1 + rows)
@@ -229,7 +244,9 @@ def build(
             store_int(here + 8, rows)
             store_int(here + 16, p)
             if load_int(g + MERGED) != 0:
-                patches = list_merged(g, here, at, zeros, patches, rows, tap_z, step_row, step_col)
+                patches = list_merged(
+                    g, here, at, zeros, patches, inside, rows, tap_z, step_row, step_col
+                )
             else:
                 list_taps(g, here, at, zeros, inside, rows, tap_z, step_row, step_col)
             here += step
@@ -271,21 +288,18 @@ def build(
         shift = 0
         for panel in range(low_panel, high_panel):
             k = panel * nr
-            lanes = nr
-            if panel == panels - 1:
-                lanes = tail * vl
-            count = min(lanes, kg - k)
+            count = min(nr, kg - k)
             result = y + (((image * groups + group) * kg + k) * outputs + inner) * size
             if last_axis != 0:
                 result = y + (((line * ow + p0) * groups + group) * kg + k) * size
-            buffered = last_axis == 0 or count < lanes
+            buffered = last_axis == 0 or (end == 0 and count % vl != 0)
             c, ldc = sums, walk
             if not buffered:
                 c, ldc = result, groups * kg * size
-            add = addends(bias, group * kg + k, count, lanes, mine)
+            add = addends(bias, group * kg + k, count, mine)
             b = weights + (group * panels + panel) * panel_bytes
             shift = sum_panel(
-                table, tables, step, shift, lanes, channels, block, b, c, ldc, ldc, add,
+                table, tables, step, shift, count, channels, block, b, c, ldc, ldc, add,
                 load_int(g + ACTIVATION), g + SLOPES,
             )  # fmt: skip
             if last_axis == 0:

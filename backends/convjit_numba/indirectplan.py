@@ -15,8 +15,8 @@ from convjit_numba.targets import Tile
 
 # Cycles of the model, measured on products of known size: a task; a call of the row tile, a tap of
 # it and an address of that; an entry of the table; a number copied; a number transposed to and
-# from channels-last order.  An entry of merged taps of channels-last arrays is more work: it may
-# lie across a border.
+# from channels-last order.  An entry of merged taps is more work in tiles that meet the padding: it
+# may lie across a border.
 TASK, CALL, TAP, ADDRESS, ENTRY, COPY = 500.0, 30.0, 6.0, 0.5, 1.5, 1.5
 TRANSPOSE, TRANSPOSE_BACK = 0.2, 0.5
 MERGED_ENTRY = 10.0
@@ -40,6 +40,10 @@ class Blocking:
         With its planes as one line if that is the same.
     tail : int
         Vectors of the last panel.
+    end : int
+        Lanes of the last of them, stored as far as they exist; 0 if it is stored whole.
+    buffered : bool
+        Whether sums go to a buffer, to be transposed or because more of them are stored than exist.
     cblock : int
         Input channels that one pass sums.
     merged : bool
@@ -54,6 +58,8 @@ class Blocking:
     last: bool
     tile: Tile
     tail: int
+    end: int
+    buffered: bool
     cblock: int
     merged: bool
     lines: int
@@ -72,14 +78,14 @@ def _merges(p: Problem, last: bool) -> bool:
     return p.kernel[2] > 1 and p.cg <= (MERGE if adjacent else MERGE_COPIED)
 
 
-def tile_cycles(rows: float, vectors: int) -> float:
+def tile_cycles(rows: float, vectors: float) -> float:
     """Of one step of a row tile: FMAs, loads and the wait for the sums."""
     return max(rows * vectors / 2, (rows + vectors) / 2, FMA_LATENCY)
 
 
 def _panel_cycles(
-    p: Problem, last: bool, tile: Tile, vectors: int, pixels: int, passes: int, entries: int,
-    lag: float, arriving: float,
+    p: Problem, last: bool, tile: Tile, vectors: float, pixels: int, passes: int, entries: int,
+    buffered: bool, lag: float, arriving: float,
 ) -> float:  # fmt: skip
     """Of the product of a task's pixels and one panel."""
     tiles = -(-pixels // tile.mr)
@@ -91,7 +97,7 @@ def _panel_cycles(
     others += lanes * p.bytes * p.depth / WEIGHTS
     if not last:
         others += TRANSPOSE_BACK * pixels * lanes
-    elif p.kg % tile.vl:
+    elif buffered:
         others += BACK * pixels
     return depth * step + lag * others + pixels * lanes * p.bytes / arriving
 
@@ -106,15 +112,29 @@ def _met(p: Problem, pixels: int) -> float:
     return rows * problem.inside_share(p, 2, pixels)
 
 
+def _inside_tiles(p: Problem, pixels: int) -> float:
+    """The part of the tiles of so many pixels of a row that meet no padding."""
+    share = 1.0
+    for axis, run in enumerate((1, 1, pixels)):
+        reach = (p.kernel[axis] - 1) * p.dilation[axis]
+        first = -(-p.pad[axis] // p.stride[axis])
+        end = (p.size[axis] - 1 - reach + p.pad[axis]) // p.stride[axis] + 1
+        inside = min(end, p.out[axis]) - first
+        share *= max(0, inside - run + 1) / p.out[axis]
+    return share
+
+
 def _task_cycles(
-    p: Problem, last: bool, tile: Tile, tail: int, plane_lines: int, pixels: int, merged: bool,
-    passes: int, image: int, isa: str,
+    p: Problem, last: bool, tile: Tile, tail: float, plane_lines: int, merged: bool, passes: int,
+    image: int, buffered: bool, isa: str, pixels: int,
 ) -> tuple[float, float, float]:  # fmt: skip
     """Of a task: what does not depend on its panels, each panel, and the last of all panels."""
     lag, arriving = targets.lag(isa), problem.arriving(p, isa, PIXELS)
     entries = p.kernel[0] * p.kernel[1] * (1 if merged else p.kernel[2])
     window = _window(p, last, plane_lines, pixels)
-    entry = MERGED_ENTRY if merged and last else ENTRY
+    entry = ENTRY
+    if merged and last:
+        entry += (MERGED_ENTRY - ENTRY) * (1.0 - _inside_tiles(p, tile.mr))
     fixed = lag * (TASK + entry * pixels * entries) + window * p.cg * p.bytes / arriving
     if not last:
         fixed += lag * TRANSPOSE * window * -(-p.cg // tile.vl) * tile.vl
@@ -125,7 +145,8 @@ def _task_cycles(
     # Pixels that do not stay in L2 are read from L3 once a panel.
     miss = 1.0 if window * p.cg * p.bytes <= image else 1.15
     whole, end = (
-        miss * _panel_cycles(p, last, tile, vectors, pixels, passes, entries, lag, arriving)
+        miss
+        * _panel_cycles(p, last, tile, vectors, pixels, passes, entries, buffered, lag, arriving)
         for vectors in (tile.nv, tail)
     )
     return fixed, whole, end
@@ -177,25 +198,27 @@ def blocking(
     parts = 1 if merged else -(-p.depth * widest * p.bytes // blocks.weights)
     cblock = -(-p.cg // min(parts, p.cg))
     cblocks = -(-p.cg // cblock)
+    end = targets.stored_lanes(p.kg, isa, p.dtype)
+    buffered = not last or end != targets.tail_lanes(p.kg, isa, p.dtype)
     best: Blocking | None = None
     for t in targets.row_tiles(isa, p.dtype) if tile is None else (tile,):
         vectors = -(-p.kg // t.vl)
         panels = -(-vectors // t.nv)
         tail = vectors - (panels - 1) * t.nv
+        computed = targets.computed_vectors(tail, end, isa, p.dtype)
         for plane_lines, task_pixels in _pixel_blocks(p, last, t.vl, blocks.image):
             plane = plane_lines * p.out[2]
             task_pixels = min(task_pixels, plane)
             blocks_in_plane = -(-plane // task_pixels)
             planes = p.groups * (lines // plane_lines)
             units = planes * blocks_in_plane
-            fixed, whole, end = _task_cycles(
-                p, last, t, tail, plane_lines, task_pixels, merged, cblocks, blocks.image, isa
-            )
-            # The last block of a plane may be smaller.
-            rest = _task_cycles(
-                p, last, t, tail, plane_lines, plane - (blocks_in_plane - 1) * task_pixels,
-                merged, cblocks, blocks.image, isa,
+            cycles_of = partial(
+                _task_cycles, p, last, t, computed, plane_lines, merged, cblocks, blocks.image,
+                buffered, isa,
             )  # fmt: skip
+            fixed, whole, final = cycles_of(task_pixels)
+            # The last block of a plane may be smaller.
+            rest = cycles_of(plane - (blocks_in_plane - 1) * task_pixels)
             for task_panels in targets.splits(panels, panels if units < 4 * cores else 1):
                 parts_k = -(-panels // task_panels)
                 tasks = units * parts_k
@@ -203,20 +226,21 @@ def blocking(
                     continue
                 longest = fixed + task_panels * whole
                 if parts_k == 1:
-                    longest += end - whole
+                    longest += final - whole
                 total = sum(
                     planes * count * (parts_k * cost[0] + (panels - 1) * cost[1] + cost[2])
-                    for count, cost in ((blocks_in_plane - 1, (fixed, whole, end)), (1, rest))
+                    for count, cost in ((blocks_in_plane - 1, (fixed, whole, final)), (1, rest))
                 )
                 sizes = partial(
                     _tasks, planes, blocks_in_plane, panels, task_panels,
-                    (fixed, whole, end), rest,
+                    (fixed, whole, final), rest,
                 )  # fmt: skip
                 makespan = targets.makespan(tasks, total, longest, cores, sizes)
                 if best is None or makespan < best.makespan:
                     best = Blocking(
-                        p, last, t, tail, cblock, merged, lines, plane_lines, task_pixels,
-                        task_panels, tasks, float(units * panels * t.nr * p.depth * p.bytes),
+                        p, last, t, tail, end, buffered, cblock, merged, lines, plane_lines,
+                        task_pixels, task_panels, tasks,
+                        float(units * panels * t.nr * p.depth * p.bytes),
                         total, makespan,
                     )  # fmt: skip
     return blocking(p, last, isa, cores) if best is None else best
@@ -276,14 +300,13 @@ class Slot:
     def of(cls, p: Problem, b: Blocking) -> Slot:
         p, size = b.problem, b.problem.bytes
         tiles = -(-b.task_pixels // b.tile.mr)
-        buffered = not b.last or p.kg % b.tile.vl
         run = p.cg * (p.kernel[2] if b.merged else 1) * size
         window = _window(p, False, b.plane_lines, b.task_pixels)
         return cls(
             b.tile.nr * size,
             4 * 8 * b.tile.mr,
             run,
-            b.task_pixels * b.tile.nr * size if buffered else 0,
+            b.task_pixels * b.tile.nr * size if b.buffered else 0,
             tiles * table_bytes(b),
             b.task_pixels * p.kernel[0] * p.kernel[1] * run if b.merged else 0,
             0 if b.last else window * slab_pitch(p, b.merged) + b.tile.vl * size,

@@ -20,11 +20,13 @@ def table_words(taps: int, rows: int) -> int:
 
 
 def build(
-    bits: int, mr: int, nv: int, vl: int, tail: int, whole: bool = False
+    bits: int, mr: int, nv: int, vl: int, tail: int, end: int, whole: bool = False
 ) -> tuple[Callable[..., Any], ...]:
     """``(fill_slab, copy_run, addends, sum_panel)`` for one row tile (imports numba).
 
-    The last panel has ``tail`` vectors; ``whole`` says that the numbers are whole ones, of 64 bits.
+    The last panel has ``tail`` vectors, the last of them ``end`` lanes, of which those that exist
+    are stored; 0 says that it is a vector like the others, all of which is stored.  ``whole`` says
+    that the numbers are whole ones, of 64 bits.
     """
     from numba import njit
 
@@ -35,13 +37,14 @@ def build(
         move_vectors,
         store_int,
     )
-    from convjit_numba.rowtile import row_tiles, whole_row_tiles
+    from convjit_numba.rowtile import row_tiles
     from convjit_numba.transpose import to_lanes
 
     size = bits // 8
     nr = nv * vl
     walk = nr * size
     head = 8 * HEAD
+    ints = int(whole)
 
     @njit(**OPTIONS)
     def fill_slab(slab, pixel, source, channel, channels, count):
@@ -68,69 +71,62 @@ def build(
             move_vectors(bits, vl, 1, target + c, source + c)
 
     @njit(**OPTIONS)
-    def addends(bias, first, count, lanes, spare):
+    def addends(bias, first, count, spare):
         """The address of a panel's addends: in the bias, or a copy with room for all its lanes."""
         place = 0
         if bias != 0:
             place = bias + first * size
-            if count < lanes:
+            if count % vl != 0:
                 copy_bytes(spare, place, count * size)
                 place = spare
         return place
 
     @njit(**OPTIONS)
-    def move_tables(table, count, step, move):
+    def move_tables(table, tiles, step, move):
         """Other channels of the rows: their addresses move, and the offsets of weights."""
-        for _ in range(count):
+        for _ in range(tiles):
             for e in range(load_int(table) * (1 + load_int(table + 8))):
                 entry = table + head + 8 * e
                 store_int(entry, load_int(entry) + move)
             table += step
 
     @njit(**OPTIONS)
-    def multiply(table, count, step, lanes, kc, b, c, unit, ldc, accumulate, add, kind, slopes):
-        """The product of ``count`` tables, ``step`` bytes apart, and ``kc`` rows of each tap."""
-        for _ in range(count):
+    def multiply(table, tiles, step, count, kc, b, c, unit, ldc, accumulate, add, kind, slopes):
+        """The product of ``tiles`` tables, ``step`` bytes apart, and ``kc`` rows of each tap."""
+        for _ in range(tiles):
             taps, rows = load_int(table), load_int(table + 8)
             to, entries = c + load_int(table + 16) * unit, table + head
-            if whole and lanes == nr:
-                whole_row_tiles(
-                    mr, nv, vl, rows, taps, entries, kc, b, walk, to, ldc, accumulate, add
-                )
-            elif whole:
-                whole_row_tiles(
-                    mr, tail, vl, rows, taps, entries, kc, b, walk, to, ldc, accumulate, add
-                )
-            elif lanes == nr:
+            if count == nr:
                 row_tiles(
-                    bits, mr, nv, vl, rows, taps, entries, kc, b, walk, to, ldc, accumulate,
-                    add, kind, slopes,
+                    bits, mr, nv, vl, 0, ints, rows, taps, entries, kc, b, walk, to, ldc,
+                    accumulate, add, kind, slopes, 0,
                 )  # fmt: skip
             else:
                 row_tiles(
-                    bits, mr, tail, vl, rows, taps, entries, kc, b, walk, to, ldc, accumulate,
-                    add, kind, slopes,
+                    bits, mr, tail, vl, end, ints, rows, taps, entries, kc, b, walk, to, ldc,
+                    accumulate, add, kind, slopes, count - (tail - 1) * vl,
                 )  # fmt: skip
             table += step
 
     @njit(**OPTIONS)
-    def sum_panel(table, count, step, shift, lanes, channels, block, b, c, unit, ldc, add, kind,
+    def sum_panel(table, tiles, step, shift, count, channels, block, b, c, unit, ldc, add, kind,
                   slopes):  # fmt: skip
-        """All channels of a panel's taps, ``block`` at a time, for ``count`` tables.
+        """All channels of a panel's taps, ``block`` at a time, for ``tiles`` tables.
 
-        Row 0 of a table's results is ``place * unit`` bytes after ``c``.  ``shift`` says how many
-        bytes the tables have moved so far; returned is how many they have then.
+        ``count`` are the numbers of the panel, as many as exist.  Row 0 of a table's results is
+        ``place * unit`` bytes after ``c``.  ``shift`` says how many bytes the tables have moved so
+        far; returned is how many they have then.
         """
         for begin in range(0, channels, block):
             move = begin * size - shift
             if move != 0:
-                move_tables(table, count, step, move)
+                move_tables(table, tiles, step, move)
                 shift = begin * size
             now, bias = 0, 0
             if begin + block >= channels:
                 now, bias = kind, add
             multiply(
-                table, count, step, lanes, min(block, channels - begin), b + begin * walk - shift,
+                table, tiles, step, count, min(block, channels - begin), b + begin * walk - shift,
                 c, unit, ldc, 1 if begin > 0 else 0, bias, now, slopes,
             )  # fmt: skip
         return shift

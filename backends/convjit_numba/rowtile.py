@@ -12,7 +12,7 @@ Importing this module imports numba, see :mod:`convjit_numba.microkernel`.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from llvmlite import ir
 from numba import types
@@ -32,8 +32,21 @@ from convjit_numba.microkernel import (
     multiply_add_wholes,
     prefetch,
 )
+from convjit_numba.transpose import first_lanes, masked_load, masked_store
 
-_INTEGERS = 10  # arguments of a row tile that are not literals
+_INTEGERS = 10  # arguments of every row tile that are not literals
+
+
+class _Code(NamedTuple):
+    """What the code of a row tile depends on."""
+
+    bits: int
+    mr: int
+    nv: int
+    vl: int
+    end: int = 0
+    whole: int = 0
+    ahead: int = 0  # whether the last argument is an address to fetch, else the lanes that exist
 
 
 @intrinsic(prefer_literal=True)
@@ -72,7 +85,8 @@ def row_tile(
     signature = types.void(bits, mr, nv, vl, *([types.int64] * (_INTEGERS + 1)))
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        builder.call(_function(builder.module, literals, _INTEGERS + 1), arguments[4:])
+        call = [*arguments[4:], _int(0)]
+        builder.call(_function(builder.module, _Code(*literals)), call)
         return context.get_dummy_value()
 
     return signature, codegen
@@ -80,22 +94,31 @@ def row_tile(
 
 @intrinsic(prefer_literal=True)
 def row_tiles(
-    typingctx: Any, bits: Any, mr: Any, nv: Any, vl: Any, rows: Any,
+    typingctx: Any, bits: Any, mr: Any, nv: Any, vl: Any, end: Any, whole: Any, rows: Any,
     taps: Any, table: Any, kc: Any, b: Any, walk: Any, c: Any, ldc: Any, accumulate: Any,
-    bias: Any, activation: Any, slopes: Any,
+    bias: Any, activation: Any, slopes: Any, count: Any,
 ) -> Any:  # fmt: skip
     """:func:`row_tile` of ``rows`` rows, 1 to ``mr``, a number known at run time only.
 
     The table has ``1 + rows`` entries a tap.  Every number of rows has code of its own, so that
     the last rows of a block cost no more than they compute.
+
+    Parameters
+    ----------
+    end : literal int
+        Lanes of the last vector, of which ``count`` exist in ``c``: no other is read or written
+        there.  0 says that the last vector is like the others.
+    whole : literal int
+        Whether the numbers are whole ones of 64 bits, summed modulo 2**64, without activation.
     """
-    literals = _literals(bits, mr, nv, vl)
+    literals = _literals(bits, mr, nv, vl, end, whole)
     if literals is None:
         return None
-    signature = types.void(bits, mr, nv, vl, *([types.int64] * (_INTEGERS + 2)))
+    code = _Code(*literals)
+    signature = types.void(bits, mr, nv, vl, end, whole, *([types.int64] * (_INTEGERS + 3)))
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        _emit_row_tiles(builder, literals, arguments[4], arguments[5:])
+        _emit_row_tiles(builder, code, arguments[6], arguments[7:])
         return context.get_dummy_value()
 
     return signature, codegen
@@ -118,94 +141,77 @@ def row_tiles_ahead(
     signature = types.void(bits, mr, nv, vl, *([types.int64] * (_INTEGERS + 3)))
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        _emit_row_tiles(builder, literals, arguments[4], arguments[5:])
+        _emit_row_tiles(builder, _Code(*literals)._replace(ahead=1), arguments[4], arguments[5:])
         return context.get_dummy_value()
 
     return signature, codegen
 
 
-@intrinsic(prefer_literal=True)
-def whole_row_tiles(
-    typingctx: Any, mr: Any, nv: Any, vl: Any, rows: Any,
-    taps: Any, table: Any, kc: Any, b: Any, walk: Any, c: Any, ldc: Any, accumulate: Any,
-    bias: Any,
-) -> Any:  # fmt: skip
-    """:func:`row_tiles` of whole numbers of 64 bits modulo 2**64, without activation."""
-    literals = _literals(mr, nv, vl)
-    if literals is None:
-        return None
-    signature = types.void(mr, nv, vl, *([types.int64] * _INTEGERS))
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        none = [_int(0), _int(0)]
-        _emit_row_tiles(builder, [64, *literals], arguments[3], [*arguments[4:], *none], True)
-        return context.get_dummy_value()
-
-    return signature, codegen
-
-
-def _emit_row_tiles(
-    builder: Any, literals: list[int], rows: Any, arguments: Any, whole: bool = False
-) -> None:
-    bits, most, nv, vl = literals
+def _emit_row_tiles(builder: Any, code: _Code, rows: Any, arguments: Any) -> None:
     done = builder.append_basic_block("tiled")
     switch = builder.switch(rows, done)
-    for count in range(1, most + 1):
+    for count in range(1, code.mr + 1):
         block = builder.append_basic_block(f"rows{count}")
         switch.add_case(_int(count), block)
         builder.position_at_end(block)
-        code = _function(builder.module, [bits, count, nv, vl], len(arguments), whole)
-        builder.call(code, arguments)
+        builder.call(_function(builder.module, code._replace(mr=count)), arguments)
         builder.branch(done)
     builder.position_at_end(done)
 
 
-def _function(module: Any, literals: list[int], arguments: int, whole: bool = False) -> Any:
+def _function(module: Any, code: _Code) -> Any:
     """The row tile as a function of the module, defined where it is first asked for.
 
     It is not inlined: the registers of its loop are its own, whatever the caller keeps alive.
     """
-    bits, mr, nv, vl = literals
-    kind_of_numbers = f"i{bits}" if whole else f"{bits}"
-    name = f"convjit.row_tile.{kind_of_numbers}.{mr}x{nv}x{vl}.{arguments}"
+    name = "convjit.row_tile." + ".".join(map(str, code))
     if name in module.globals:
         return module.globals[name]
-    kind = ir.FunctionType(ir.VoidType(), [I64] * arguments)
+    kind = ir.FunctionType(ir.VoidType(), [I64] * (_INTEGERS + 2))
     function = ir.Function(module, kind, name)
     function.linkage = "linkonce_odr"
     function.attributes.add("noinline")
     function.attributes.add("nounwind")
     builder = ir.IRBuilder(function.append_basic_block("entry"))
-    _emit_row_tile(builder, bits, mr, nv, vl, whole, *function.args)
+    _emit_row_tile(builder, code, *function.args)
     builder.ret_void()
     return function
 
 
 def _emit_row_tile(
-    builder: Any, bits: int, mr: int, nv: int, vl: int, whole: bool,
+    builder: Any, code: _Code,
     taps: Any, table: Any, kc: Any, b: Any, walk: Any, c: Any, ldc: Any, accumulate: Any,
-    bias: Any, activation: Any, slopes: Any, ahead: Any = None,
+    bias: Any, activation: Any, slopes: Any, extra: Any,
 ) -> None:  # fmt: skip
+    bits, mr, nv, vl, end, whole, ahead = code
     size = bits // 8
-    vector = ir.VectorType(_real(bits), vl)
+    lanes = [vl] * (nv - 1) + [end or vl]
+    vectors = [ir.VectorType(_real(bits), n) for n in lanes]
+    mask = first_lanes(builder, end, extra) if end else None
     if whole:
         # The bits of whole numbers, in registers of real ones: only arithmetic differs.
         add: Any = partial(add_wholes, builder)
         multiply_add: Any = partial(multiply_add_wholes, builder)
+        activation = _int(0)
     else:
-        add, fma = builder.fadd, declare_fma(builder, bits, vl)
+        add, fmas = builder.fadd, {n: declare_fma(builder, bits, n) for n in lanes}
 
         def multiply_add(a: Any, b: Any, c: Any) -> Any:
-            return builder.call(fma, [a, b, c])
+            return builder.call(fmas[c.type.count], [a, b, c])
 
     places = [(i, j) for i in range(mr) for j in range(nv)]
-    zero = ir.Constant(vector, [0.0] * vl)
 
     def column(address: Any, j: int) -> Any:
         return builder.add(address, _int(j * vl * size))
 
+    def load(address: Any, j: int) -> Any:
+        return _load(builder, column(address, j), vectors[j], size)
+
+    def is_masked(j: int) -> bool:
+        return mask is not None and j == nv - 1
+
     rows = [builder.add(c, builder.mul(ldc, _int(i))) for i in range(mr)]
-    end = builder.mul(kc, _int(size))
+    last = builder.mul(kc, _int(size))
     fresh = builder.block
     reload = builder.append_basic_block("reload")
     more = builder.append_basic_block("more")
@@ -215,14 +221,20 @@ def _emit_row_tile(
     builder.cbranch(builder.icmp_signed("!=", accumulate, _int(0)), reload, more)
 
     builder.position_at_end(reload)
-    before = [_load(builder, column(rows[i], j), vector, size) for i, j in places]
+    before = [
+        masked_load(builder, column(rows[i], j), bits, end, mask)
+        if is_masked(j)
+        else load(rows[i], j)
+        for i, j in places
+    ]
     builder.branch(more)
 
     # All mr * nv sums stay in registers over all taps; only the addresses change.
     builder.position_at_end(more)
     left, entry = builder.phi(I64), builder.phi(I64)
-    totals = [builder.phi(vector) for _ in places]
-    for block, values in ((fresh, [zero] * len(places)), (reload, before)):
+    totals = [builder.phi(vectors[j]) for _, j in places]
+    zeros = [ir.Constant(vectors[j], [0.0] * lanes[j]) for _, j in places]
+    for block, values in ((fresh, zeros), (reload, before)):
         left.add_incoming(taps, block)
         entry.add_incoming(table, block)
         for phi, value in zip(totals, values, strict=True):
@@ -239,36 +251,45 @@ def _emit_row_tile(
     # One counter serves all rows: [pixels + offset] is an addressing mode.
     builder.position_at_end(loop)
     offset, weights = builder.phi(I64), builder.phi(I64)
-    sums = [builder.phi(vector) for _ in places]
+    sums = [builder.phi(vectors[j]) for _, j in places]
     offset.add_incoming(_int(0), tap)
     weights.add_incoming(start, tap)
     for phi, total in zip(sums, totals, strict=True):
         phi.add_incoming(total, tap)
-    if ahead is not None:
-        prefetch(builder, builder.add(ahead, builder.mul(offset, _int(64 // size))))
-    values = [_load(builder, column(weights, j), vector, size) for j in range(nv)]
+    if ahead:
+        prefetch(builder, builder.add(extra, builder.mul(offset, _int(64 // size))))
+    values = [load(weights, j) for j in range(nv)]
     new = []
     for i in range(mr):
-        pixel = broadcast_real(builder, bits, vl, builder.add(pixels[i], offset))
+        place = builder.add(pixels[i], offset)
+        factors = {n: broadcast_real(builder, bits, n, place) for n in dict.fromkeys(lanes)}
         for j in range(nv):
-            new.append(multiply_add(pixel, values[j], sums[i * nv + j]))
+            new.append(multiply_add(factors[lanes[j]], values[j], sums[i * nv + j]))
     next_offset = builder.add(offset, _int(size))
     offset.add_incoming(next_offset, loop)
     weights.add_incoming(builder.add(weights, walk), loop)
     for phi, value in zip(sums, new, strict=True):
         phi.add_incoming(value, loop)
-    builder.cbranch(builder.icmp_signed("<", next_offset, end), loop, more)
+    builder.cbranch(builder.icmp_signed("<", next_offset, last), loop, more)
     left.add_incoming(next_left, loop)
     entry.add_incoming(next_entry, loop)
     for phi, value in zip(totals, new, strict=True):
         phi.add_incoming(value, loop)
 
     builder.position_at_end(epilogue)
+    for n in dict.fromkeys(lanes):
+        mine = [place for place, (_, j) in enumerate(places) if lanes[j] == n]
 
-    def addends() -> list[Any]:
-        shifts = [_load(builder, column(bias, j), vector, size) for j in range(nv)]
-        return [shifts[j] for _, j in places]
+        def addends(mine: list[int] = mine) -> list[Any]:
+            columns = sorted({places[place][1] for place in mine})
+            shifts = {j: load(bias, j) for j in columns}
+            return [shifts[places[place][1]] for place in mine]
 
-    results = emit_epilogue(builder, bits, vl, totals, addends, bias, activation, slopes, add)
-    for result, (i, j) in zip(results, places, strict=True):
-        _store(builder, result, column(rows[i], j), size)
+        group = [totals[place] for place in mine]
+        group = emit_epilogue(builder, bits, n, group, addends, bias, activation, slopes, add)
+        for place, value in zip(mine, group, strict=True):
+            i, j = places[place]
+            if is_masked(j):
+                masked_store(builder, value, column(rows[i], j), bits, end, mask)
+            else:
+                _store(builder, value, column(rows[i], j), size)

@@ -38,16 +38,16 @@ from convjit_numba.targets import Tile
 
 def build(
     bits: int, outputs: int, taps: int, stride: int, vl: int, kept: int, multiplier: int,
-    mr: int, nv: int, lanes: int, tail: int,
+    mr: int, nv: int, lanes: int, tail: int, end: int,
 ) -> Callable[..., None]:  # fmt: skip
     """The kernel for a depthwise tile and a row tile (imports numba).
 
     The first seven are those of :func:`convjit_numba.depthwise.build`; then come the row tile and
-    the vectors of the last panel.
+    the last panel's ``tail`` and ``end`` of :func:`convjit_numba.rowtables.build`.
     """
     from convjit_numba.microkernel import atomic_add, load_int, move_real, store_int
 
-    _, copy_run, addends_of, sum_panel = rowtables.build(bits, mr, nv, lanes, tail)
+    _, copy_run, addends_of, sum_panel = rowtables.build(bits, mr, nv, lanes, tail, end)
     row_table, depthwise_line = build_line(bits, outputs, taps, stride, vl, kept, multiplier)
     size = bits // 8
     nr = nv * lanes
@@ -132,16 +132,13 @@ def build(
                 result = y + ((plane * oh + r0) * ow + col0) * mixed * size
                 for panel in range(panels):
                     k = panel * nr
-                    wide = nr
-                    if panel == panels - 1:
-                        wide = tail * lanes
-                    count = min(wide, mixed - k)
-                    shift = addends_of(bias, k, count, wide, sums)
+                    count = min(nr, mixed - k)
+                    shift = addends_of(bias, k, count, sums)
                     b = mixing + panel * depth * walk
                     to, pixel = result + k * size, mixed * size
-                    if count == wide:
+                    if end != 0 or count % lanes == 0:
                         sum_panel(
-                            table, tiles, step, 0, wide, depth, depth, b, to, pixel, pixel,
+                            table, tiles, step, 0, count, depth, depth, b, to, pixel, pixel,
                             shift, activation, g + SLOPES,
                         )  # fmt: skip
                         continue
@@ -149,7 +146,7 @@ def build(
                     for tile in range(tiles):
                         here = table + tile * step
                         sum_panel(
-                            here, 1, step, 0, wide, depth, depth, b, spare, 0, walk,
+                            here, 1, step, 0, count, depth, depth, b, spare, 0, walk,
                             shift, activation, g + SLOPES,
                         )  # fmt: skip
                         p = load_int(here + 16)
@@ -174,6 +171,7 @@ class Blocking:
     depth: depthwiseplan.Blocking
     tile: Tile
     tail: int
+    end: int
     rows: int
     cols: int
     tasks: int
@@ -192,10 +190,12 @@ def blocking(p: Problem, q: Problem, isa: str, cores: int) -> Blocking:
     mixed = -(-q.kg // targets.row_tiles(isa, p.dtype)[0].vl)
     blocks = [(rows, p.out[2]) for rows in targets.splits(p.out[1], p.out[1])]
     blocks += [(1, cols) for cols in targets.splits(p.out[2], p.out[2] // 16 or 1)]
+    end = targets.stored_lanes(q.kg, isa, p.dtype)
     best: Blocking | None = None
     for tile in targets.row_tiles(isa, p.dtype):
         panels = -(-mixed // tile.nv)
         tail = mixed - (panels - 1) * tile.nv
+        computed = targets.computed_vectors(tail, end, isa, p.dtype)
         for rows, cols in blocks:
             pixels = rows * cols
             miss = 1.0 if pixels * q.cg * p.bytes <= limit else 1.2
@@ -203,7 +203,7 @@ def blocking(p: Problem, q: Problem, isa: str, cores: int) -> Blocking:
             apart = vectors * rows * (line * cols / p.out[2] + depthwiseplan.ENTRY * p.taps)
             tiles = -(-pixels // tile.mr)
             together = 0.0
-            for width, count in ((tile.nv, panels - 1), (tail, 1)):
+            for width, count in ((tile.nv, panels - 1), (computed, 1)):
                 step = indirectplan.tile_cycles(pixels / tiles, width)
                 step = tiles * (q.cg * step * miss + indirectplan.CALL + indirectplan.TAP)
                 # The first tile waits for the weights, some 10 bytes a cycle.
@@ -212,8 +212,9 @@ def blocking(p: Problem, q: Problem, isa: str, cores: int) -> Blocking:
             makespan = targets.makespan(tasks, tasks * cycles, cycles, cores)
             if best is None or makespan < best.makespan:
                 best = Blocking(
-                    first, tile, tail, rows, cols, tasks, apart / cycles, cycles * tasks, makespan
-                )
+                    first, tile, tail, end, rows, cols, tasks, apart / cycles, cycles * tasks,
+                    makespan,
+                )  # fmt: skip
     assert best is not None
     return best
 
@@ -250,8 +251,9 @@ class SeparableExecutable:
         d = b.depth
         m = depthwiseplan.multiplier(p)
         bits, short = targets.BITS[p.dtype], targets.SHORT[p.dtype]
-        name = f"separable.{short}.{d.mr}x{p.kernel[2]}x{d.stride}x{d.vl}.m{m}.{b.tile}.{b.tail}"
-        literals = (bits, d.mr, p.kernel[2], d.stride, d.vl, d.kept, m, *b.tile, b.tail)
+        name = f"separable.{short}.{d.mr}x{p.kernel[2]}x{d.stride}x{d.vl}.m{m}"
+        name += f".{b.tile}.{b.tail}.{b.end}"
+        literals = (bits, d.mr, p.kernel[2], d.stride, d.vl, d.kept, m, *b.tile, b.tail, b.end)
         self._kernel = cache.function(name, 9, partial(build, *literals))
         self.pack_depth = depthwiseplan.packer(p, d.vl)
         self.pack_point = pack.lanes_packer(q, b.tile)

@@ -197,6 +197,31 @@ def pixel_tiles(isa: str, dtype: str) -> tuple[Tile, ...]:
     return tuple(Tile(mr, nv, lanes) for mr, nv in PIXEL_SHAPES[isa])
 
 
+def tail_lanes(count: int, isa: str, dtype: str) -> int:
+    """Lanes of the last vector of ``count`` numbers: 0 if all exist, half if that is enough."""
+    lanes = MACHINES[isa].vector_bytes * 8 // BITS[dtype]
+    rest = count % lanes
+    if rest == 0:
+        return 0
+    halves = MACHINES[isa].vector_bytes >= 32
+    return lanes // 2 if halves and rest <= lanes // 2 else lanes
+
+
+def stored_lanes(count: int, isa: str, dtype: str) -> int:
+    """:func:`tail_lanes` where vectors can be stored by lanes, else 0: they are stored whole."""
+    return tail_lanes(count, isa, dtype) if MACHINES[isa].masks else 0
+
+
+def computed_vectors(vectors: int, end: int, isa: str, dtype: str) -> float:
+    """What ``vectors`` cost whose last has ``end`` lanes (0: all), in whole ones.
+
+    Half a vector takes half the time where a whole one is computed in halves.
+    """
+    lanes = MACHINES[isa].vector_bytes * 8 // BITS[dtype]
+    split = MACHINES[isa].vector_bytes > machine(isa).flops_per_cycle
+    return vectors - 0.5 if split and 0 < end < lanes else vectors
+
+
 def machine(isa: str) -> Microarchitecture:
     """What a core of this machine does with the vectors of an instruction set."""
     code = codegen()

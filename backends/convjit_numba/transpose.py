@@ -101,7 +101,7 @@ def _transposed(builder: Any, rows: list[Any], bits: int) -> list[Any]:
     return rows
 
 
-def _mask(builder: Any, lanes: int, count: Any) -> Any:
+def first_lanes(builder: Any, lanes: int, count: Any) -> Any:
     """The first ``count`` lanes."""
     wide = ir.VectorType(I64, lanes)
     first = builder.insert_element(ir.Constant(wide, ir.Undefined), count, ir.Constant(I32, 0))
@@ -159,8 +159,8 @@ def _square_in(
                     place = builder.add(target, builder.mul(pixel_step, _int(j)))
                     _store(builder, value, place, size)
             with partly:
-                nothing = _mask(builder, vl, _int(0))
-                mask = _mask(builder, vl, pixels)
+                nothing = first_lanes(builder, vl, _int(0))
+                mask = first_lanes(builder, vl, pixels)
                 rows = []
                 for i in range(vl):
                     exists = builder.icmp_signed("<", _int(i), channels)
@@ -217,7 +217,7 @@ def _square_out(
                     which = builder.select(inside, _int(j), last)
                     here = builder.add(source, builder.mul(pixel_step, which))
                     rows.append(_load(builder, here, vector, size))
-                mask = _mask(builder, vl, pixels)
+                mask = first_lanes(builder, vl, pixels)
                 for i, value in enumerate(_transposed(builder, rows, width)):
                     with builder.if_then(builder.icmp_signed("<", _int(i), channels)):
                         place = builder.add(target, builder.mul(step, _int(i)))

@@ -102,8 +102,8 @@ def _executable(spec: ConvSpec, b: Blocking, target: Target, isa: str) -> PanelE
     """The kernel of a blocking and its geometry."""
     p = b.problem
     bits = targets.BITS[p.dtype]
-    name = f"transposed.{targets.SHORT[p.dtype]}.{b.tile}.{b.tail}"
-    kernel = cache.function(name, 7, partial(build, bits, *b.tile, b.tail))
+    name = f"transposed.{targets.SHORT[p.dtype]}.{b.tile}.{b.tail}.{b.end}"
+    kernel = cache.function(name, 7, partial(build, bits, *b.tile, b.tail, b.end))
     slots, slot = min(target.cores, b.tasks), Slot.of(b)
     seconds = b.cycles / problem.cycles_per_second(target, p.dtype, isa)
     panels = -(-p.cg // b.tile.nr)

@@ -9,14 +9,14 @@ from convjit_numba.problem import FIELD
 from convjit_numba.rowtables import HEAD
 
 
-def build(bits: int, mr: int, nv: int, vl: int, tail: int) -> Callable[..., None]:
-    """The kernel for one row tile and ``tail`` vectors of the last panel (imports numba)."""
+def build(bits: int, mr: int, nv: int, vl: int, tail: int, end: int) -> Callable[..., None]:
+    """The kernel for one row tile; ``tail`` and ``end`` are those of its tables (imports numba)."""
     from numba import njit
 
     from convjit_numba.microkernel import OPTIONS, load_int, store_int, zero_bytes
     from convjit_numba.transpose import from_lanes
 
-    fill_slab, copy_run, addends, sum_panel = rowtables.build(bits, mr, nv, vl, tail)
+    fill_slab, copy_run, addends, sum_panel = rowtables.build(bits, mr, nv, vl, tail, end)
     size = bits // 8
     nr = nv * vl
     walk = nr * size
@@ -250,17 +250,14 @@ def build(bits: int, mr: int, nv: int, vl: int, tail: int) -> Callable[..., None
             shift = 0
             for panel in range(low_panel, high_panel):
                 k = panel * nr
-                lanes = nr
-                if panel == panels - 1:
-                    lanes = tail * vl
-                some = min(lanes, cg - k)
+                some = min(nr, cg - k)
                 c, unit = sums, walk
                 if direct != 0:
                     c, unit = into + k * size, channels * size
-                add = addends(bias, group * cg + k, some, lanes, mine)
+                add = addends(bias, group * cg + k, some, mine)
                 b = weights + (group * panels + panel) * panel_bytes
                 shift = sum_panel(
-                    table, count, step, shift, lanes, kg, load_int(g + KBLOCK), b, c, unit,
+                    table, count, step, shift, some, kg, load_int(g + KBLOCK), b, c, unit,
                     sw * unit, add, load_int(g + ACTIVATION), g + SLOPES,
                 )  # fmt: skip
                 if direct == 0:

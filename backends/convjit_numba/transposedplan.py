@@ -49,6 +49,8 @@ class Blocking:
         Whether row tiles write to the result rather than to a buffer.
     tail : int
         Vectors of the last panel.
+    end : int
+        Lanes of the last of them, stored as far as they exist; 0 if it is stored whole.
     kblock : int
         Channels of y that one pass sums.
     images, lines, cols : int
@@ -60,6 +62,7 @@ class Blocking:
     direct: bool
     tile: Tile
     tail: int
+    end: int
     kblock: int
     images: int
     lines: int
@@ -115,7 +118,7 @@ def _blocks(p: Problem, lanes: int, largest: int) -> Iterator[tuple[int, int, in
 
 
 def _task_cycles(
-    p: Problem, last: bool, direct: bool, t: Tile, tail: int, images: int, lines: int, cols: int,
+    p: Problem, last: bool, direct: bool, t: Tile, tail: float, images: int, lines: int, cols: int,
     passes: int, isa: str,
 ) -> tuple[float, float, float]:  # fmt: skip
     """Of a task: what does not depend on its panels, each panel, and the last of all panels."""
@@ -127,7 +130,7 @@ def _task_cycles(
     tiles = -(-run // t.mr)
     calls = runs * tiles * phases
 
-    def panel(vectors: int) -> float:
+    def panel(vectors: float) -> float:
         lanes = vectors * t.vl
         results = pixels * phases * lanes
         cycles = taps * p.kg * calls * tile_cycles(run / tiles, vectors)
@@ -157,28 +160,31 @@ def blocking(p: Problem, last: bool, isa: str, cores: int, tile: Tile | None = N
     columns = min(p.stride[2], p.size[2])
     planes = p.groups * p.size[0]
     _, high, wide = periods(p)
+    end = targets.stored_lanes(p.cg, isa, p.dtype)
+    fits = end == targets.tail_lanes(p.cg, isa, p.dtype)  # nothing is stored beyond the channels
     best: Blocking | None = None
     for t in tiles:
         vectors = -(-p.cg // t.vl)
         panels = -(-vectors // t.nv)
         tail = vectors - (panels - 1) * t.nv
+        computed = targets.computed_vectors(tail, end, isa, p.dtype)
         each = (p.kg + columns * t.nr) * p.bytes
         for images, lines, cols in _blocks(p, t.vl, max(6 * t.vl, blocks.image // each)):
-            direct = last and p.cg % t.vl == 0 and 2 * cols > t.mr
-            fixed, whole, end = _task_cycles(
-                p, last, direct, t, tail, images, lines, cols, passes, isa
+            direct = last and fits and 2 * cols > t.mr
+            fixed, whole, final = _task_cycles(
+                p, last, direct, t, computed, images, lines, cols, passes, isa
             )
             units = planes * -(-p.batch // images) * -(-high // lines) * -(-wide // cols)
             # The last blocks of an axis may be smaller.
             share = p.batch * high * wide / (units / planes * images * lines * cols)
             for task_panels in targets.splits(panels, panels if units < 4 * cores else 1):
                 splits = -(-panels // task_panels)
-                longest = fixed + task_panels * whole + (end - whole if splits == 1 else 0.0)
-                total = units * share * (splits * fixed + (panels - 1) * whole + end)
+                longest = fixed + task_panels * whole + (final - whole if splits == 1 else 0.0)
+                total = units * share * (splits * fixed + (panels - 1) * whole + final)
                 makespan = targets.makespan(units * splits, total, longest, cores)
                 if best is None or makespan < best.makespan:
                     best = Blocking(
-                        p, last, direct, t, tail, kblock, images, lines, cols, task_panels,
+                        p, last, direct, t, tail, end, kblock, images, lines, cols, task_panels,
                         units * splits, float(units * panels * t.nr * p.kg * p.taps * p.bytes),
                         total, makespan,
                     )  # fmt: skip

@@ -307,14 +307,15 @@ def build(bits: int, mr: int, nv: int, vl: int, tail: int) -> Callable[..., None
                                         entries += rows * images * 8 * (1 + size_k)
                                         if panel < panels - 1 or tail == nv:
                                             row_tiles(
-                                                bits, mr, nv, vl, size_k, count, here, end - begin,
-                                                b, sw * pitch, c_tile + k * ldc, ldc, 1, 0, 0, 0,
+                                                bits, mr, nv, vl, 0, 0, size_k, count, here,
+                                                end - begin, b, sw * pitch, c_tile + k * ldc, ldc,
+                                                1, 0, 0, 0, 0,
                                             )  # fmt: skip
                                         else:
                                             row_tiles(
-                                                bits, mr, tail, vl, size_k, count, here,
+                                                bits, mr, tail, vl, 0, 0, size_k, count, here,
                                                 end - begin, b, sw * pitch, c_tile + k * ldc, ldc,
-                                                1, 0, 0, 0,
+                                                1, 0, 0, 0, 0,
                                             )  # fmt: skip
                 if splits == 1:
                     for k in range(k_count):

@@ -26,7 +26,7 @@ from convjit_numba.microkernel import (
     declare_fma,
     emit_epilogue,
 )
-from convjit_numba.transpose import _mask, masked_load, masked_store
+from convjit_numba.transpose import first_lanes, masked_load, masked_store
 
 DATA, OUTPUT, TAPS = range(3)
 
@@ -144,7 +144,7 @@ def move_lanes(
             with all_of_it:
                 _store(builder, _load(builder, source, vector, width // 8), target, width // 8)
             with part:
-                mask = _mask(builder, vl, count)
+                mask = first_lanes(builder, vl, count)
                 value = masked_load(builder, source, width, vl, mask)
                 if fill:
                     _store(builder, value, target, width // 8)

@@ -13,39 +13,47 @@ from convjit_numba import cache, targets
 from convjit_numba.problem import address
 
 ISA = targets.codegen().isa
+
+# With the lanes that exist of the last vector.
 TILES = [
-    (dtype, tile._replace(nv=nv))
+    (dtype, tile._replace(nv=nv), tile.vl)
     for dtype in targets.BITS
     for tile in targets.row_tiles(ISA, dtype)
     for nv in {1, tile.nv}
 ]
+if targets.MACHINES[ISA].masks:
+    TILES += [
+        (dtype, targets.row_tiles(ISA, dtype)[0]._replace(mr=2, nv=2), count)
+        for dtype, count in (("float32", 1), ("float64", 1), ("float32", 7), ("float64", 3))
+    ]
 
 
-def _build(bits: int, mr: int, nv: int, vl: int) -> Any:
+def _build(bits: int, mr: int, nv: int, vl: int, end: int) -> Any:
     from convjit_numba.rowtile import row_tiles
 
-    def kernel(rows, taps, table, kc, b, walk, c, ldc, accumulate, bias, activation, slopes):
+    def kernel(rows, taps, table, kc, b, walk, c, ldc, accumulate, bias, activation, slopes, count):
         row_tiles(
-            bits, mr, nv, vl, rows, taps, table, kc, b, walk, c, ldc, accumulate,
-            bias, activation, slopes,
+            bits, mr, nv, vl, end, 0, rows, taps, table, kc, b, walk, c, ldc, accumulate,
+            bias, activation, slopes, count,
         )  # fmt: skip
 
     return kernel
 
 
-@pytest.mark.parametrize(("dtype", "tile"), TILES, ids=lambda value: str(value))
-def test_matches_numpy(dtype: str, tile: targets.Tile) -> None:
-    name = f"test.rowtile.{dtype}.{tile}"
-    run = cache.function(name, 12, partial(_build, targets.BITS[dtype], *tile))
+@pytest.mark.parametrize(("dtype", "tile", "count"), TILES, ids=lambda value: str(value))
+def test_matches_numpy(dtype: str, tile: targets.Tile, count: int) -> None:
+    lanes = tile.nr - tile.vl + count
+    end = targets.stored_lanes(lanes, ISA, dtype)
+    name = f"test.rowtile.{dtype}.{tile}.{end}"
+    run = cache.function(name, 13, partial(_build, targets.BITS[dtype], *tile, end))
     rng = np.random.default_rng(0)
-    lanes = tile.nr
 
     def random(*shape: int) -> np.ndarray:
         return rng.standard_normal(shape).astype(dtype)
 
     tolerance = 1e-4 if dtype == "float32" else 1e-12
     for rows, (taps, kc) in product(range(1, tile.mr + 1), ((1, 1), (3, 5), (0, 3), (2, 8))):
-        a, b, bias = random(7, 40), random(4, 8, lanes + 3), random(lanes)
+        a, b, bias = random(7, 40), random(4, 8, tile.nr + 3), random(tile.nr)
         where = rng.integers(0, 7 * 40 - kc, (taps, rows))
         which = rng.integers(0, 4, taps)
         # Per tap the offset of its weights, then the addresses of its rows.
@@ -56,14 +64,14 @@ def test_matches_numpy(dtype: str, tile: targets.Tile) -> None:
         for t, i in product(range(taps), range(rows)):
             sums[i] += a.reshape(-1)[where[t, i] :][:kc] @ b[which[t], :kc, :lanes]
         for accumulate, biased, activation in product((0, 1), (0, 1), (0, 1, 2)):
-            before = random(rows + 1, lanes + 5)
+            before = random(rows + 1, tile.nr + 5)
             c, slopes = before.copy(), np.array([-0.5, 0.5], dtype)
             run(
                 rows, taps, address(table), kc, address(b), b.strides[1], address(c),
                 c.strides[0], accumulate, address(bias) if biased else 0, activation,
-                address(slopes),
+                address(slopes), count,
             )  # fmt: skip
-            expected = sums + before[:rows, :lanes] * accumulate + bias * biased
+            expected = sums + before[:rows, :lanes] * accumulate + bias[:lanes] * biased
             if activation == 1:
                 expected = np.where(expected < 0, expected * slopes[0], expected)
             elif activation == 2:
