@@ -19,6 +19,7 @@ from convjit import layout as layouts
 from convjit.algorithms.epilogue import epilogue
 from convjit.algorithms.fills import Copy, assign, namespace
 from convjit.algorithms.workspace import aligned, carve
+from convjit.rules import next_step
 from convjit.spec import ConvSpec, Direction
 from convjit.spi import (
     DEFAULT_CONFIG,
@@ -33,7 +34,7 @@ from convjit.spi import (
     Target,
     Work,
 )
-from convjit.steps import Split, Step, next_step
+from convjit.steps import Split, Step
 
 MAX_STEPS = 20
 

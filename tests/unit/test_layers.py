@@ -35,7 +35,7 @@ LAYERS = (
     ),
     ("checks", "discovery"),
     ("records", "profiling", "profiled"),
-    ("registry", "devices", "steps", "lowering", "guard", "fallback", "transfers"),
+    ("registry", "devices", "steps", "rules", "lowering", "guard", "fallback", "transfers"),
     ("calibration", "revisions", "tunedb", "ranking", "rank1"),
     ("plans", "dispatch", "calls", "settings"),
     ("environment", "separable", "sweeps", "pictures"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from picky import TARGET, Picky
 
-from convjit import lowering, precision, steps
+from convjit import lowering, precision, rules
 from convjit.algorithms.error import relative_error
 from convjit.algorithms.oracle import magnitudes, oracle
 from convjit.spec import ConvSpec, Direction
@@ -45,7 +45,7 @@ def test_a_solver_for_one_thing_is_reached_from_everything(case):
     if isinstance(lowered, Refusal):
         # Only sums of wide integers have no exact lowering to float32.
         assert spec.dtype in precision.INTEGER
-        largest = steps.LARGEST[spec.dtype] ** 2 * spec.reduction
+        largest = rules.LARGEST[spec.dtype] ** 2 * spec.reduction
         assert largest > 2**24
         return
     lhs, rhs, bias = case.operands()
@@ -58,7 +58,7 @@ def test_a_solver_for_one_thing_is_reached_from_everything(case):
         assert error < LIMIT.get(spec.dtype, 1e-6), lowered.label
 
 
-@pytest.mark.parametrize("feature", [f for f in Feature if f in steps.RULES], ids=str)
+@pytest.mark.parametrize("feature", [f for f in Feature if f in rules.RULES], ids=str)
 @pytest.mark.parametrize("direction", list(Direction), ids=str)
 def test_each_feature_alone(feature, direction):
     """A solver that lacks a single feature gets a problem without it, in every direction."""

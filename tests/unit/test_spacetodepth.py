@@ -9,9 +9,10 @@ import convjit
 from convjit.algorithms.fills import assign
 from convjit.algorithms.oracle import oracle
 from convjit.algorithms.spacetodepth import SpaceToDepth
+from convjit.rules import next_step
 from convjit.spec import ConvSpec
 from convjit.spi import Feature
-from convjit.steps import Step, next_step
+from convjit.steps import Step
 
 LAST = {1: "NLC", 2: "NHWC", 3: "NDHWC"}
 
