@@ -131,7 +131,7 @@ def blocking(p: Problem, isa: str, cores: int, config: Config = DEFAULT_CONFIG) 
         gather = GATHER * p.stride[2] * vectors + SEGMENT * lines
     else:
         gather = SCALAR * p.pixels + SEGMENT * lines
-    wide = vectors - 1 + (tail or vl) / vl  # vectors that are computed
+    wide = targets.computed_vectors(vectors, tail, isa, p.dtype)
     weights = WEIGHTS
     if p.kg * p.depth * p.bytes > blocks.weights:
         weights = min(weights, lag * targets.streams(isa)[0])

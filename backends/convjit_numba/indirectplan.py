@@ -112,15 +112,13 @@ def _met(p: Problem, pixels: int) -> float:
     return rows * problem.inside_share(p, 2, pixels)
 
 
+@lru_cache(maxsize=1024)
 def _inside_tiles(p: Problem, pixels: int) -> float:
     """The part of the tiles of so many pixels of a row that meet no padding."""
     share = 1.0
     for axis, run in enumerate((1, 1, pixels)):
-        reach = (p.kernel[axis] - 1) * p.dilation[axis]
-        first = -(-p.pad[axis] // p.stride[axis])
-        end = (p.size[axis] - 1 - reach + p.pad[axis]) // p.stride[axis] + 1
-        inside = min(end, p.out[axis]) - first
-        share *= max(0, inside - run + 1) / p.out[axis]
+        first, last = p.outputs_of_tap(axis, 0), p.outputs_of_tap(axis, p.kernel[axis] - 1)
+        share *= max(0, last.stop - first.start - run + 1) / p.out[axis]
     return share
 
 
@@ -199,7 +197,7 @@ def blocking(
     cblock = -(-p.cg // min(parts, p.cg))
     cblocks = -(-p.cg // cblock)
     end = targets.stored_lanes(p.kg, isa, p.dtype)
-    buffered = not last or end != targets.tail_lanes(p.kg, isa, p.dtype)
+    buffered = not (last and targets.stores_exactly(p.kg, isa, p.dtype))
     best: Blocking | None = None
     for t in targets.row_tiles(isa, p.dtype) if tile is None else (tile,):
         vectors = -(-p.kg // t.vl)

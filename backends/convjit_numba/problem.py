@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from convjit.algorithms.geometry import Range, outputs_of_tap
 from convjit.algorithms.workspace import aligned
 from convjit.precision import Numerics
 from convjit.spec import ConvSpec, Direction
@@ -149,6 +150,11 @@ class Problem:
         w = self.groups * self.kg * self.depth
         return by_level(float((x + y + w) * self.bytes), shared)
 
+    def outputs_of_tap(self, axis: int, tap: int) -> Range:
+        """The outputs for which a tap reads inside the image, along an axis."""
+        sizes = (self.size, self.out, self.stride, self.pad, self.dilation)
+        return outputs_of_tap(tap, *(size[axis] for size in sizes))
+
     def geometry(self) -> dict[str, int]:
         values = {
             "batch": self.batch, "groups": self.groups, "cg": self.cg, "kg": self.kg,
@@ -168,14 +174,9 @@ def inside_share(p: Problem, axis: int, run: float = 1.0) -> float:
 
     A run of neighbours meets what one of its outputs does.
     """
-    n, out, stride, pad = p.size[axis], p.out[axis], p.stride[axis], p.pad[axis]
-    inside = 0.0
-    for t in range(p.kernel[axis]):
-        at = pad - t * p.dilation[axis]
-        met = min(out, -(-(n + at) // stride)) - max(0, -(-at // stride))
-        if met > 0:
-            inside += min(out, met + run - 1)
-    return inside / (out * p.kernel[axis])
+    out, taps = p.out[axis], p.kernel[axis]
+    met = (len(p.outputs_of_tap(axis, tap)) for tap in range(taps))
+    return sum(min(out, count + run - 1) for count in met if count) / (out * taps)
 
 
 def refuse(

@@ -212,14 +212,19 @@ def stored_lanes(count: int, isa: str, dtype: str) -> int:
     return tail_lanes(count, isa, dtype) if MACHINES[isa].masks else 0
 
 
+def stores_exactly(count: int, isa: str, dtype: str) -> bool:
+    """Whether the vectors of ``count`` numbers are stored with no lane beyond them."""
+    return stored_lanes(count, isa, dtype) == tail_lanes(count, isa, dtype)
+
+
 def computed_vectors(vectors: int, end: int, isa: str, dtype: str) -> float:
     """What ``vectors`` cost whose last has ``end`` lanes (0: all), in whole ones.
 
-    Half a vector takes half the time where a whole one is computed in halves.
+    Half a vector takes half the time where two of them are computed at once but one whole one
+    (Zen 4, vectors of 64 bytes); where two whole ones are, it takes all of it.
     """
     lanes = MACHINES[isa].vector_bytes * 8 // BITS[dtype]
-    split = MACHINES[isa].vector_bytes > machine(isa).flops_per_cycle
-    return vectors - 0.5 if split and 0 < end < lanes else vectors
+    return vectors - 0.5 if lag(isa) < 2 and 0 < end < lanes else vectors
 
 
 def machine(isa: str) -> Microarchitecture:

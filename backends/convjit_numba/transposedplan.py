@@ -161,7 +161,7 @@ def blocking(p: Problem, last: bool, isa: str, cores: int, tile: Tile | None = N
     planes = p.groups * p.size[0]
     _, high, wide = periods(p)
     end = targets.stored_lanes(p.cg, isa, p.dtype)
-    fits = end == targets.tail_lanes(p.cg, isa, p.dtype)  # nothing is stored beyond the channels
+    fits = targets.stores_exactly(p.cg, isa, p.dtype)
     best: Blocking | None = None
     for t in tiles:
         vectors = -(-p.cg // t.vl)
