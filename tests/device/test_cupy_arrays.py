@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import standin_cupy as cupy
-from emulated_cupy import EmulatedCupy, registered
+from emulated_cupy import EmulatedCupy, missing, registered
 
 import convjit
 from convjit import registry
@@ -19,9 +19,11 @@ from convjit.spec import ConvSpec
 from convjit.testing.cases import CASES, Case
 from convjit.testing.check import call, measured_error, reference
 
+compiles = pytest.mark.skipif(missing() is not None, reason=str(missing()))
+
 
 class Healthy(EmulatedCupy):
-    """What is tested here compiles nothing."""
+    """Without compilers too: what only asks and refuses is tested there as well."""
 
     def __init__(self) -> None:
         super().__init__("cupy_arrays")
@@ -52,6 +54,7 @@ class Interface:
         self.__cuda_array_interface__ = {**described, "stream": stream, "version": version}
 
 
+@compiles
 @pytest.mark.parametrize("case", CASES[::7], ids=str)
 def test_device_arrays_are_convolved_where_they_lie(case: Case, backend: str) -> None:
     """Every direction, layout, dtype and padding mode: NumPy would raise at a device's array."""
@@ -108,6 +111,7 @@ class Dlpack:
         return self.array.get()
 
 
+@compiles
 def test_dlpack_is_taken_from_the_device_and_from_the_host(backend: str) -> None:
     x, w = cupy.asarray(X), cupy.asarray(W)
     there = convjit.conv(Dlpack(x, 2), Dlpack(w, 2), padding=1, backend=backend)
@@ -117,6 +121,7 @@ def test_dlpack_is_taken_from_the_device_and_from_the_host(backend: str) -> None
     assert type(here) is np.ndarray
 
 
+@compiles
 def test_a_call_on_the_device_does_not_wait_for_it(
     backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,6 +145,7 @@ def test_a_call_on_the_device_does_not_wait_for_it(
         plan(x, w)
 
 
+@compiles
 def test_repeated_calls_on_the_device_plan_once(backend: str) -> None:
     with convjit.use(backend=backend):
         x, w = cupy.asarray(X), convjit.weights(Interface(cupy.asarray(W), None))
@@ -153,6 +159,7 @@ def test_repeated_calls_on_the_device_plan_once(backend: str) -> None:
     assert len(packed) == 1
 
 
+@compiles
 @pytest.mark.parametrize("place", ["w", "bias", "out", "x"])
 def test_operands_on_two_devices_are_told(place: str, backend: str) -> None:
     given: dict[str, Any] = {
@@ -167,6 +174,7 @@ def test_operands_on_two_devices_are_told(place: str, backend: str) -> None:
     assert "no operand to another device" in str(caught.value)
 
 
+@compiles
 def test_a_plan_for_the_host_refuses_the_devices(backend: str) -> None:
     x, w = cupy.asarray(X), cupy.asarray(W)
     plan = convjit.plan(X, W, padding=1, bias=False)
@@ -187,6 +195,7 @@ def test_data_on_another_device_than_the_current_one(
         convjit.conv(x, w, backend=backend)
 
 
+@compiles
 def test_a_result_may_overlap_the_data(backend: str) -> None:
     x, w = cupy.asarray(X), cupy.asarray(W[:4])
     expected = convjit.conv(x, w, padding=1, backend=backend).get()
@@ -238,6 +247,7 @@ BATCHED = (
 )
 
 
+@compiles
 @pytest.mark.parametrize("text", BATCHED)
 def test_what_does_not_fit_goes_in_batches(
     text: str, backend: str, monkeypatch: pytest.MonkeyPatch
@@ -258,6 +268,7 @@ def test_what_does_not_fit_goes_in_batches(
     assert names.count("to device") >= 5
 
 
+@compiles
 def test_half_gradients_of_many_batches_are_summed_in_float32(
     backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
