@@ -36,10 +36,11 @@ DEPTH = 2
 # two apart.
 STREAMS = 8
 # Cycles of the model, least squares over 130 layers and tiles: to write a vector of results, to
-# begin a row of the image, and for each number of it, side by side or apart in the input.
+# begin a row of the image, and for each byte of it, side by side or apart in the input.
 WRITE = 3.0
 ROW = 4.0
-NUMBER, NUMBER_APART = 0.15, 0.3
+BYTE, BYTE_APART = 0.0375, 0.075
+PIXELS = 32.0  # bytes a cycle of pixels and results, which come from L3 or memory
 
 
 def build(bits: int, mr: int, nv: int, vl: int, step: int) -> Callable[..., None]:
@@ -255,7 +256,10 @@ def blocking(p: Problem, isa: str, cores: int, config: Config = DEFAULT_CONFIG) 
     phases = len(_residues(p, 1)) * len(_residues(p, 2))
     extra_h, extra_w = _extra(p, 1), _extra(p, 2)
     units = p.batch * p.groups * p.out[0]
-    number = NUMBER if p.stride[2] == 1 else NUMBER_APART
+    byte = BYTE if p.stride[2] == 1 else BYTE_APART
+    arriving = problem.arriving(p, isa, PIXELS)
+    # Of each row of the image whole lines arrive, of which one phase takes its numbers.
+    lines = p.stride[2] / len(_residues(p, 2))
     best: Blocking | None = None
     for t in candidates:
         panels = -(-p.kg // t.mr)
@@ -284,10 +288,12 @@ def blocking(p: Problem, isa: str, cores: int, config: Config = DEFAULT_CONFIG) 
                         continue
                     writes = lag * WRITE * t.mr * t.nv
                     compute = tiles * task_panels * (p.depth * step * miss + cblocks * writes)
-                    filling = ROW * image / pitch + number * image
+                    filling = ROW * image / pitch + byte * image * p.bytes
                     results = task_panels * t.mr * rows * cols * p.bytes
                     at_once = STREAMS // t.mr if results > blocks.weights else task_panels
-                    cycles = compute + lag * (filling * cblocks + 200)
+                    kept = min(task_panels * t.mr, p.kg) * rows * cols  # results that exist
+                    moved = (lines * image * cblocks + kept * (2 * cblocks - 1)) * p.bytes
+                    cycles = compute + lag * (filling * cblocks + 200) + moved / arriving
                     makespan = targets.makespan(tasks, tasks * cycles, cycles, cores)
                     if best is None or makespan < best.makespan:
                         best = Blocking(

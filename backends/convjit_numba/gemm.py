@@ -4,8 +4,8 @@ A task owns some strips of output pixels of one image and group and a range of o
 For each strip and block of channels it gathers what each (channel, tap) reads into a strip
 ``(depth, NR)`` in its thread's workspace, so that the pixel tile
 (:mod:`convjit_numba.pixeltile`) reads it consecutively; then the panels of weights pass over it.
-A 1x1 convolution of stride 1 with few channels or few results reads its rows of pixels where they
-lie.
+A 1x1 convolution of stride 1 reads its rows of pixels where they lie, unless they evict each other
+from L2.
 
 Of the loops of Goto and van de Geijn (2008, "Anatomy of high-performance matrix multiplication",
 section 4) that leaves one block a task: its strip stays in L1 or L2 while all weights stream by,
@@ -19,6 +19,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import pairwise
+from math import gcd
 
 from convjit.algorithms.workspace import aligned
 from convjit.precision import Numerics
@@ -31,14 +32,18 @@ from convjit_numba.targets import Tile
 
 # Cycles of the model, measured on products of known size: a task, a call of the tile, a number of a
 # vector stored; a vector gathered, and per channel and tap a row's share of a strip.
-TASK, CALL, STORE, GATHER, SEGMENT = 200.0, 25.0, 1.0, 2.0, 4.0
+TASK, CALL, STORE, GATHER, SEGMENT = 200.0, 20.0, 0.75, 3.0, 6.0
 SCALAR = 1.2  # a number gathered alone
 # Two tasks write the cache line at which their pixels of a channel meet.
-SHARED = 40.0
-# Rows of pixels are read in place up to so many channels: each is in a page of its own.
-PAGES = 64
+SHARED = 20.0
+# Rows of pixels are read in place up to so many times as many as L2 holds: what it does not comes
+# from L3 while a tile computes, but as slowly as its translation where a power of two lies between
+# the rows.  (256 channels of 64x64 to 64: .70 ms gathered, .59 in place; 512 of 128x128, of which
+# L2 holds 16: 7.8 and 9.0; 128 of 256x256, of which it holds 8: 6.5 and 8.6.)
+EVICTED = 8
+L2_WAY = 128 << 10  # bytes that lie so far apart share a set of L2 (64 KiB are such a distance too)
 FMA_LATENCY = 4  # cycles: a tile with few sums waits for each of them
-PIXELS = 32.0  # bytes a cycle of pixels and results, which come from L3 or memory
+PIXELS = 64.0  # bytes a cycle of pixels and results, which come from L3 or memory
 L2_BYTES = 60.0  # bytes a cycle from L2
 # Of weights, beside products: a panel is read once for each strip.
 WEIGHTS = 64.0
@@ -83,6 +88,11 @@ def flatten(p: Problem) -> Problem:
     if p.taps == 1 and p.stride == (1, 1, 1) and p.size == p.out and p.pad == (0, 0, 0):
         return replace(p, size=(1, 1, p.pixels), out=(1, 1, p.pixels), dilation=(1, 1, 1))
     return p
+
+
+def _rows_held(p: Problem) -> int:
+    """Rows of pixels, one of each channel, whose lines L2 holds at the same time."""
+    return problem.cache_bytes("l2") // gcd(p.size[2] * p.bytes, L2_WAY)
 
 
 def _tasks(
@@ -139,7 +149,7 @@ def blocking(p: Problem, isa: str, cores: int, config: Config = DEFAULT_CONFIG) 
     for t in shapes if shape is None else (shape,):
         panels, strips = -(-p.kg // t.mr), -(-vectors // t.nv)
         tile = Tile(-(-p.kg // panels), -(-vectors // strips), vl)
-        in_place = plain and (p.cg <= PAGES or panels <= 2)
+        in_place = plain and (panels <= 2 or cblock <= EVICTED * _rows_held(p))
         rows, wide_each = p.kg / panels, wide / strips
         step = max(rows * wide_each / 2, (rows + wide_each) / 2, FMA_LATENCY)
         if min(p.cg, cblock) * p.taps * tile.nr * p.bytes > blocks.strip:

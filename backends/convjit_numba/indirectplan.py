@@ -14,11 +14,11 @@ from convjit_numba.rowtables import table_words
 from convjit_numba.targets import Tile
 
 # Cycles of the model, measured on products of known size: a task; a call of the row tile, a tap of
-# it and an address of that; an entry of the table; a number copied; a number transposed to and
-# from channels-last order.  An entry of merged taps is more work in tiles that meet the padding: it
+# it and an address of that; an entry of the table; a number copied; a byte transposed to and from
+# channels-last order.  An entry of merged taps is more work in tiles that meet the padding: it
 # may lie across a border.
 TASK, CALL, TAP, ADDRESS, ENTRY, COPY = 500.0, 30.0, 6.0, 0.5, 1.5, 1.5
-TRANSPOSE, TRANSPOSE_BACK = 0.2, 0.5
+TRANSPOSE, TRANSPOSE_BACK = 0.05, 0.125
 MERGED_ENTRY = 10.0
 BACK = 15.0  # a pixel's part of a panel that is copied to the result, its lanes being too many
 # Bytes a cycle that come from L3 or memory and are not hidden by the product: pixels and results;
@@ -96,7 +96,7 @@ def _panel_cycles(
     others = tiles * passes * (CALL + (TAP + ADDRESS * tile.mr) * entries)
     others += lanes * p.bytes * p.depth / WEIGHTS
     if not last:
-        others += TRANSPOSE_BACK * pixels * lanes
+        others += TRANSPOSE_BACK * pixels * lanes * p.bytes
     elif buffered:
         others += BACK * pixels
     return depth * step + lag * others + pixels * lanes * p.bytes / arriving
@@ -135,7 +135,7 @@ def _task_cycles(
         entry += (MERGED_ENTRY - ENTRY) * (1.0 - _inside_tiles(p, tile.mr))
     fixed = lag * (TASK + entry * pixels * entries) + window * p.cg * p.bytes / arriving
     if not last:
-        fixed += lag * TRANSPOSE * window * -(-p.cg // tile.vl) * tile.vl
+        fixed += lag * TRANSPOSE * window * -(-p.cg // tile.vl) * tile.vl * p.bytes
     if merged:
         in_place = p.dilation[2] == 1 and (not last or p.groups == 1)
         share = min(1.0, (p.kernel[2] - 1) / p.out[2]) if in_place else 1.0

@@ -457,6 +457,11 @@ def _caches() -> dict[str, int]:
     return targets.cache_sizes()
 
 
+def cache_bytes(level: str) -> int:
+    """Size of a cache of this machine: ``l1``, ``l2`` (of a core each) or ``l3``."""
+    return _caches()[level]
+
+
 def held_share(total: float) -> float:
     """Share of ``total`` bytes, read over and over, that the shared cache supplies.
 

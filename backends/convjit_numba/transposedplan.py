@@ -136,11 +136,12 @@ def _task_cycles(
         cycles = taps * p.kg * calls * tile_cycles(run / tiles, vectors)
         others = calls * passes * (CALL + (TAP + ADDRESS * t.mr) * taps)
         others += lanes * phases * taps * p.kg * p.bytes / WEIGHTS
-        others += results * (0.0 if direct else COPY if last else TRANSPOSE_BACK)
+        others += results * (0.0 if direct else COPY if last else TRANSPOSE_BACK * p.bytes)
         return cycles + lag * others + results * p.bytes / arriving
 
     met = images * prod(window(p, lines, cols)) * most_taps(p)[0] * p.kg
-    others = TASK + ENTRY * pixels * phases * (taps + 1) + (0.0 if last else TRANSPOSE * met)
+    others = TASK + ENTRY * pixels * phases * (taps + 1)
+    others += 0.0 if last else TRANSPOSE * met * p.bytes
     fixed = lag * others + met * p.bytes / arriving
     return fixed, panel(t.nv), panel(tail)
 
