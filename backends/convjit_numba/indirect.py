@@ -1,9 +1,10 @@
 """Implicit GEMM by indirection: rows of a matrix product are addresses, nothing is unfolded.
 
-A task owns a block of output pixels and a range of panels of output channels.  For every tap and
-pixel a table holds the address of the input pixel that they meet at, or of a row of zeros where
-that lies in the padding; taps that meet nothing but padding are left out.  The row tile
-(:mod:`convjit_numba.rowtile`) sums over the taps of the table with its results in registers.
+A task owns a block of output pixels of one group, or of all, and a range of panels of output
+channels.  For every tap and pixel a table holds the address of the input pixel that they meet at,
+or of a row of zeros where that lies in the padding; taps that meet nothing but padding are left
+out.  The row tile (:mod:`convjit_numba.rowtile`) sums over the taps of the table with its results
+in registers.
 The method is that of Dukhan (2019, "The Indirect Convolution Algorithm", sections 3 and 4), the
 loops around it those of Goto and van de Geijn (2008, "Anatomy of high-performance matrix
 multiplication", section 4): a block of a panel of weights stays in L2 (in L1 if it is small) while
@@ -136,6 +137,7 @@ def executable(spec: ConvSpec, p: Problem, b: Blocking, target: Target) -> Panel
             "pixels": b.plane_lines * b.problem.out[2],
             "task_pixels": b.task_pixels,
             "pixel_blocks": -(-b.plane_lines * b.problem.out[2] // b.task_pixels),
+            "task_groups": b.task_groups,
             "planes": b.lines // b.plane_lines,
             "plane_lines": b.plane_lines,
             "last": int(spec.channels_last),

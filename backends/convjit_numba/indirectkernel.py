@@ -18,7 +18,14 @@ def build(
     """
     from numba import njit
 
-    from convjit_numba.microkernel import OPTIONS, load_int, move_real, store_int, zero_bytes
+    from convjit_numba.microkernel import (
+        OPTIONS,
+        copy_bytes,
+        load_int,
+        move_real,
+        store_int,
+        zero_bytes,
+    )
     from convjit_numba.transpose import from_lanes
 
     fill_slab, copy_run, addends, sum_panel = rowtables.build(bits, mr, nv, vl, tail, end, whole)
@@ -35,6 +42,7 @@ def build(
     ACTIVATION, SLOPES = f["activation"], f["slope0"]
     PIXELS, TASK_PIXELS, PIXEL_BLOCKS = f["pixels"], f["task_pixels"], f["pixel_blocks"]
     PLANES, PLANE_LINES, LAST = f["planes"], f["plane_lines"], f["last"]
+    TASK_GROUPS = f["task_groups"]
     MERGED, ZERO_BYTES, SLAB_PITCH = f["merged"], f["zero_bytes"], f["slab_pitch"]
     AT_POSITIONS, AT_ZEROS, AT_SUMS = f["at_positions"], f["at_zeros"], f["at_sums"]
     AT_TABLE, AT_PATCHES, AT_SLAB = f["at_table"], f["at_patches"], f["at_slab"]
@@ -152,6 +160,19 @@ def build(
         store_int(table, taps)
 
     @njit(**OPTIONS)
+    def copy_channels(to, source, count):
+        """Copy ``count`` numbers, mostly four or fewer: a loop would cost more than its numbers."""
+        if count > 4:
+            copy_bytes(to, source, count * size)
+            return
+        last = (count - 1) * size
+        move_real(bits, to, source)
+        move_real(bits, to + last, source + last)
+        if count > 2:
+            move_real(bits, to + size, source + size)
+            move_real(bits, to + last - size, source + last - size)
+
+    @njit(**OPTIONS)
     def list_row(g, entry, at, zeros, patches, rows, z, y, offset, step_col, adjacent):
         """The merged taps of a kernel row; whether one meets the image, and the next free patch."""
         d, h, w, cg = load_int(g + D), load_int(g + H), load_int(g + W), load_int(g + CG)
@@ -167,9 +188,7 @@ def build(
                     for tx in range(kw):
                         to = patches + tx * cg * size
                         if 0 <= left + tx * dw < w:
-                            for c in range(cg):
-                                source = place + tx * dw * step_col + c * size
-                                move_real(bits, to + c * size, source)
+                            copy_channels(to, place + tx * dw * step_col, cg)
                         else:
                             zero_bytes(to, cg * size)
                     place = patches
@@ -257,36 +276,24 @@ def build(
         zero_bytes(mine + load_int(g + AT_ZEROS), load_int(g + ZERO_BYTES))
 
     @njit(**OPTIONS)
-    def run(g, x, weights, bias, y, mine, task):
+    def multiply(g, weights, bias, y, mine, group, line, p0, pixels, low, high, tables, shift):
+        """Panels of a group's columns times the pixels of a task; see ``sum_panel`` for shift.
+
+        ``weights`` are as many bytes before the first panel as the tables have moved for the group.
+        """
         groups, cg, kg = load_int(g + GROUPS), load_int(g + CG), load_int(g + KG)
-        kd, kh, kw = load_int(g + KD), load_int(g + KH), load_int(g + KW)
-        ow = load_int(g + OW)
+        ow, last_axis = load_int(g + OW), load_int(g + LAST)
         image_lines = load_int(g + OD) * load_int(g + OH)
         outputs = image_lines * ow
-        planes, panels = load_int(g + PLANES), load_int(g + PANELS)
-        task_panels, task_splits = load_int(g + TASK_PANELS), load_int(g + TASK_SPLITS)
-        task_pixels, pixel_blocks = load_int(g + TASK_PIXELS), load_int(g + PIXEL_BLOCKS)
-        last_axis, merged = load_int(g + LAST), load_int(g + MERGED)
-        panel_bytes = kd * kh * kw * cg * walk
-        rest = task // task_splits
-        low_panel = (task - rest * task_splits) * task_panels
-        high_panel = min(low_panel + task_panels, panels)
-        unit = rest // pixel_blocks
-        p0 = (rest - unit * pixel_blocks) * task_pixels
-        group = unit // planes
-        line = (unit - group * planes) * load_int(g + PLANE_LINES)
-        pixels = min(task_pixels, load_int(g + PIXELS) - p0)
-        channels, block = cg, load_int(g + CBLOCK)
-        if merged != 0:
-            channels, block = kw * cg, kw * cg
-        step = load_int(g + TABLE_BYTES)
-        tables = list_tables(g, x, mine, group, line, p0, pixels, step)
-        table, sums = mine + load_int(g + AT_TABLE), mine + load_int(g + AT_SUMS)
         image = line // image_lines
         inner = line * ow + p0 - image * outputs
-        # The product, a panel of columns at a time.
-        shift = 0
-        for panel in range(low_panel, high_panel):
+        channels, block = cg, load_int(g + CBLOCK)
+        if load_int(g + MERGED) != 0:
+            channels = block = load_int(g + KW) * cg
+        panel_bytes = load_int(g + KD) * load_int(g + KH) * load_int(g + KW) * cg * walk
+        table, sums = mine + load_int(g + AT_TABLE), mine + load_int(g + AT_SUMS)
+        step = load_int(g + TABLE_BYTES)
+        for panel in range(low, high):
             k = panel * nr
             count = min(nr, kg - k)
             result = y + (((image * groups + group) * kg + k) * outputs + inner) * size
@@ -297,10 +304,9 @@ def build(
             if not buffered:
                 c, ldc = result, groups * kg * size
             add = addends(bias, group * kg + k, count, mine)
-            b = weights + (group * panels + panel) * panel_bytes
             shift = sum_panel(
-                table, tables, step, shift, count, channels, block, b, c, ldc, ldc, add,
-                load_int(g + ACTIVATION), g + SLOPES,
+                table, tables, step, shift, count, channels, block, weights + panel * panel_bytes,
+                c, ldc, ldc, add, load_int(g + ACTIVATION), g + SLOPES,
             )  # fmt: skip
             if last_axis == 0:
                 for v in range(0, count, vl):
@@ -311,5 +317,32 @@ def build(
             elif buffered:
                 for p in range(pixels):
                     copy_run(result + p * groups * kg * size, sums + p * walk, count)
+        return shift
+
+    @njit(**OPTIONS)
+    def run(g, x, weights, bias, y, mine, task):
+        cg, planes, panels = load_int(g + CG), load_int(g + PLANES), load_int(g + PANELS)
+        task_panels, task_splits = load_int(g + TASK_PANELS), load_int(g + TASK_SPLITS)
+        task_pixels, pixel_blocks = load_int(g + TASK_PIXELS), load_int(g + PIXEL_BLOCKS)
+        task_groups = load_int(g + TASK_GROUPS)
+        rest = task // task_splits
+        low = (task - rest * task_splits) * task_panels
+        high = min(low + task_panels, panels)
+        unit = rest // pixel_blocks
+        p0 = (rest - unit * pixel_blocks) * task_pixels
+        turn = unit // planes
+        line = (unit - turn * planes) * load_int(g + PLANE_LINES)
+        pixels = min(task_pixels, load_int(g + PIXELS) - p0)
+        first = turn * task_groups
+        tables = list_tables(g, x, mine, first, line, p0, pixels, load_int(g + TABLE_BYTES))
+        group_bytes = panels * load_int(g + KD) * load_int(g + KH) * load_int(g + KW) * cg * walk
+        # The channels of the next group follow: its tables are those of the first, moved on.
+        shift = 0
+        for i in range(task_groups):
+            here = weights + (first + i) * group_bytes - i * cg * size
+            shift = multiply(
+                g, here, bias, y, mine, first + i, line, p0, pixels, low, high, tables, shift
+            )
+            shift -= cg * size
 
     return taskloop.build(run, start)

@@ -11,7 +11,7 @@ from convjit.spi import DEFAULT_CONFIG, Config
 from convjit_numba import gemm, problem, targets
 from convjit_numba.problem import Problem
 from convjit_numba.rowtables import table_words
-from convjit_numba.targets import Tile
+from convjit_numba.targets import LINE, Tile
 
 # Cycles of the model, measured on products of known size: a task; a call of the row tile, a tap of
 # it and an address of that; an entry of the table; a number copied; a byte transposed to and from
@@ -48,6 +48,8 @@ class Blocking:
         Input channels that one pass sums.
     merged : bool
         Whether the taps of a kernel row are one.
+    task_groups : int
+        Groups that a task computes, 1 or all: with channels last, those of a pixel are neighbours.
     lines, plane_lines : int
         Lines of outputs in all, and in the unit that ``task_pixels`` divide.
     streamed : float
@@ -62,6 +64,7 @@ class Blocking:
     buffered: bool
     cblock: int
     merged: bool
+    task_groups: int
     lines: int
     plane_lines: int
     task_pixels: int
@@ -124,9 +127,12 @@ def _inside_tiles(p: Problem, pixels: int) -> float:
 
 def _task_cycles(
     p: Problem, last: bool, tile: Tile, tail: float, plane_lines: int, merged: bool, passes: int,
-    image: int, buffered: bool, isa: str, pixels: int,
+    image: int, buffered: bool, apart: bool, isa: str, pixels: int,
 ) -> tuple[float, float, float]:  # fmt: skip
-    """Of a task: what does not depend on its panels, each panel, and the last of all panels."""
+    """Of a group of a task: what does not depend on its panels, each panel, the last of all panels.
+
+    Of pixels whose groups are computed ``apart``, lines arrive for a part of theirs.
+    """
     lag, arriving = targets.lag(isa), problem.arriving(p, isa, PIXELS)
     entries = p.kernel[0] * p.kernel[1] * (1 if merged else p.kernel[2])
     window = _window(p, last, plane_lines, pixels)
@@ -134,6 +140,8 @@ def _task_cycles(
     if merged and last:
         entry += (MERGED_ENTRY - ENTRY) * (1.0 - _inside_tiles(p, tile.mr))
     fixed = lag * (TASK + entry * pixels * entries) + window * p.cg * p.bytes / arriving
+    if apart:
+        fixed += LINE * (window + pixels) / arriving
     if not last:
         fixed += lag * TRANSPOSE * window * -(-p.cg // tile.vl) * tile.vl * p.bytes
     if merged:
@@ -163,21 +171,26 @@ def _tasks(
     return plane * planes
 
 
-def _pixel_blocks(p: Problem, last: bool, lanes: int, image: int) -> Iterator[tuple[int, int]]:
-    """Candidates for the unit that is divided, in lines, and for the pixels of a task."""
+def _units(
+    p: Problem, last: bool, merged: bool, lanes: int, image: int
+) -> Iterator[tuple[int, int, int]]:
+    """Candidates for the groups of a task, the lines that its pixels divide, and the pixels."""
     lines, width = p.batch * p.out[0] * p.out[1], p.out[2]
     if last:
-        # What the pixels of a task read should stay in L2.
-        each = p.cg * p.bytes * (p.stride[1] * p.stride[2] if p.taps > 1 else 1)
-        for size in targets.splits(lines * width, lines * width, max(6 * lanes, image // each)):
-            yield lines, size
+        # (Merged taps of several groups are copies, which do not move on with a table.)
+        for groups in (1,) if p.groups == 1 or merged else (1, p.groups):
+            # What the pixels of a task read should stay in L2, and what several groups write.
+            reread = p.stride[1] * p.stride[2] if p.taps > 1 else 1
+            each = groups * p.bytes * (p.cg * reread + (p.kg if groups > 1 else 0))
+            for size in targets.splits(lines * width, lines * width, max(6 * lanes, image // each)):
+                yield groups, lines, size
         return
     for size in targets.splits(p.out[1], p.out[1]):
-        yield p.out[1], size * width
+        yield 1, p.out[1], size * width
     if width > 4 * lanes:
         largest = max(6 * lanes, image // (p.cg * p.bytes * p.kernel[1] * p.stride[2]))
         for size in targets.splits(width, width // (2 * lanes), largest):
-            yield 1, min(width, -(-size // lanes) * lanes)
+            yield 1, 1, min(width, -(-size // lanes) * lanes)
 
 
 @lru_cache(maxsize=1024)
@@ -204,20 +217,25 @@ def blocking(
         panels = -(-vectors // t.nv)
         tail = vectors - (panels - 1) * t.nv
         computed = targets.computed_vectors(tail, end, isa, p.dtype)
-        for plane_lines, task_pixels in _pixel_blocks(p, last, t.vl, blocks.image):
+        for groups, plane_lines, task_pixels in _units(p, last, merged, t.vl, blocks.image):
             plane = plane_lines * p.out[2]
             task_pixels = min(task_pixels, plane)
             blocks_in_plane = -(-plane // task_pixels)
-            planes = p.groups * (lines // plane_lines)
+            planes = p.groups // groups * (lines // plane_lines)
             units = planes * blocks_in_plane
             cycles_of = partial(
                 _task_cycles, p, last, t, computed, plane_lines, merged, cblocks, blocks.image,
-                buffered, isa,
+                buffered, last and groups < p.groups, isa,
             )  # fmt: skip
-            fixed, whole, final = cycles_of(task_pixels)
             # The last block of a plane may be smaller.
-            rest = cycles_of(plane - (blocks_in_plane - 1) * task_pixels)
-            for task_panels in targets.splits(panels, panels if units < 4 * cores else 1):
+            costs = [
+                cycles_of(task_pixels), cycles_of(plane - (blocks_in_plane - 1) * task_pixels)
+            ]  # fmt: skip
+            if groups > 1:
+                costs = [(groups * (a + (panels - 1) * b + c), 0.0, 0.0) for a, b, c in costs]
+            fixed, whole, final = costs[0]
+            divided = groups == 1 and units < 4 * cores
+            for task_panels in targets.splits(panels, panels if divided else 1):
                 parts_k = -(-panels // task_panels)
                 tasks = units * parts_k
                 if not targets.is_about(tasks, wanted):
@@ -227,18 +245,15 @@ def blocking(
                     longest += final - whole
                 total = sum(
                     planes * count * (parts_k * cost[0] + (panels - 1) * cost[1] + cost[2])
-                    for count, cost in ((blocks_in_plane - 1, (fixed, whole, final)), (1, rest))
+                    for count, cost in zip((blocks_in_plane - 1, 1), costs, strict=True)
                 )
-                sizes = partial(
-                    _tasks, planes, blocks_in_plane, panels, task_panels,
-                    (fixed, whole, final), rest,
-                )  # fmt: skip
+                sizes = partial(_tasks, planes, blocks_in_plane, panels, task_panels, *costs)
                 makespan = targets.makespan(tasks, total, longest, cores, sizes)
                 if best is None or makespan < best.makespan:
                     best = Blocking(
-                        p, last, t, tail, end, buffered, cblock, merged, lines, plane_lines,
-                        task_pixels, task_panels, tasks,
-                        float(units * panels * t.nr * p.depth * p.bytes),
+                        p, last, t, tail, end, buffered, cblock, merged, groups, lines,
+                        plane_lines, task_pixels, task_panels, tasks,
+                        float(units * groups * panels * t.nr * p.depth * p.bytes),
                         total, makespan,
                     )  # fmt: skip
     return blocking(p, last, isa, cores) if best is None else best
@@ -298,7 +313,7 @@ class Slot:
     def of(cls, p: Problem, b: Blocking) -> Slot:
         p, size = b.problem, b.problem.bytes
         tiles = -(-b.task_pixels // b.tile.mr)
-        run = p.cg * (p.kernel[2] if b.merged else 1) * size
+        run = p.cg * (p.kernel[2] if b.merged else b.task_groups) * size
         window = _window(p, False, b.plane_lines, b.task_pixels)
         return cls(
             b.tile.nr * size,

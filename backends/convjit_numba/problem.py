@@ -58,7 +58,7 @@ FIELDS = (
     "data_code", "output_code", "rows_code",
     "point_bytes", "product_bytes", "at_patch", "at_fold", "at_points", "at_products", "at_outputs",
     # indirect
-    "planes", "plane_lines", "last", "merged", "zero_bytes", "slab_pitch",
+    "task_groups", "planes", "plane_lines", "last", "merged", "zero_bytes", "slab_pitch",
     "at_positions", "at_zeros", "at_sums", "at_table", "at_patches", "at_slab", "table_bytes",
     # planes
     "kernel", "row_blocks", "col_blocks", "apart", "span", "deep", "mode", "swapped", "in_place",

@@ -67,6 +67,7 @@ SPECS = [
     "conv_f32_NCDHW_n1c3k5g1_i9x7x11_w3x3x3_p2x2x3_d2x1x3_bias",
     "conv_f32_NHWC_n2c18k20g2_i19x37_w3x3_p2_d2_bias_act=relu",
     "conv_f32_NHWC_n1c33k18g1_i23x50_w3x3_p6x5_d6x5",
+    "conv_f32_NHWC_n2c27k84g3_i40x29_w3x3_p1_bias",  # a task computes all groups of its pixels
     "conv_f32_NLC_n2c17k24g1_i701_w2_p96.0_d96_bias",
     "conv_f64_NDHWC_n1c3k5g1_i9x7x11_w3x3x3_p2x2x3_d2x1x3",
     "conv_f32_NHWC_n3c33k65g1_i13x30_w3x3_p1_bias_act=relu",
