@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from convjit.spi import Array, num_threads
-from convjit_numba import cache, targets, threads
+from convjit_numba import cache, targets, taskloop, threads
 from convjit_numba.problem import address
 
 LEAST = 4096  # elements below which NumPy is done before a plan is found
@@ -160,7 +160,6 @@ def _build(bits: int, numbers: int, kind: int, lanes: int) -> Callable[..., None
 
     from convjit_numba.microkernel import (
         OPTIONS,
-        atomic_add,
         copy_bytes,
         load_int,
         move_vectors,
@@ -168,6 +167,7 @@ def _build(bits: int, numbers: int, kind: int, lanes: int) -> Callable[..., None
     )
     from convjit_numba.transpose import from_lanes
 
+    _, take = taskloop.sharing()
     step, size = kind - PICKED, bits // 8 * numbers
 
     @njit(**OPTIONS)
@@ -256,15 +256,10 @@ def _build(bits: int, numbers: int, kind: int, lanes: int) -> Callable[..., None
         tasks = (load_int(across) + wide - 1) // wide * ((load_int(deep) + tall - 1) // tall)
         for axis in range(MOST_OUTER):
             tasks *= load_int(g + 24 * axis)
-        first = 0
-        while True:
-            if control != 0:
-                first = atomic_add(control, 1) * grain
-            if first >= tasks:
-                break
-            for i in range(first, min(first + grain, tasks)):
+        first, last, turn = take(control, tasks, grain, 0)
+        while first < last:
+            for i in range(first, last):
                 task(g, target, source, i)
-            if control == 0:
-                first += grain
+            first, last, turn = take(control, tasks, grain, turn)
 
     return kernel

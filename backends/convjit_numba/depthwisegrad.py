@@ -34,7 +34,7 @@ from convjit.spi import (
     Target,
     Work,
 )
-from convjit_numba import cache, problem, targets
+from convjit_numba import cache, problem, targets, taskloop
 from convjit_numba.problem import FIELD, FIELDS, PanelExecutable, Problem
 
 MOST_TAPS = 8  # of a kernel row that are summed together
@@ -46,8 +46,9 @@ LOAD, ROW, COPY, NUMBER, VECTOR = 2.0, 8.0, 8.0, 1.5, 3.0
 def build(bits: int, vl: int, chunk: int, rest: int) -> Callable[..., None]:
     """The kernel that sums ``chunk`` taps at a time, and then ``rest`` (imports numba)."""
     from convjit_numba.depthwisegradtile import copy_row, lane_sum, split_row, tap_sums
-    from convjit_numba.microkernel import atomic_add, copy_bytes, load_int, move_real, zero_bytes
+    from convjit_numba.microkernel import copy_bytes, load_int, move_real, zero_bytes
 
+    slot_of, take = taskloop.sharing()
     size, half = bits // 8, vl // 2
     f = dict(FIELD)
     TASKS, GRAIN, SLOT_BYTES, BATCH, GROUPS, KG = (
@@ -71,20 +72,12 @@ def build(bits: int, vl: int, chunk: int, rest: int) -> Callable[..., None]:
         wide, gy_pitch = load_int(g + WIDE) * size, load_int(g + GY_PITCH) * size
         line = sw * wide
         numbers = oh * ow
-        slot = 0
-        if control != 0:
-            slot = atomic_add(control + 64, 1)
-        sums = workspace + slot * load_int(g + SLOT_BYTES)
+        sums = workspace + slot_of(control) * load_int(g + SLOT_BYTES)
         rows, slab = sums + load_int(g + AT_GY), sums + load_int(g + AT_SLAB)
         # What is padding in one plane is padding in all.
         zero_bytes(slab, h * line)
-        first = 0
-        while True:
-            if control != 0:
-                first = atomic_add(control, grain)
-            if first >= tasks:
-                break
-            last = min(first + grain, tasks)
+        first, last, turn = take(control, tasks, grain, 0)
+        while first < last:
             for k in range(first, last):
                 zero_bytes(sums, kd * kh * kw * vl * size)
                 for plane in range(batch * d):
@@ -149,8 +142,7 @@ def build(bits: int, vl: int, chunk: int, rest: int) -> Callable[..., None]:
                 taps = kd * kh * kw
                 for t in range(taps):
                     lane_sum(bits, vl, y + (k * taps + t) * size, sums + t * vl * size)
-            if control == 0:
-                first = last
+            first, last, turn = take(control, tasks, grain, turn)
 
     return kernel
 

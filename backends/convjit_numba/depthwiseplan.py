@@ -19,7 +19,7 @@ import numpy as np
 from convjit.algorithms.workspace import aligned
 from convjit.precision import numpy_dtype
 from convjit.spi import Array, empty, num_threads
-from convjit_numba import cache, problem, targets, threads
+from convjit_numba import cache, problem, targets, taskloop, threads
 from convjit_numba.problem import Problem, address
 
 MAX_POSITIONS = 96  # inputs that a tile walks over
@@ -219,27 +219,24 @@ def packed_shape(p: Problem, vl: int) -> tuple[int, int, int, int]:
 
 
 def _build_pack(bits: int, vl: int) -> Callable[..., None]:
-    from convjit_numba.microkernel import atomic_add, move_real
+    from convjit_numba.microkernel import move_real
 
+    _, take = taskloop.sharing()
     size = bits // 8
 
     def kernel(source, target, channels, m, taps, control):
         vectors = (channels + vl - 1) // vl
-        task = 0
-        while True:
-            if control != 0:
-                task = atomic_add(control, 1)
-            if task >= vectors:
-                break
-            c = min(task * vl, channels - vl)
-            for j in range(m):
-                to = target + (task * m + j) * taps * vl * size
-                for lane in range(vl):
-                    row = source + ((c + lane) * m + j) * taps * size
-                    for t in range(taps):
-                        move_real(bits, to + (t * vl + lane) * size, row + t * size)
-            if control == 0:
-                task += 1
+        first, last, turn = take(control, vectors, 1, 0)
+        while first < last:
+            for task in range(first, last):
+                c = min(task * vl, channels - vl)
+                for j in range(m):
+                    to = target + (task * m + j) * taps * vl * size
+                    for lane in range(vl):
+                        row = source + ((c + lane) * m + j) * taps * size
+                        for t in range(taps):
+                            move_real(bits, to + (t * vl + lane) * size, row + t * size)
+            first, last, turn = take(control, vectors, 1, turn)
 
     return kernel
 

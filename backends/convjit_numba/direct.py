@@ -24,7 +24,7 @@ import numpy as np
 from convjit.precision import Numerics
 from convjit.spec import ConvSpec
 from convjit.spi import DEFAULT_CONFIG, Config, Executable, Feature, Refusal, Target, Work
-from convjit_numba import cache, pack, problem, targets
+from convjit_numba import cache, pack, problem, targets, taskloop
 from convjit_numba.problem import FIELD, PanelExecutable, Problem, Scratch
 from convjit_numba.targets import Tile
 
@@ -52,7 +52,6 @@ def build(bits: int, mr: int, nv: int, vl: int, step: int) -> Callable[..., None
 
     from convjit_numba.microkernel import (
         OPTIONS,
-        atomic_add,
         edge,
         load_int,
         move_real,
@@ -61,6 +60,7 @@ def build(bits: int, mr: int, nv: int, vl: int, step: int) -> Callable[..., None
     )
     from convjit_numba.pixeltile import row_gatherer
 
+    slot_of, take = taskloop.sharing()
     size = bits // 8
     nr = nv * vl
     bias_at = Scratch(0, Tile(mr, nv, vl), size).bias
@@ -136,18 +136,10 @@ def build(bits: int, mr: int, nv: int, vl: int, step: int) -> Callable[..., None
         ldc = od * oh * ow * size
         # Without surplus columns the rows of a block are one run in the result too.
         joined = flat != 0 and pitch == ow
-        slot = 0
-        if control != 0:
-            slot = atomic_add(control + 64, 1)
-        edges = workspace + slot * load_int(g + SLOT_BYTES)
+        edges = workspace + slot_of(control) * load_int(g + SLOT_BYTES)
         image = edges + image_at
-        first = 0
-        while True:
-            if control != 0:
-                first = atomic_add(control, grain)
-            if first >= tasks:
-                break
-            last = min(first + grain, tasks)
+        first, last, turn = take(control, tasks, grain, 0)
+        while first < last:
             for task in range(first, last):
                 rest = task
                 split = rest % task_splits
@@ -218,8 +210,7 @@ def build(bits: int, mr: int, nv: int, vl: int, step: int) -> Callable[..., None
                                     edge(bits, nr, 0, edges, to, ldc, count_k, row, col,
                                          row_end, cols, pitch, ow)  # fmt: skip
                         low = high
-            if control == 0:
-                first = last
+            first, last, turn = take(control, tasks, grain, turn)
 
     return kernel
 

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from convjit_numba import taskloop
 from convjit_numba.problem import FIELD
 
 
@@ -35,8 +36,9 @@ def build(bits: int, lanes: int, parts: int) -> Callable[..., None]:
     from convjit_numba.fftcode import spectrum_products, turn_squares
     from convjit_numba.fftmoves import fill_complex, fill_vector, finish_complex, finish_vector
     from convjit_numba.fftstages import build_columns, build_stages
-    from convjit_numba.microkernel import OPTIONS, atomic_add, load_int
+    from convjit_numba.microkernel import OPTIONS, load_int
 
+    slot_of, take = taskloop.sharing()
     size = bits // 8
     vector = 2 * lanes * size  # bytes of a complex one
     square = lanes * vector
@@ -201,20 +203,12 @@ def build(bits: int, lanes: int, parts: int) -> Callable[..., None]:
         line = load_int(g + LINE_BYTES)
         planes, plane_bytes = load_int(g + PLANES), load_int(g + PLANE_BYTES)
         tile_bytes, squares = load_int(g + TILE_BYTES), cols // lanes
-        slot = 0
-        if control != 0:
-            slot = atomic_add(control + 64, 1)
-        tiles = workspace + slot * load_int(g + SLOT_BYTES)
+        tiles = workspace + slot_of(control) * load_int(g + SLOT_BYTES)
         spectra = tiles + load_int(g + AT_LINES)
         sums = tiles + load_int(g + AT_SUMS)
         results = tiles + load_int(g + AT_RESULTS)
-        first = 0
-        while True:
-            if control != 0:
-                first = atomic_add(control, grain)
-            if first >= tasks:
-                break
-            last = min(first + grain, tasks)
+        first, last, turn = take(control, tasks, grain, 0)
+        while first < last:
             for task in range(first, last):
                 split = task % task_splits
                 block = task // task_splits % pair_blocks
@@ -278,8 +272,7 @@ def build(bits: int, lanes: int, parts: int) -> Callable[..., None]:
                         if per_tile == 2:
                             of = tile + vector // 2
                             finish(g, y, of, bias, begin + 2 * p + 1, group, k)
-            if control == 0:
-                first = last
+            first, last, turn = take(control, tasks, grain, turn)
 
     return kernel
 
@@ -290,8 +283,9 @@ def build_pack(bits: int, lanes: int, parts: int) -> Callable[..., None]:
 
     from convjit_numba.fftcode import scale_complex, turn_squares
     from convjit_numba.fftstages import build_columns, build_stages
-    from convjit_numba.microkernel import OPTIONS, atomic_add, load_int, move_real, zero_bytes
+    from convjit_numba.microkernel import OPTIONS, load_int, move_real, zero_bytes
 
+    slot_of, take = taskloop.sharing()
     size = bits // 8
     vector = 2 * lanes * size
     forward, _, _ = build_stages(bits, lanes)
@@ -342,38 +336,31 @@ def build_pack(bits: int, lanes: int, parts: int) -> Callable[..., None]:
         planes, plane_bytes = load_int(g + PLANES), load_int(g + PLANE_BYTES)
         taps = load_int(g + KD) * load_int(g + KH) * load_int(g + KW) * parts * size
         tasks = load_int(g + GROUPS) * kg * cg
-        slot = 0
-        if control != 0:
-            slot = atomic_add(control + 64, 1)
-        line = workspace + slot * slot_bytes
+        line = workspace + slot_of(control) * slot_bytes
         tile = line + load_int(g + LINE_BYTES)
-        task = 0
-        while True:
-            if control != 0:
-                task = atomic_add(control, 1)
-            if task >= tasks:
-                break
-            c = task % cg
-            k = task // cg % kg
-            group = task // cg // kg
-            place_taps(g, tile, weights + task * taps)
-            columns(g, tile, False)
-            panel = k // panel_rows
-            for r in range(0, planes * rows, lanes):
-                z = r // rows
-                turn_squares(
-                    bits, lanes, cols // lanes, tile + z * plane_bytes + (r - z * rows) * pitch,
-                    pitch, vector, line, vector, lanes * vector,
-                )  # fmt: skip
-                forward(line, vector, load_int(g + ROW_STAGES), load_int(g + ROW_COUNT), 0, 0)
-                to = (group * panels + panel) * planes * rows + r
-                to *= cols * cg * panel_rows * 2 * size
-                to += packed + (c * panel_rows + k - panel * panel_rows) * vector
-                for q in range(cols):
-                    scale_complex(
-                        bits, lanes, to + q * cg * panel_rows * vector, line + q * vector, scale
-                    )
-            if control == 0:
-                task += 1
+        first, last, turn = take(control, tasks, 1, 0)
+        while first < last:
+            for task in range(first, last):
+                c = task % cg
+                k = task // cg % kg
+                group = task // cg // kg
+                place_taps(g, tile, weights + task * taps)
+                columns(g, tile, False)
+                panel = k // panel_rows
+                for r in range(0, planes * rows, lanes):
+                    z = r // rows
+                    turn_squares(
+                        bits, lanes, cols // lanes, tile + z * plane_bytes + (r - z * rows) * pitch,
+                        pitch, vector, line, vector, lanes * vector,
+                    )  # fmt: skip
+                    forward(line, vector, load_int(g + ROW_STAGES), load_int(g + ROW_COUNT), 0, 0)
+                    to = (group * panels + panel) * planes * rows + r
+                    to *= cols * cg * panel_rows * 2 * size
+                    to += packed + (c * panel_rows + k - panel * panel_rows) * vector
+                    for q in range(cols):
+                        scale_complex(
+                            bits, lanes, to + q * cg * panel_rows * vector, line + q * vector, scale
+                        )
+            first, last, turn = take(control, tasks, 1, turn)
 
     return kernel

@@ -57,13 +57,17 @@ from convjit_numba.threads import (
     CONTROL_BYTES,
     FIRST_BOX,
     HELPERS,
+    LINE,
     MASK_BYTES,
     MISSED,
     MISSES,
     MOST_ARGUMENTS,
     MOST_HELPERS,
+    MOST_RANGES,
+    RANGES,
     SPINS,
     SYSCALLS,
+    TAKEN,
 )
 
 SPINNING, PARKED, CLAIMED, RUNNING, POSTED = range(5)
@@ -146,7 +150,8 @@ def build_call(machine: str) -> Callable[..., None]:
         store_int(claim, box)
         store_int(claim + 8, load_atomic(box + FINISHED))
         store_int(claim + 16, posted + POSTED)
-        store_int(box + JOB, job)
+        # Claims come in the order of the boxes, so that mostly a helper has the same range again.
+        store_int(box + JOB, job + min(claims + 1, MOST_RANGES - 1))
         swap(box + STATE, posted + POSTED)
         if state == PARKED:
             futex(box + STATE, WAKE, 1)
@@ -164,7 +169,9 @@ def build_call(machine: str) -> Callable[..., None]:
 
     def call(pool, helpers, wake, code, count, arguments):
         job = stack_block()
-        zero_bytes(job, CONTROL_BYTES)
+        ranges = min(helpers + 1, MOST_RANGES)
+        zero_bytes(job, TAKEN + LINE * ranges)
+        store_int(job + RANGES, ranges)
         store_int(job + CODE, code)
         store_int(job + COUNT, count)
         store_int(job + ARGUMENTS, arguments)
@@ -246,10 +253,14 @@ def stack_block(typingctx: Any) -> Any:
 
 @intrinsic
 def call_kernel(typingctx: Any, job: Any) -> Any:
-    """Call a job's kernel with its arguments and its control block."""
+    """Call a job's kernel with its arguments and its control block.
+
+    ``job`` is its address and the number of the thread's range, which the kernel is given too.
+    """
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        (job,) = arguments
+        (control,) = arguments
+        job = builder.and_(control, ir.Constant(I64, -LINE))
 
         def at(place: Any, offset: int) -> Any:
             return builder.load(
@@ -265,7 +276,7 @@ def call_kernel(typingctx: Any, job: Any) -> Any:
             builder.position_at_end(block)
             kind = ir.FunctionType(ir.VoidType(), [I64] * (n + 1))
             values = [at(numbers, 8 * i) for i in range(n)]
-            builder.call(builder.inttoptr(code, kind.as_pointer()), [*values, job])
+            builder.call(builder.inttoptr(code, kind.as_pointer()), [*values, control])
             builder.branch(after)
         builder.position_at_end(after)
         return context.get_dummy_value()

@@ -138,7 +138,6 @@ def executable(spec: ConvSpec, p: Problem, b: Blocking, target: Target) -> Panel
             "task_pixels": b.task_pixels,
             "pixel_blocks": -(-b.plane_lines * b.problem.out[2] // b.task_pixels),
             "task_groups": b.task_groups,
-            "planes": b.lines // b.plane_lines,
             "plane_lines": b.plane_lines,
             "last": int(spec.channels_last),
             "merged": int(b.merged),

@@ -41,8 +41,7 @@ def build(
     TASK_PANELS, TASK_SPLITS = f["task_panels"], f["task_splits"]
     ACTIVATION, SLOPES = f["activation"], f["slope0"]
     PIXELS, TASK_PIXELS, PIXEL_BLOCKS = f["pixels"], f["task_pixels"], f["pixel_blocks"]
-    PLANES, PLANE_LINES, LAST = f["planes"], f["plane_lines"], f["last"]
-    TASK_GROUPS = f["task_groups"]
+    TASK_GROUPS, PLANE_LINES, LAST = f["task_groups"], f["plane_lines"], f["last"]
     MERGED, ZERO_BYTES, SLAB_PITCH = f["merged"], f["zero_bytes"], f["slab_pitch"]
     AT_POSITIONS, AT_ZEROS, AT_SUMS = f["at_positions"], f["at_zeros"], f["at_sums"]
     AT_TABLE, AT_PATCHES, AT_SLAB = f["at_table"], f["at_patches"], f["at_slab"]
@@ -321,17 +320,20 @@ def build(
 
     @njit(**OPTIONS)
     def run(g, x, weights, bias, y, mine, task):
-        cg, planes, panels = load_int(g + CG), load_int(g + PLANES), load_int(g + PANELS)
+        cg, panels = load_int(g + CG), load_int(g + PANELS)
         task_panels, task_splits = load_int(g + TASK_PANELS), load_int(g + TASK_SPLITS)
         task_pixels, pixel_blocks = load_int(g + TASK_PIXELS), load_int(g + PIXEL_BLOCKS)
         task_groups = load_int(g + TASK_GROUPS)
+        turns = load_int(g + GROUPS) // task_groups
+        # Groups before pixels: neighbouring tasks share lines of channels-last arrays.
         rest = task // task_splits
         low = (task - rest * task_splits) * task_panels
         high = min(low + task_panels, panels)
-        unit = rest // pixel_blocks
-        p0 = (rest - unit * pixel_blocks) * task_pixels
-        turn = unit // planes
-        line = (unit - turn * planes) * load_int(g + PLANE_LINES)
+        block = rest // turns
+        turn = rest - block * turns
+        plane = block // pixel_blocks
+        p0 = (block - plane * pixel_blocks) * task_pixels
+        line = plane * load_int(g + PLANE_LINES)
         pixels = min(task_pixels, load_int(g + PIXELS) - p0)
         first = turn * task_groups
         tables = list_tables(g, x, mine, first, line, p0, pixels, load_int(g + TABLE_BYTES))

@@ -159,15 +159,20 @@ def _task_cycles(
 
 
 def _tasks(
-    planes: int, blocks: int, panels: int, task_panels: int,
+    planes: int, blocks: int, turns: int, panels: int, task_panels: int,
     cost: tuple[float, float, float], last: tuple[float, float, float],
 ) -> list[float]:  # fmt: skip
-    """Cycles of the tasks in their order: of a block of pixels, and of a plane's last."""
+    """Cycles of the tasks in their order: of a block of pixels, and of a plane's last.
+
+    Each block takes as many ``turns`` as there are parts of the groups.
+    """
     plane = []
     for fixed, whole, end in [cost] * (blocks - 1) + [last]:
+        block = []
         for low in range(0, panels, task_panels):
             count = min(task_panels, panels - low)
-            plane.append(fixed + count * whole + (end - whole if low + count == panels else 0.0))
+            block.append(fixed + count * whole + (end - whole if low + count == panels else 0.0))
+        plane += block * turns
     return plane * planes
 
 
@@ -221,8 +226,8 @@ def blocking(
             plane = plane_lines * p.out[2]
             task_pixels = min(task_pixels, plane)
             blocks_in_plane = -(-plane // task_pixels)
-            planes = p.groups // groups * (lines // plane_lines)
-            units = planes * blocks_in_plane
+            planes, turns = lines // plane_lines, p.groups // groups
+            units = planes * blocks_in_plane * turns
             cycles_of = partial(
                 _task_cycles, p, last, t, computed, plane_lines, merged, cblocks, blocks.image,
                 buffered, last and groups < p.groups, isa,
@@ -244,10 +249,10 @@ def blocking(
                 if parts_k == 1:
                     longest += final - whole
                 total = sum(
-                    planes * count * (parts_k * cost[0] + (panels - 1) * cost[1] + cost[2])
+                    planes * turns * count * (parts_k * cost[0] + (panels - 1) * cost[1] + cost[2])
                     for count, cost in zip((blocks_in_plane - 1, 1), costs, strict=True)
                 )
-                sizes = partial(_tasks, planes, blocks_in_plane, panels, task_panels, *costs)
+                sizes = partial(_tasks, planes, blocks_in_plane, turns, panels, task_panels, *costs)
                 makespan = targets.makespan(tasks, total, longest, cores, sizes)
                 if best is None or makespan < best.makespan:
                     best = Blocking(

@@ -24,7 +24,7 @@ import numpy as np
 
 from convjit.precision import numpy_dtype
 from convjit.spi import Array, empty, num_threads
-from convjit_numba import cache, targets, threads
+from convjit_numba import cache, targets, taskloop, threads
 from convjit_numba.problem import Problem, address
 from convjit_numba.targets import Tile
 
@@ -35,22 +35,16 @@ VECTOR_SECONDS_PER_NUMBER = 0.5e-9  # by vectors
 
 def _loop(run: Callable[..., None]) -> Callable[..., None]:
     """The kernel whose tasks are ``run(source, target, scratch, ..., task)`` (imports numba)."""
-    from convjit_numba.microkernel import atomic_add
+
+    slot_of, take = taskloop.sharing()
 
     def kernel(tasks, spare, source, target, scratch, groups, kg, cg, taps, panels, control):
-        slot = 0
-        if control != 0:
-            slot = atomic_add(control + 64, 1)
-        mine = scratch + slot * spare
-        task = 0
-        while True:
-            if control != 0:
-                task = atomic_add(control, 1)
-            if task >= tasks:
-                break
-            run(source, target, mine, groups, kg, cg, taps, panels, task)
-            if control == 0:
-                task += 1
+        mine = scratch + slot_of(control) * spare
+        first, last, turn = take(control, tasks, 1, 0)
+        while first < last:
+            for task in range(first, last):
+                run(source, target, mine, groups, kg, cg, taps, panels, task)
+            first, last, turn = take(control, tasks, 1, turn)
 
     return kernel
 

@@ -19,7 +19,7 @@ import numpy as np
 from convjit.gauges import Gauge, Run, casts, of_solver, strided_copies
 from convjit.spec import ConvSpec
 from convjit.spi import Solver, Target, num_threads
-from convjit_numba import cache, copying, microarchitectures, targets, threads
+from convjit_numba import cache, copying, microarchitectures, targets, taskloop, threads
 from convjit_numba.problem import address
 
 CHAINS = {"avx512": 20, "neon": 20}  # independent FMAs in flight; 10 elsewhere
@@ -97,37 +97,33 @@ def target() -> Target:
 
 
 def _build_fma(bits: int, chains: int, vl: int) -> Callable[..., None]:
-    from convjit_numba.microkernel import atomic_add, fma_loop
+    from convjit_numba.microkernel import fma_loop
+
+    _, take = taskloop.sharing()
 
     def kernel(factors, tasks, steps, control):
-        task = 0
-        while True:
-            if control != 0:
-                task = atomic_add(control, 1)
-            if task >= tasks:
-                break
-            fma_loop(bits, chains, vl, steps, factors + task * 64)
-            if control == 0:
-                task += 1
+        first, last, turn = take(control, tasks, 1, 0)
+        while first < last:
+            for task in range(first, last):
+                fma_loop(bits, chains, vl, steps, factors + task * 64)
+            first, last, turn = take(control, tasks, 1, turn)
 
     return kernel
 
 
 def _build_copy() -> Callable[..., None]:
-    from convjit_numba.microkernel import atomic_add, copy_bytes
+    from convjit_numba.microkernel import copy_bytes
+
+    _, take = taskloop.sharing()
 
     def kernel(target, source, tasks, size, span, control):
         # Task i copies block i modulo span / size: a span that fits a cache stays there.
-        task = 0
-        while True:
-            if control != 0:
-                task = atomic_add(control, 1)
-            if task >= tasks:
-                break
-            place = task * size % span
-            copy_bytes(target + place, source + place, size)
-            if control == 0:
-                task += 1
+        first, last, turn = take(control, tasks, 1, 0)
+        while first < last:
+            for task in range(first, last):
+                place = task * size % span
+                copy_bytes(target + place, source + place, size)
+            first, last, turn = take(control, tasks, 1, turn)
 
     return kernel
 

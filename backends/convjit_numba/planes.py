@@ -30,7 +30,7 @@ from convjit.spi import (
     Target,
     Work,
 )
-from convjit_numba import cache, problem, targets
+from convjit_numba import cache, problem, targets, taskloop
 from convjit_numba.planeplan import (
     PAD_MODES,
     Blocking,
@@ -54,13 +54,13 @@ def build(code: Code) -> Callable[..., None]:
 
     from convjit_numba.microkernel import (
         OPTIONS,
-        atomic_add,
         copy_bytes,
         load_int,
         zero_bytes,
     )
     from convjit_numba.planetile import SEGMENT, border_index, bordered_row, plane_tile, store_rows
 
+    slot_of, take = taskloop.sharing()
     bits, rows, nv, vl, kh, kw, down, across, held, masks, fold = code
     size = bits // 8
     nr = nv * vl
@@ -140,18 +140,10 @@ def build(code: Code) -> Callable[..., None]:
         ldy = nr * size if fold else apart * ow * size
         # Where a plane is one tile, the next plane's tile is the same but for its addresses.
         single = kg == 1 and od * row_blocks * col_blocks == 1
-        slot = 0
-        if control != 0:
-            slot = atomic_add(control + 64, 1)
-        scratch = workspace + slot * load_int(g + SLOT_BYTES)
+        scratch = workspace + slot_of(control) * load_int(g + SLOT_BYTES)
         buffer = scratch + image_at
-        first = 0
-        while True:
-            if control != 0:
-                first = atomic_add(control, grain)
-            if first >= tasks:
-                break
-            last = min(first + grain, tasks)
+        first, last, turn = take(control, tasks, grain, 0)
+        while first < last:
             col_block = first % col_blocks
             rest = first // col_blocks
             row_block = rest % row_blocks
@@ -260,8 +252,7 @@ def build(code: Code) -> Callable[..., None]:
                 z = 0
                 plane += 1
                 k = k + 1 if k + 1 < outputs else 0
-            if control == 0:
-                first = last
+            first, last, turn = take(control, tasks, grain, turn)
 
     return kernel
 

@@ -27,6 +27,7 @@ from convjit_numba import (
     problem,
     rowtables,
     targets,
+    taskloop,
     threads,
 )
 from convjit_numba.depthwise import Depthwise
@@ -45,8 +46,9 @@ def build(
     The first seven are those of :func:`convjit_numba.depthwise.build`; then come the row tile and
     the last panel's ``tail`` and ``end`` of :func:`convjit_numba.rowtables.build`.
     """
-    from convjit_numba.microkernel import atomic_add, load_int, move_real, store_int
+    from convjit_numba.microkernel import load_int, move_real, store_int
 
+    slot_of, take = taskloop.sharing()
     _, copy_run, addends_of, sum_panel = rowtables.build(bits, mr, nv, lanes, tail, end)
     row_table, depthwise_line = build_line(bits, outputs, taps, stride, vl, kept, multiplier)
     size = bits // 8
@@ -74,33 +76,22 @@ def build(
         vectors, panels, mixed = load_int(g + VECTORS), load_int(g + PANELS), load_int(g + MIXED)
         activation = load_int(g + ACTIVATION)
         depth = channels * m
-        slot = 0
-        if control != 0:
-            slot = atomic_add(control + 64, 1)
-        mine = workspace + slot * load_int(g + SLOT_BYTES)
+        mine = workspace + slot_of(control) * load_int(g + SLOT_BYTES)
         packed_bias, buffer = mine + load_int(g + AT_BIAS), mine + load_int(g + AT_BUFFER)
         slab, table = mine + load_int(g + AT_SLAB), mine + load_int(g + AT_TABLE)
         sums = mine + load_int(g + AT_SUMS)
-        first = 0
-        fresh = 1
-        while True:
-            if control != 0:
-                first = atomic_add(control, grain)
-            if first >= tasks:
-                break
-            add = addends
-            if multiplier != 1 and addends != 0:
-                add = packed_bias
-                if fresh != 0:
-                    for v in range(vectors):
-                        c = min(v * vl, channels - vl)
-                        for j in range(m):
-                            for lane in range(vl):
-                                to = (v * m + j) * vl + lane
-                                number = (c + lane) * m + j
-                                move_real(bits, packed_bias + to * size, addends + number * size)
-                    fresh = 0
-            last = min(first + grain, tasks)
+        first, last, turn = take(control, tasks, grain, 0)
+        add = addends
+        if multiplier != 1 and addends != 0 and first < last:
+            add = packed_bias
+            for v in range(vectors):
+                c = min(v * vl, channels - vl)
+                for j in range(m):
+                    for lane in range(vl):
+                        to = (v * m + j) * vl + lane
+                        number = (c + lane) * m + j
+                        move_real(bits, packed_bias + to * size, addends + number * size)
+        while first < last:
             for task in range(first, last):
                 block = task // wblocks
                 col0 = (task - block * wblocks) * block_cols
@@ -152,8 +143,7 @@ def build(
                         p = load_int(here + 16)
                         for i in range(load_int(here + 8)):
                             copy_run(to + (p + i) * pixel, spare + i * walk, count)
-            if control == 0:
-                first = last
+            first, last, turn = take(control, tasks, grain, turn)
 
     return kernel
 

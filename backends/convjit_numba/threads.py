@@ -1,14 +1,15 @@
 """A pool of parked threads that help the calling thread with the tasks of one kernel call.
 
-A compiled kernel takes task numbers from an atomic counter until none is left, so it does not
-matter how many threads run it or when they arrive.  The calling thread always runs the kernel
-itself; helpers are woken, and one that has not started when the caller is done is cancelled, never
-waited for.  A ctypes call gives up the interpreter's lock, so kernels run side by side; only those
-of a few microseconds keep it (:class:`convjit_numba.problem.PanelExecutable`).
+A compiled kernel takes task numbers from atomic counters until none is left
+(:mod:`convjit_numba.taskloop`), so it does not matter how many threads run it or when they arrive.
+The calling thread always runs the kernel itself; helpers are woken, and one that has not started
+when the caller is done is cancelled, never waited for.  A ctypes call gives up the interpreter's
+lock, so kernels run side by side; only those of a few microseconds keep it
+(:class:`convjit_numba.problem.PanelExecutable`).
 
 numba's threading layers are not used: ``workqueue`` aborts the process on concurrent calls, and
 GNU OpenMP kills a child that was forked after use.  There are two pools, which both serve
-concurrent callers (each has a counter of its own), nested ones (an idle helper or none is found),
+concurrent callers (each has counters of its own), nested ones (an idle helper or none is found),
 forked children (which start helpers of their own) and interrupts:
 
 - On Linux helpers wait in compiled code (:mod:`convjit_numba.futex`), and a call of a kernel is one
@@ -37,10 +38,14 @@ WORTH_ROUSING = 40e-6
 # (some 5 us) is spread over that many calls.
 MISSES = 8
 
-# A call's control block: the next task at 0, the next slot of workspace at 64, on lines of their
-# own because every thread writes them.
-CONTROL_BYTES = 256
-_CONTROL = ctypes.c_int64 * ((CONTROL_BYTES + 64) // 8)
+# A call's control block (:mod:`convjit_numba.taskloop`): the next slot of workspace, the number of
+# ranges of tasks, and how many of each are taken, on lines of their own because every thread
+# writes them.  Its address has the number of a thread's own range in the bits that alignment leaves
+# free, so there are as many ranges as bytes in a line; where threads are more, some share one.
+LINE = 64
+SLOT, RANGES, TAKEN, MOST_RANGES = 0, LINE, 2 * LINE, LINE
+CONTROL_BYTES = TAKEN + LINE * MOST_RANGES
+_CONTROL = ctypes.c_int64 * ((CONTROL_BYTES + LINE) // 8)
 _STOP = 1 << 62
 
 # The compiled pool: offsets in its head, and its size.
@@ -171,26 +176,38 @@ if hasattr(os, "register_at_fork"):
 class _Job:
     """One kernel call that helpers may join."""
 
-    __slots__ = ("arguments", "control", "done", "error", "function", "running", "waiting")
+    __slots__ = (
+        "arguments", "control", "done", "error", "function", "joined", "memory", "running",
+        "waiting",
+    )  # fmt: skip
 
-    def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-        self.control = _CONTROL()
-        base = ctypes.addressof(self.control)
+    def __init__(
+        self, function: Callable[..., Any], arguments: tuple[Any, ...], threads: int
+    ) -> None:
+        self.memory = _CONTROL()
+        base = ctypes.addressof(self.memory)
+        self.control = base + -base % LINE
+        self._word(RANGES).value = min(threads, MOST_RANGES)
         self.function = function
-        self.arguments = (*arguments, base + -base % 64)
+        self.arguments = arguments
+        self.joined = 0
         self.running = 0
         self.waiting = False
         self.error: BaseException | None = None
         self.done = threading.Lock()
         self.done.acquire()
 
-    def run(self) -> None:
-        self.function(*self.arguments)
+    def _word(self, offset: int) -> Any:
+        return ctypes.c_int64.from_address(self.control + offset)
+
+    def run(self, own: int) -> None:
+        """Take tasks, first those of range ``own``."""
+        self.function(*self.arguments, self.control + min(own, MOST_RANGES - 1))
 
     def stop(self) -> None:
         """Leave no tasks to take."""
-        offset = (self.arguments[-1] - ctypes.addressof(self.control)) // 8
-        self.control[offset] = _STOP
+        for place in range(MOST_RANGES):
+            self._word(TAKEN + LINE * place).value = _STOP
 
 
 class _Helper:
@@ -217,8 +234,10 @@ class _Helper:
                     continue
                 self.started = True
                 job.running += 1
+                job.joined += 1
+                own = job.joined
             try:
-                job.run()
+                job.run(own)
             except BaseException as error:  # handed to the caller
                 job.error = error
                 job.stop()
@@ -250,7 +269,7 @@ class _Pool:
                 # pool, so the next call starts another pool.
                 _pools.pop(os.getpid(), None)
                 raise
-            job.run()
+            job.run(0)
         except BaseException:
             job.stop()
             raise
@@ -337,4 +356,4 @@ def run(
         if pool is not None:
             pool.call(code, arguments, threads, seconds >= WORTH_ROUSING)
             return
-    _pool().call(_Job(function, arguments), threads)
+    _pool().call(_Job(function, arguments, threads), threads)

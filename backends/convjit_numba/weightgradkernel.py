@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from convjit_numba import taskloop
 from convjit_numba.problem import FIELD
 
 
@@ -14,7 +15,6 @@ def build(bits: int, mr: int, nv: int, vl: int, tail: int) -> Callable[..., None
 
     from convjit_numba.microkernel import (
         OPTIONS,
-        atomic_add,
         load_int,
         move_real,
         move_vectors,
@@ -24,6 +24,7 @@ def build(bits: int, mr: int, nv: int, vl: int, tail: int) -> Callable[..., None
     from convjit_numba.rowtile import row_tiles
     from convjit_numba.transpose import to_lanes
 
+    slot_of, take = taskloop.sharing()
     finish = _build_finish(bits, vl)
     size = bits // 8
     nr = nv * vl
@@ -169,18 +170,10 @@ def build(bits: int, mr: int, nv: int, vl: int, tail: int) -> Callable[..., None
         units = image_blocks * od * row_blocks * col_blocks
         # A kernel of one row meets every sh-th row alone.
         row_stride = sh if kh == 1 else 1
-        slot = 0
-        if control != 0:
-            slot = atomic_add(control + 64, 1)
-        mine = workspace + load_int(g + PARTIAL_BYTES) + slot * load_int(g + SLOT_BYTES)
+        mine = workspace + load_int(g + PARTIAL_BYTES) + slot_of(control) * load_int(g + SLOT_BYTES)
         table, slab = mine + load_int(g + AT_TABLE), mine + load_int(g + AT_SLAB)
-        first = 0
-        while True:
-            if control != 0:
-                first = atomic_add(control, grain)
-            if first >= tasks:
-                break
-            last = min(first + grain, tasks)
+        first, last, turn = take(control, tasks, grain, 0)
+        while first < last:
             for task in range(first, last):
                 rest = task // panel_splits
                 panel0 = (task - rest * panel_splits) * task_panels
@@ -324,8 +317,7 @@ def build(bits: int, mr: int, nv: int, vl: int, tail: int) -> Callable[..., None
                             min(lanes, cg - panel0 * nr) if merged == 0 else cg, cg,
                             kd * kh, kw, merged,
                         )  # fmt: skip
-            if control == 0:
-                first = last
+            first, last, turn = take(control, tasks, grain, turn)
 
     return kernel
 
@@ -363,9 +355,10 @@ def _build_finish(bits: int, vl: int) -> Any:
 
 def build_sum(bits: int, nv: int, vl: int) -> Callable[..., None]:
     """The kernel that adds the sums of the splits, in their order, and finishes them."""
-    from convjit_numba.microkernel import atomic_add, load_int, store_int
+    from convjit_numba.microkernel import load_int, store_int
     from convjit_numba.rowtile import row_tile
 
+    slot_of, take = taskloop.sharing()
     finish = _build_finish(bits, vl)
     size = bits // 8
     nr = nv * vl
@@ -384,22 +377,14 @@ def build_sum(bits: int, nv: int, vl: int) -> Callable[..., None]:
         length = rows * width if merged != 0 else rows * kw * width
         tasks = load_int(g + GROUPS) * kg
         grain = load_int(g + GRAIN)
-        slot = 0
-        if control != 0:
-            slot = atomic_add(control + 64, 1)
-        mine = workspace + load_int(g + PARTIAL_BYTES) + slot * load_int(g + SLOT_BYTES)
+        mine = workspace + load_int(g + PARTIAL_BYTES) + slot_of(control) * load_int(g + SLOT_BYTES)
         table, sums = mine + load_int(g + AT_TABLE), mine + load_int(g + AT_SUMS)
         # The row tile adds one times each split's vectors.
         for split in range(splits):
             store_int(table + 16 * split, split * tasks * length * size)
             store_int(table + 16 * split + 8, g + ONE)
-        first = 0
-        while True:
-            if control != 0:
-                first = atomic_add(control, grain)
-            if first >= tasks:
-                break
-            last = min(first + grain, tasks)
+        first, last, turn = take(control, tasks, grain, 0)
+        while first < last:
             for k in range(first, last):
                 for place in range(0, length, nr):
                     row_tile(
@@ -407,7 +392,6 @@ def build_sum(bits: int, nv: int, vl: int) -> Callable[..., None]:
                         0, sums + place * size, 0, 0, 0, 0, 0,
                     )  # fmt: skip
                 finish(sums, width * size, gw, k, 0, cg, cg, rows, kw, merged)
-            if control == 0:
-                first = last
+            first, last, turn = take(control, tasks, grain, turn)
 
     return kernel

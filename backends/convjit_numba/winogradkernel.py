@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from convjit_numba import taskloop
 from convjit_numba.problem import FIELD, Axes
 
 
@@ -86,7 +87,6 @@ def build(bits: int, vl: int, channels_last: bool) -> Callable[..., None]:
 
     from convjit_numba.microkernel import (
         OPTIONS,
-        atomic_add,
         call_code,
         copy_bytes,
         load_int,
@@ -96,6 +96,7 @@ def build(bits: int, vl: int, channels_last: bool) -> Callable[..., None]:
     from convjit_numba.transpose import from_lanes, to_lanes
     from convjit_numba.winogradcode import read_pixels, write_pixels
 
+    slot_of, take = taskloop.sharing()
     size = bits // 8
     vector = vl * size
     last = channels_last
@@ -174,7 +175,7 @@ def build(bits: int, vl: int, channels_last: bool) -> Callable[..., None]:
         return min(outputs, (out - first + dilation - 1) // dilation)
 
     @njit(**OPTIONS)
-    def data(g, slot, x, group, first, count):
+    def data(g, mine, x, group, first, count):
         """Points of ``count`` tiles: ``(points, tiles, channels)``."""
         groups, cg = load_int(g + GROUPS), load_int(g + CG)
         d, h, w = load_int(g + D), load_int(g + H), load_int(g + W)
@@ -192,7 +193,7 @@ def build(bits: int, vl: int, channels_last: bool) -> Callable[..., None]:
             load_int(g + UNIT),
         )
         transform = load_int(g + DATA)
-        patch, fold = slot + load_int(g + AT_PATCH), slot + load_int(g + AT_FOLD)
+        patch, fold = mine + load_int(g + AT_PATCH), mine + load_int(g + AT_FOLD)
         row_bytes, step = load_int(g + ROW_BYTES), load_int(g + POINT_BYTES)
         if last:
             right, channel = groups * cg * size, size
@@ -200,7 +201,7 @@ def build(bits: int, vl: int, channels_last: bool) -> Callable[..., None]:
             right, channel = size, d * h * w * size
         down = w * right
         deep = h * down
-        target = slot + load_int(g + AT_POINTS)
+        target = mine + load_int(g + AT_POINTS)
         done = 0
         while done < count:
             # A run of tiles side by side.
@@ -259,14 +260,14 @@ def build(bits: int, vl: int, channels_last: bool) -> Callable[..., None]:
             done += run
 
     @njit(**OPTIONS)
-    def multiply(g, slot, weights, count):
+    def multiply(g, mine, weights, count):
         """``(points, tiles, channels) @ (points, channels, nr)`` of one panel."""
         cg, mr, nr = load_int(g + CG), load_int(g + MR), load_int(g + NR)
         tile = load_int(g + ROW_TILES)
         row_bytes, step = load_int(g + ROW_BYTES), load_int(g + POINT_BYTES)
-        left, right = slot + load_int(g + AT_POINTS), weights
-        target = slot + load_int(g + AT_PRODUCTS)
-        table = slot + nr * size  # after the bias
+        left, right = mine + load_int(g + AT_POINTS), weights
+        target = mine + load_int(g + AT_PRODUCTS)
+        table = mine + nr * size  # after the bias
         store_int(table, 0)
         for _ in range(load_int(g + POINTS)):
             # The next point's weights, or the next panel's, come while this point's are used.
@@ -283,7 +284,7 @@ def build(bits: int, vl: int, channels_last: bool) -> Callable[..., None]:
             target += load_int(g + PRODUCT_BYTES)
 
     @njit(**OPTIONS)
-    def results(g, slot, y, bias, group, panel, first, count):
+    def results(g, mine, y, bias, group, panel, first, count):
         """The outputs of one panel and ``count`` tiles."""
         groups, kg = load_int(g + GROUPS), load_int(g + KG)
         od, oh, ow = load_int(g + OD), load_int(g + OH), load_int(g + OW)
@@ -300,7 +301,7 @@ def build(bits: int, vl: int, channels_last: bool) -> Callable[..., None]:
             load_int(g + DW),
             load_int(g + UNIT),
         )
-        fold, strip = slot + load_int(g + AT_FOLD), slot + load_int(g + AT_OUTPUTS)
+        fold, strip = mine + load_int(g + AT_FOLD), mine + load_int(g + AT_OUTPUTS)
         step, activation = load_int(g + PRODUCT_BYTES), load_int(g + ACTIVATION)
         if last:
             right, channel = groups * kg * size, size
@@ -312,9 +313,9 @@ def build(bits: int, vl: int, channels_last: bool) -> Callable[..., None]:
         there = min(nr, kg - k)
         addends = 0
         if bias != 0:
-            addends = slot
+            addends = mine
             copy_bytes(addends, bias + (group * kg + k) * size, there * size)
-        products = slot + load_int(g + AT_PRODUCTS)
+        products = mine + load_int(g + AT_PRODUCTS)
         done = 0
         while done < count:
             t = first + done
@@ -402,37 +403,30 @@ def build(bits: int, vl: int, channels_last: bool) -> Callable[..., None]:
         task_tiles, tile_blocks = load_int(g + TASK_TILES), load_int(g + TILE_BLOCKS)
         tiles = load_int(g + TILES)
         panel_bytes = load_int(g + POINTS) * cg * load_int(g + NR) * size
-        slot = workspace
-        if control != 0:
-            slot += atomic_add(control + 64, 1) * load_int(g + SLOT_BYTES)
-        first = 0
-        while True:
-            if control != 0:
-                first = atomic_add(control, grain)
-            if first >= tasks:
-                break
-            end = min(first + grain, tasks)
-            for task in range(first, end):
+        mine = workspace + slot_of(control) * load_int(g + SLOT_BYTES)
+        first, last, turn = take(control, tasks, grain, 0)
+        while first < last:
+            for task in range(first, last):
                 split = task % task_splits
                 rest = task // task_splits
                 group = rest // tile_blocks
                 tile = (rest - group * tile_blocks) * task_tiles
                 count = min(task_tiles, tiles - tile)
-                data(g, slot, x, group, tile, count)
+                data(g, mine, x, group, tile, count)
                 for panel in range(split * task_panels, min((split + 1) * task_panels, panels)):
-                    multiply(g, slot, weights + (group * panels + panel) * panel_bytes, count)
-                    results(g, slot, y, bias, group, panel, tile, count)
-            if control == 0:
-                first = end
+                    multiply(g, mine, weights + (group * panels + panel) * panel_bytes, count)
+                    results(g, mine, y, bias, group, panel, tile, count)
+            first, last, turn = take(control, tasks, grain, turn)
 
     return kernel
 
 
 def build_pack(bits: int, vl: int) -> Callable[..., None]:
     """The kernel that transforms and packs weights: ``(groups, panels, points, Cg, nr)``."""
-    from convjit_numba.microkernel import atomic_add, call_code, zero_bytes
+    from convjit_numba.microkernel import call_code, zero_bytes
     from convjit_numba.transpose import to_lanes
 
+    slot_of, take = taskloop.sharing()
     size = bits // 8
     vector = vl * size
 
@@ -443,38 +437,32 @@ def build_pack(bits: int, vl: int) -> Callable[..., None]:
         panels = (kg + nr - 1) // nr
         blocks = (cg + block - 1) // block
         tasks = groups * panels * blocks
-        slot = workspace
-        if control != 0:
-            slot += atomic_add(control + 64, 1) * slot_bytes
-        rows = slot + fold_bytes
+        mine = workspace + slot_of(control) * slot_bytes
+        rows = mine + fold_bytes
         step = cg * nr * size
-        task = 0
-        while True:
-            if control != 0:
-                task = atomic_add(control, 1)
-            if task >= tasks:
-                break
-            first = task % blocks * block
-            panel = task // blocks
-            count = min(block, cg - first)
-            group = panel // panels
-            into = target + panel * points * step + first * nr * size
-            for q in range(0, nr, vl):
-                k = (panel - group * panels) * nr + q
-                channels = min(vl, kg - k)
-                if channels > 0:
-                    to_lanes(
-                        bits, vl, source + ((group * kg + k) * cg + first) * taps * size,
-                        cg * taps * size, channels, rows, vector, count * taps,
-                    )  # fmt: skip
-                    for c in range(count):
-                        call_code(transform, (rows + c * taps * vector, slot,
-                                              into + (c * nr + q) * size, step))  # fmt: skip
-                else:
-                    for e in range(points):
+        first, last, turn = take(control, tasks, 1, 0)
+        while first < last:
+            for task in range(first, last):
+                begin = task % blocks * block
+                panel = task // blocks
+                count = min(block, cg - begin)
+                group = panel // panels
+                into = target + panel * points * step + begin * nr * size
+                for q in range(0, nr, vl):
+                    k = (panel - group * panels) * nr + q
+                    channels = min(vl, kg - k)
+                    if channels > 0:
+                        to_lanes(
+                            bits, vl, source + ((group * kg + k) * cg + begin) * taps * size,
+                            cg * taps * size, channels, rows, vector, count * taps,
+                        )  # fmt: skip
                         for c in range(count):
-                            zero_bytes(into + e * step + (c * nr + q) * size, vector)
-            if control == 0:
-                task += 1
+                            call_code(transform, (rows + c * taps * vector, mine,
+                                                  into + (c * nr + q) * size, step))  # fmt: skip
+                    else:
+                        for e in range(points):
+                            for c in range(count):
+                                zero_bytes(into + e * step + (c * nr + q) * size, vector)
+            first, last, turn = take(control, tasks, 1, turn)
 
     return kernel
