@@ -237,7 +237,10 @@ def blocking(
                 cycles_of(task_pixels), cycles_of(plane - (blocks_in_plane - 1) * task_pixels)
             ]  # fmt: skip
             if groups > 1:
-                costs = [(groups * (a + (panels - 1) * b + c), 0.0, 0.0) for a, b, c in costs]
+                once = (groups - 1) * targets.lag(isa) * TASK
+                costs = [
+                    (groups * (a + (panels - 1) * b + c) - once, 0.0, 0.0) for a, b, c in costs
+                ]
             fixed, whole, final = costs[0]
             divided = groups == 1 and units < 4 * cores
             for task_panels in targets.splits(panels, panels if divided else 1):
