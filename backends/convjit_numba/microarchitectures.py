@@ -25,7 +25,7 @@ def _bandwidth(
 SHARES: Mapping[str, float] = {
     "direct": 0.9, "gemm": 1.0, "indirect": 1.0, "winograd": 0.9, "winograd.transform": 0.7,
     "fft": 0.8, "fft.multiply": 0.7, "depthwise": 0.55, "depthwise.slab": 0.8, "planes": 0.9,
-    "transposed": 0.75, "weight_grad": 1.0,
+    "transposed": 0.9, "weight_grad": 1.0,
 }  # fmt: skip
 OTHER_SHARE = 0.9  # of a family that is in no table
 
@@ -68,7 +68,7 @@ _ZEN4 = Microarchitecture(
     {
         "direct": 1.0, "gemm": 1.07, "indirect": 1.07, "winograd": 1.08,
         "winograd.transform": 1.08, "fft": 0.88, "fft.multiply": 0.88,
-        "depthwise": 0.63, "depthwise.slab": 0.9, "planes": 1.13, "transposed": 0.83,
+        "depthwise": 0.63, "depthwise.slab": 0.9, "planes": 1.13, "transposed": 1.09,
         "weight_grad": 1.1,
     },
     _bandwidth(1.2e11, 1.1e11, 4.3e10, 3.3e10, 2.3e10, 1.0e10),
