@@ -13,7 +13,7 @@ from convjit.algorithms.composed import Im2colGemm, gemm_workspace
 from convjit.blockwise import BlockSizes, refuse_gemm
 from convjit.spec import ConvSpec, Direction
 from convjit.spi import Config, Executable, Numerics, Phase, Refusal, Target, Work
-from convjit_scipy.targets import blas_chain
+from convjit_scipy.targets import blas_chain, longest
 
 DTYPES = ("float32", "float64", "complex64", "complex128")
 
@@ -39,8 +39,9 @@ class GemmSolver:
 
     def estimate(self, spec: ConvSpec, target: Target) -> Work:
         itemsize = precision.numpy_dtype(spec.dtype).itemsize
-        budget, isa = BLOCKS.budget(()), target.features.get("isa", "")
-        blocks = im2col.blocking(spec, itemsize, budget).count(spec)
+        budget = BLOCKS.budget(())
+        plan = im2col.blocking(spec, itemsize, budget)
+        blocks = plan.count(spec)
         _, p, depth = im2col.gemm_shape(spec)
         columns = float(spec.batch * spec.groups * depth * p * itemsize)
         operands = itemsize * (prod(spec.x_shape) + prod(spec.w_shape) + prod(spec.y_shape))
@@ -69,12 +70,34 @@ class GemmSolver:
         return Work(
             tuple(phases),
             # OpenBLAS splits the sums differently for other numbers of threads.
-            Numerics("gemm", deterministic=False, chain=_chain(spec, blocks, isa)),
+            Numerics(
+                "gemm",
+                deterministic=False,
+                chain=self._chain(spec, plan, target.features.get("isa", "")),
+            ),
             Phase("pack", bytes={"copy": 2.0 * rhs}) if copied else None,
             blocks * steps + spec.batch * spec.groups // PRODUCTS_PER_STEP,
             gemm_workspace(spec, budget),
             rhs if copied else 0,
         )
+
+    @staticmethod
+    def _chain(spec: ConvSpec, plan: im2col.Blocking, isa: str) -> int:
+        """Products that one accumulator sums: those of a block's matrix product, or of BLAS's own.
+
+        Of smaller blocks, for a ``workspace_limit``, the sums may be longer, as far as a sequence.
+        """
+        m, p, depth = im2col.gemm_shape(spec)
+        if spec.direction is Direction.WEIGHT_GRAD:
+            pixels = -(-spec.batch * p // plan.count(spec))
+            chain = blas_chain(m, depth, pixels, spec.dtype, isa, rows=True)
+            return min(pixels, chain or pixels)
+        sizes = {prod(plan.outputs), plan.least_outputs(spec)}
+        if spec.computes_input:  # what the taps give is added where they meet
+            return min(m, longest(blas_chain(depth, n, m, spec.dtype, isa) for n in sizes) or m)
+        if spec.channels_last:
+            return longest(blas_chain(n, m, depth, spec.dtype, isa) for n in sizes)
+        return longest(blas_chain(m, n, depth, spec.dtype, isa) for n in sizes)
 
     def configs(self, spec: ConvSpec, target: Target) -> Iterable[Config]:
         itemsize = precision.numpy_dtype(spec.dtype).itemsize
@@ -85,17 +108,6 @@ class GemmSolver:
 
     def plan(self, spec: ConvSpec, target: Target, config: Config) -> Executable:
         return Im2colGemm(np, spec, BLOCKS.budget(config))
-
-
-def _chain(spec: ConvSpec, blocks: int, isa: str) -> int:
-    """Products that one accumulator sums: those of a block's matrix product, or of BLAS's own."""
-    m, p, depth = im2col.gemm_shape(spec)
-    if spec.direction is Direction.WEIGHT_GRAD:
-        pixels = -(-spec.batch * p // blocks)
-        return min(pixels, blas_chain(m, depth, pixels, isa, rows=True) or pixels)
-    if spec.computes_input:  # what the taps give is added where they meet
-        return min(m, blas_chain(depth, p, m, isa) or m)
-    return blas_chain(m, p, depth, isa)
 
 
 def _is_one_copy(spec: ConvSpec) -> bool:

@@ -9,10 +9,11 @@ the library is compiled for it (OpenBLAS is; NumPy's loops and pocketfft gain ab
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
-from convjit import spi
+from convjit import precision, spi
 from convjit.spi import Target
 
 CLOCK = 3.0e9  # Hz, to which the table refers
@@ -133,20 +134,22 @@ def _target(cores: int) -> Target:
 
 # Products that a BLAS sums in one block before it adds the sum to the result: 256 to 640 in the
 # libraries that are tuned (OpenBLAS's GEMM_DEFAULT_Q by processor, BLIS's kc, MKL's alike).  The
-# reference implementation, and whatever is not known, sums in sequence; so do all of them where a
-# matrix is narrow or the product small (OpenBLAS: up to 10^6), unless the numbers that are summed
-# lie side by side in both matrices.
+# reference implementation, and whatever is not known, sums in sequence; so do all of them where the
+# product is small (OpenBLAS: up to 10^6) or one of a vector, unless the numbers that are summed lie
+# side by side in both matrices.
 BLAS_CHAIN = 768
 BLOCKED = ("openblas", "mkl", "blis", "accelerate")
-LEAST_SIDE, LEAST_PRODUCT = 4, 1 << 21
 
-# Sums that are kept apart in the lanes of vectors: of products with a vector, and where AVX-512 has
-# kernels for small products, of those of rows with rows.  Variances of the partial sums over those
-# of a sequence, OpenBLAS 0.3.31, float32, sums of 64, 256, 1024 and 4096: with a vector 0.2, 0.16,
-# 0.14, 0.14 (an eighth: 0.28, 0.16, 0.13, 0.13); 4x36 results 0.16, 0.11, 0.06, 0.05 on AVX-512 and
-# 0.9, 0.56, 0.14, 0.09 on AVX2; 64x64 0.91, 1.04, 0.34, 0.11 on both.
-LANES = 8
-SMALL_RESULT = 1 << 10
+# Sums that are kept apart in the lanes of vectors, of so many bytes.  Variances of the partial sums
+# over those of a sequence, OpenBLAS 0.3.31, 512 products (4, 8 and 16 lanes: 0.27, 0.15, 0.10):
+#   a matrix times a vector: float32 0.13, of its last rows 0.26; float64 0.26, of them 0.5;
+#   a vector times a matrix: as much, but one to three last columns are summed in sequence;
+#   AVX-512's kernels for small products, of rows with rows and of few columns: float32 0.08-0.10,
+#   float64 0.14-0.16; of 64x64 rows and 9 columns (float64: 5) 1.0; with AVX2 0.5-1.0.
+LANE_BYTES, SMALL_LANE_BYTES = 16, 64
+COLUMNS = 4
+SMALL_RESULT, SMALL_PRODUCT = 1 << 10, 10**6
+FEW_COLUMN_BYTES = 32
 
 
 @lru_cache(maxsize=1)
@@ -161,12 +164,14 @@ def _blocks_sums() -> bool:
     return any(known in name for known in BLOCKED)
 
 
-def blas_chain(m: int, n: int, k: int, isa: str, *, rows: bool = False) -> int:
-    """:attr:`~convjit.precision.Numerics.chain` of a matrix product (m, k) by (k, n).
+def lane_chain(m: int, n: int, k: int, dtype: str, isa: str, *, rows: bool = False) -> int:
+    """Products that a lane sums of a matrix product (m, k) by (k, n), 0 if there are no lanes.
 
     Parameters
     ----------
     m, n, k : int
+        The matrices in C order.  What holds for them holds for fewer rows, but for a single one.
+    dtype : str
     isa : str
         Instruction set.
     rows : bool
@@ -174,7 +179,24 @@ def blas_chain(m: int, n: int, k: int, isa: str, *, rows: bool = False) -> int:
     """
     if not _blocks_sums():
         return 0
-    if min(m, n) == 1 or (rows and isa == "avx512" and m * n <= SMALL_RESULT):
-        return -(-k // LANES)
-    large = min(m, n) >= LEAST_SIDE and m * n * k > LEAST_PRODUCT
+    itemsize = precision.numpy_dtype(dtype).itemsize
+    if n == 1 or (m == 1 and (rows or n % COLUMNS == 0)):
+        return -(-k * itemsize // LANE_BYTES)
+    few = m * n <= SMALL_RESULT if rows else m > 1 and n * itemsize <= FEW_COLUMN_BYTES
+    if few and isa.startswith("avx512") and m * n * k <= SMALL_PRODUCT:
+        return -(-k * itemsize // SMALL_LANE_BYTES)
+    return 0
+
+
+def blas_chain(m: int, n: int, k: int, dtype: str, isa: str, *, rows: bool = False) -> int:
+    """:attr:`~convjit.precision.Numerics.chain` of a matrix product, as in :func:`lane_chain`."""
+    if (chain := lane_chain(m, n, k, dtype, isa, rows=rows)) or not _blocks_sums():
+        return chain
+    large = min(m, n) > 1 and m * n * k > SMALL_PRODUCT
     return BLAS_CHAIN if rows or large else 0
+
+
+def longest(chains: Iterable[int]) -> int:
+    """The chain that holds for all; 0, a sequence of any length, if it is among them."""
+    known = list(chains)
+    return max(known) if all(known) else 0

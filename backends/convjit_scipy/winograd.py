@@ -13,10 +13,16 @@ from math import prod
 import numpy as np
 
 from convjit import precision
-from convjit.algorithms.composed_winograd import ComposedWinograd, tile_of, winograd_counts
+from convjit.algorithms.composed_winograd import (
+    ComposedWinograd,
+    blocking,
+    tile_of,
+    winograd_counts,
+)
 from convjit.blockwise import BlockSizes, refuse_winograd
 from convjit.spec import ConvSpec
 from convjit.spi import Config, Executable, Numerics, Phase, Refusal, Target, Work
+from convjit_scipy.targets import lane_chain, longest
 
 DTYPES = ("float32", "float64")
 TAPS = 3
@@ -64,7 +70,11 @@ class WinogradSolver:
             tuple(phases),
             # OpenBLAS splits the sums differently for other numbers of threads.
             Numerics(
-                "winograd", tile=tile_of(spec, self._m), spreads_nonfinite=True, deterministic=False
+                "winograd",
+                tile=tile_of(spec, self._m),
+                spreads_nonfinite=True,
+                deterministic=False,
+                chain=self._chain(spec, (), target),
             ),
             Phase(
                 "pack",
@@ -77,8 +87,18 @@ class WinogradSolver:
             packed_bytes=counts.packed_bytes,
         )
 
+    def _chain(self, spec: ConvSpec, config: Config, target: Target) -> int:
+        """Products that one accumulator sums of a point's."""
+        plan = blocking(spec, self._m, BLOCKS.budget(config))
+        channels, results = spec.in_channels // spec.groups, spec.out_channels // spec.groups
+        rows, isa = {plan.rows, plan.least_rows(spec)}, target.features["isa"]
+        return longest(lane_chain(m, results, channels, spec.dtype, isa) for m in rows)
+
     def configs(self, spec: ConvSpec, target: Target) -> Iterable[Config]:
-        return BLOCKS.configs(lambda budget: winograd_counts(spec, self._m, budget))
+        """Those whose blocks do not sum in longer chains: a single tile's may."""
+        offered = BLOCKS.configs(lambda budget: winograd_counts(spec, self._m, budget))
+        chain = self._chain(spec, (), target)
+        return [c for c in offered if longest((chain, self._chain(spec, c, target))) == chain]
 
     def workspace_of(self, spec: ConvSpec, target: Target, config: Config) -> int:
         return winograd_counts(spec, self._m, BLOCKS.budget(config)).workspace

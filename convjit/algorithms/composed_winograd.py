@@ -67,6 +67,11 @@ class Blocking:
         """Tiles of one block."""
         return self.images * prod(self.tiles)
 
+    def least_rows(self, spec: ConvSpec) -> int:
+        """Tiles of the smallest block, the last of every axis."""
+        walked = ((spec.batch, self.images), *zip(self.counts, self.tiles, strict=True))
+        return prod((n - 1) % b + 1 for n, b in walked)
+
     def count(self, spec: ConvSpec) -> int:
         """Number of blocks."""
         along = (-(-n // b) for n, b in zip(self.counts, self.tiles, strict=True))

@@ -61,6 +61,10 @@ class Blocking:
                     ),
                 )
 
+    def least_outputs(self, spec: ConvSpec) -> int:
+        """Outputs of the smallest block of an image, the last of every axis."""
+        return prod((m - 1) % b + 1 for m, b in zip(spec.out_size, self.outputs, strict=True))
+
     def count(self, spec: ConvSpec) -> int:
         """Number of blocks."""
         along = (-(-m // b) for m, b in zip(spec.out_size, self.outputs, strict=True))
