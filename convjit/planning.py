@@ -187,7 +187,8 @@ def tune(
     ConvjitWarning
         If the user's directory cannot be written: then this process alone remembers.
     """
-    from convjit.tuning import BUDGET, tune_problem
+    from convjit.tuning import tune_problem
+    from convjit.turns import BUDGET
 
     problem, request, _ = problem_and_request(x, w, bias, direction, dtype, True, options)
     return tune_problem(

@@ -179,7 +179,7 @@ def by_memory(spec: ConvSpec, request: Request, rows: list[Ranked]) -> list[Rank
     if request.policy.deterministic:
         return rows
     found = {
-        row.backend.name: tunedb.find(row.backend.name, row.target.fingerprint, spec)
+        row.backend.name: tunedb.find(row.backend.name, row.target.fingerprint, (spec,))
         for row in rows
     }
     if not any(found.values()):

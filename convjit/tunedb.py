@@ -33,7 +33,12 @@ VERSION = 1
 # Measured times that differ by less are alike: what would be taken without them is taken.
 ALIKE = 1.03
 DATABASE = Store("tuning.json", VERSION, ("convjit", "tuning.json"))
+# Between the names of two convolutions that are computed one after the other.
+THEN = ", then "
 BUCKETS = "equal but for batch and sizes, each rounded up to 1, 2, 3, 4, 6, 8, 12, 16, ..."
+
+
+Specs = tuple[ConvSpec, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +48,8 @@ class Row:
     Attributes
     ----------
     solver, label : str
-        The label says the lowering too: ``"pad reflect + numba.direct"``.
+        The label says the lowering too: ``"pad reflect + numba.direct"``.  Of the two calls of a
+        layer these are two, with :data:`THEN` between them, and so are the revisions.
     revision : str
         Of the solver when it was measured.
     config : Config
@@ -79,8 +85,8 @@ class Found:
 
     Attributes
     ----------
-    spec : ConvSpec
-        What was measured, without bias and activation.
+    specs : tuple of ConvSpec
+        What was measured, without bias and activation: a problem, or the two of a layer.
     is_exact : bool
         Whether that is the problem asked for.
     rows : tuple of Row
@@ -92,17 +98,24 @@ class Found:
         Work of the problem asked for, as a multiple of the measured one's.
     """
 
-    spec: ConvSpec
+    specs: tuple[ConvSpec, ...]
     is_exact: bool
     rows: tuple[Row, ...]
     date: str
     finished: bool
     scale: float = 1.0
 
+    @property
+    def name(self) -> str:
+        """For people."""
+        return THEN.join(map(str, self.specs))
+
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "spec": str(self.spec), "date": self.date, "finished": self.finished,
+        """For JSON: a layer has no ``spec``, so that versions which know of none pass it over."""
+        words = [str(spec) for spec in self.specs]
+        what = {"spec": words[0]} if len(words) == 1 else {"layer": words}
+        return what | {
+            "date": self.date, "finished": self.finished,
             "rows": [row.as_dict() for row in self.rows],
         }  # fmt: skip
 
@@ -169,8 +182,8 @@ def bucket(spec: ConvSpec) -> ConvSpec:
     )
 
 
-def _key(backend: str, target: str, spec: ConvSpec) -> str:
-    return f"{spec} by {backend} on {target}"
+def _key(backend: str, target: str, specs: Specs) -> str:
+    return f"{THEN.join(map(str, specs))} by {backend} on {target}"
 
 
 # -------------------------------------------------------------------- reading
@@ -181,16 +194,17 @@ class _Index:
 
     def __init__(self, entries: Mapping[str, Entry]) -> None:
         self.entries = entries
-        self.exact: dict[tuple[str, str, ConvSpec], Found] = {}
-        self.near: dict[tuple[str, str, ConvSpec], list[Found]] = {}
+        self.exact: dict[tuple[str, str, Specs], Found] = {}
+        self.near: dict[tuple[str, str, Specs], list[Found]] = {}
         for entry in entries.values():
             try:
                 found = _parse(entry)
                 place = str(entry["backend"]), str(entry["target"])
             except (KeyError, TypeError, ValueError, AttributeError, ConvSpecError):
                 continue  # of a form that this version does not know
-            self.exact[*place, found.spec] = found
-            self.near.setdefault((*place, bucket(found.spec)), []).append(found)
+            self.exact[*place, found.specs] = found
+            near = tuple(map(bucket, found.specs))
+            self.near.setdefault((*place, near), []).append(found)
 
 
 def _parse(entry: Entry) -> Found:
@@ -204,8 +218,9 @@ def _parse(entry: Entry) -> Found:
     )  # fmt: skip
     if not all(0.0 < row.total(packed) < math.inf for row in rows for packed in (True, False)):
         raise ValueError("a time is no positive number")
-    spec = keyed(ConvSpec.parse(entry["spec"]))
-    return Found(spec, True, rows, str(entry["date"]), entry.get("finished") is True)
+    words = entry["layer"] if "layer" in entry else [entry["spec"]]
+    specs = tuple(keyed(ConvSpec.parse(word)) for word in words)
+    return Found(specs, True, rows, str(entry["date"]), entry.get("finished") is True)
 
 
 _index = _Index({})
@@ -219,7 +234,7 @@ def _current() -> _Index:
     return _index
 
 
-def find(backend: str, target: str, spec: ConvSpec) -> Found | None:
+def find(backend: str, target: str, specs: Sequence[ConvSpec]) -> Found | None:
     """What is remembered of a problem, exactly or in its bucket; None if nothing is.
 
     Parameters
@@ -227,21 +242,26 @@ def find(backend: str, target: str, spec: ConvSpec) -> Found | None:
     backend : str
     target : str
         The target's fingerprint.
-    spec : ConvSpec
+    specs : sequence of ConvSpec
+        The problem; of a layer its two.
     """
     index = _current()
     if not index.exact:
         return None
-    wanted = keyed(spec)
-    found = index.exact.get((backend, target, wanted))
+    found = index.exact.get((backend, target, tuple(map(keyed, specs))))
     if found is not None:
         return found
-    near = index.near.get((backend, target, bucket(spec)))
-    if not near or not spec.macs:
+    near = index.near.get((backend, target, tuple(map(bucket, specs))))
+    macs = _macs(specs)
+    if not near or not macs:
         return None
-    scales = [spec.macs / other.spec.macs if other.spec.macs else math.inf for other in near]
+    scales = [macs / _macs(other.specs) if _macs(other.specs) else math.inf for other in near]
     scale, best = min(zip(scales, near, strict=True), key=lambda pair: abs(math.log(pair[0])))
-    return Found(best.spec, False, best.rows, best.date, best.finished, scale)
+    return Found(best.specs, False, best.rows, best.date, best.finished, scale)
+
+
+def _macs(specs: Sequence[ConvSpec]) -> int:
+    return sum(spec.macs for spec in specs)
 
 
 def recall(
@@ -277,7 +297,7 @@ def recall(
     seconds = [measured[frozenset(config)] for config in known]
     best = next(n for n, taken in enumerate(seconds) if taken <= ALIKE * min(seconds))
     return Remembered(
-        seconds[best] * found.scale, known[best], str(found.spec), found.is_exact, found.date
+        seconds[best] * found.scale, known[best], found.name, found.is_exact, found.date
     )
 
 
@@ -290,7 +310,7 @@ def labels(found: Found | None) -> frozenset[str]:
 
 
 def remember(
-    backend: str, target: str, spec: ConvSpec, rows: Sequence[Row], *, finished: bool
+    backend: str, target: str, specs: Sequence[ConvSpec], rows: Sequence[Row], *, finished: bool
 ) -> bool:
     """Keep measurements, and have every later choice see them.
 
@@ -304,7 +324,7 @@ def remember(
     """
     from datetime import date
 
-    wanted = keyed(spec)
+    wanted = tuple(map(keyed, specs))
     old = _current().exact.get((backend, target, wanted))
     kept = {(row.label, frozenset(row.config)): row for row in (old.rows if old else ())}
     revisions = {row.solver: row.revision for row in rows}
@@ -332,7 +352,7 @@ def everything() -> list[tuple[str, str, Found]]:
     known = _current().exact.items()
     return sorted(
         ((backend, target, found) for (backend, target, _), found in known),
-        key=lambda row: (str(row[2].spec), row[:2]),
+        key=lambda row: (row[2].name, row[:2]),
     )
 
 

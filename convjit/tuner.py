@@ -147,7 +147,7 @@ def listing() -> str:
         best = min(found.rows, key=lambda row: row.seconds, default=None)
         if best is not None:
             rows.append(
-                (str(found.spec), best.label, sizes(best.config), milliseconds(best.seconds),
+                (found.name, best.label, sizes(best.config), milliseconds(best.seconds),
                  backend, target, found.date, state(backend, target, best))
             )  # fmt: skip
     if not rows:

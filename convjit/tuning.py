@@ -1,57 +1,32 @@
 """Tuning: candidates and their block sizes measured here, and the times remembered.
 
-What is measured, and in which order:
-
-1. Every candidate that the filters admit with its default block sizes, the likely ones first;
-   what is predicted to take :data:`HOPEFUL` times longer than another is left out.  What is twice
-   as slow as another drops out after one short turn.
-2. What is left takes turns: each turn is the lower quartile of some calls, and the best turn
-   counts.  Turns alternate between the candidates, so that a machine that is busy for a while slows
-   all of them down, and between calls with packed and with plain weights.
-3. The other block sizes of the fastest solver, then of the next of those that are left; after
-   :data:`PATIENCE` solvers in turn whose block sizes gain less than :data:`GAIN` it ends.
-4. The fastest once more, beside the model's choice; after the budget, too, but then in one turn.
-
-Whatever was measured when the budget is spent, or when the user interrupts, is remembered.
-
-Compiling counts to the budget, and cannot be broken off.  What it will take is expected from what
-it took in this search, with the same solver or else with others; of a candidate whose kernels have
-to be compiled first, and will not be in time, nothing is begun.  The first candidate is always
-measured.
+Every candidate that the filters admit is measured as :mod:`convjit.turns` says, but for those that
+are predicted to take :data:`HOPEFUL` times longer than another.  Whatever was measured when the
+budget is spent, or when the user interrupts, is remembered.
 """
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
-from math import inf, isfinite
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import isfinite
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from convjit import dispatch, registry, tunedb
+from convjit import dispatch, tunedb
 from convjit.arguments import Problem, Request
 from convjit.dispatch import Trial
-from convjit.errors import BackendError, ConvSpecError
-from convjit.explanation import low_quartile, random_operands
+from convjit.errors import ConvSpecError
+from convjit.explanation import random_operands
 from convjit.plans import Plan
+from convjit.spec import ConvSpec
 from convjit.spi import Config
 from convjit.tunedb import Row, sizes
+from convjit.turns import BUDGET, KINDS, Calls, Search, Way
 
-BUDGET = 30.0  # seconds for a problem; compiling all its kernels takes most of it, once
-COMPILING = 3.0  # seconds of it that a candidate is expected to take before any has told more
-GAIN, PATIENCE = 1.03, 2
 HOPEFUL = 6.0  # times the least prediction: up to where the model may be wrong
-DROP, CONTEND = 2.0, 1.25  # times the fastest: what drops out at once, and what stays after a turn
-PROBE, TURN = 0.01, 0.04  # seconds of the first turn, and of each later one
-LONG = 0.1  # seconds of a call that is not repeated within a turn
-ROUNDS = 3
-FINALISTS = 3
-_KINDS = (True, False)  # calls with packed weights, and with plain ones
-
-_log = logging.getLogger("convjit")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,293 +102,7 @@ class Tuning:
         }  # fmt: skip
 
 
-@dataclass(slots=True)
-class _Contender:
-    """A candidate with one choice of block sizes, and the times that it took so far."""
-
-    trial: Trial
-    config: Config
-    plan: Plan
-    packed: Any
-    taken: dict[bool, float] = field(default_factory=lambda: dict.fromkeys(_KINDS, inf))
-
-    @property
-    def row(self) -> Row:
-        trial = self.trial
-        return Row(
-            trial.candidate.solver_id, trial.candidate.label, trial.revision, self.config,
-            self.taken[True], self.taken[False],
-        )  # fmt: skip
-
-    def __str__(self) -> str:
-        return f"{self.trial.candidate.label} ({sizes(self.config)})"
-
-
-class _Search:
-    """The measuring of one problem: what was measured, and the seconds that are left."""
-
-    def __init__(self, problem: Problem, request: Request, budget: float) -> None:
-        self.problem, self.request = problem, request
-        self.trials = dispatch.trials(problem, request, np.ndarray)
-        self.done: list[_Contender] = []
-        self.failures: dict[str, str] = {}
-        self.skipped: dict[str, str] = {}
-        self._compiled: dict[str, list[float]] = {}  # seconds of beginnings, by solver
-        self.ended, self.finished = "", False
-        self.model = min(
-            self.trials, key=lambda t: t.candidate.total(request.packed), default=None
-        )  # what the cost model would choose
-        self._end = time.perf_counter() + budget
-        self._lhs, self._rhs, self._bias = random_operands(problem)
-
-    # ---------------------------------------------------------------- measuring
-
-    def best(self, packed: bool) -> float:
-        """Seconds of the fastest so far."""
-        return min((c.taken[packed] for c in self.done), default=inf)
-
-    def is_near(self, contender: _Contender, factor: float) -> bool:
-        """Whether it takes less than ``factor`` times the fastest, packed or plain."""
-        return any(contender.taken[kind] <= factor * self.best(kind) for kind in _KINDS)
-
-    def is_late(self) -> bool:
-        """Whether the budget is spent; says so."""
-        if time.perf_counter() < self._end:
-            return False
-        self.ended = "ended by the budget: tune again to go on"
-        return True
-
-    def turn(self, contender: _Contender, seconds: float = TURN, least: int = 3) -> None:
-        """Measure once more, both kinds of call; the best turn counts."""
-        if LONG < contender.taken[True] < inf:
-            least = 1
-
-        def planned() -> object:
-            return contender.plan(self._lhs, contender.packed, self._bias)
-
-        def plain() -> object:
-            return contender.plan(self._lhs, self._rhs, self._bias)
-
-        taken, work = contender.taken, contender.trial.candidate.work
-        taken[True] = min(taken[True], low_quartile(planned, seconds, least))
-        if work is None or work.pack is None:
-            taken[False] = taken[True]
-        else:
-            taken[False] = min(taken[False], low_quartile(plain, seconds, least))
-
-    def begin(self, trial: Trial, config: Config) -> _Contender | None:
-        """Plan, compile and measure for the first time; None if that fails or is much too slow."""
-        label = trial.candidate.label
-        compiles = self._compiles(trial, config)
-        if compiles and self._is_too_long(trial, config):
-            return None
-        _log.info("measuring %s (%s)", label, sizes(config))
-        start = time.perf_counter()
-        try:
-            plan = trial.plan(config)
-            if plan.config != config:  # they need more than workspace_limit
-                return None
-            contender = _Contender(trial, config, plan, plan.pack(self._rhs))
-            self.turn(contender, PROBE, 1)
-        except MemoryError as error:
-            self.failures[label] = str(error)
-            return None
-        except Exception as error:  # whatever a solver raises
-            told = (
-                str(error)
-                if isinstance(error, BackendError)
-                else f"{type(error).__name__}: {error}"
-            )
-            self.failures[label] = told
-            if config == trial.configs[0]:  # as where it fails in a call
-                dispatch.exclude(trial.candidate.solver_id, told)
-            return None
-        finally:
-            if compiles:
-                taken = time.perf_counter() - start
-                self._compiled.setdefault(trial.candidate.solver_id, []).append(taken)
-        self.done.append(contender)
-        if self.is_near(contender, DROP):
-            return contender
-        contender.packed = None
-        return None
-
-    def _compiles(self, trial: Trial, config: Config) -> bool:
-        """Whether a kernel has to be compiled first, as far as the backend can tell."""
-        ask = getattr(registry.get(trial.candidate.backend), "uncompiled", None)
-        return callable(ask) and bool(ask(lambda: trial.plan(config)))
-
-    def _is_too_long(self, trial: Trial, config: Config) -> bool:
-        """Whether what it compiles is expected not to be ready in time; says so.
-
-        A solver's kernels take alike: the longest of its own counts, else the mean of the others.
-        """
-        if not self.done:
-            return False
-        own = self._compiled.get(trial.candidate.solver_id)
-        others = [taken for each in self._compiled.values() for taken in each]
-        expected = max(own) if own else sum(others) / len(others) if others else COMPILING
-        left = self._end - time.perf_counter()
-        if expected <= left:
-            return False
-        self.skipped[f"{trial.candidate.label} ({sizes(config)})"] = (
-            f"compiling it takes some {expected:.1f} s, "
-            f"of the budget {max(left, 0.0):.1f} s are left"
-        )
-        return True
-
-    def rounds(self, contenders: Iterable[_Contender], count: int) -> list[_Contender]:
-        """Turns of each in turn; what falls behind drops out.  The rest is left."""
-        left = list(contenders)
-        for number in range(count + 1):
-            near = CONTEND if number else DROP
-            for contender in left:
-                if not self.is_near(contender, near):
-                    contender.packed = None  # it may be large
-            left = [contender for contender in left if contender.packed is not None]
-            for contender in left if number < count else ():
-                if self.is_late():
-                    return left
-                self.turn(contender)
-        return left
-
-    # ---------------------------------------------------------------- the stages
-
-    def run(self) -> None:
-        """All stages, or as many as the budget allows; the last one in any case."""
-        self._search()
-        self._confirm()
-        if self.is_late():
-            return
-        if self.skipped:
-            self.ended = "ended by the budget, into which nothing more fits: tune again to go on"
-        else:
-            self.ended, self.finished = "everything that promised a gain was measured", True
-
-    def _search(self) -> None:
-        left = self.rounds(self._defaults(), ROUNDS)
-        in_vain = 0
-        for contender in sorted(left, key=self._behind):
-            if self.is_late() or in_vain == PATIENCE:
-                return
-            if len(contender.trial.configs) == 1:
-                continue
-            others = self._other_sizes(contender)
-            self.rounds([contender, *others], ROUNDS)
-            gain = max(
-                contender.taken[kind] / min((c.taken[kind] for c in others), default=inf)
-                for kind in _KINDS
-            )
-            in_vain = 0 if gain >= GAIN else in_vain + 1
-
-    def _behind(self, contender: _Contender) -> float:
-        """Its time over the fastest one's, packed or plain, whichever is nearer."""
-        return min(contender.taken[kind] / self.best(kind) for kind in _KINDS)
-
-    def _confirm(self) -> None:
-        """Turns of the fastest beside the model's choice, which a disturbed turn may have cost."""
-        last = [c for c in self.done if c.trial is self.model][:1]
-        for kind in _KINDS:
-            fastest = sorted(self.done, key=lambda c: c.taken[kind])[:FINALISTS]
-            last += [contender for contender in fastest if contender not in last]
-        for contender in last:
-            if contender.packed is None:
-                contender.packed = contender.plan.pack(self._rhs)
-        for _ in range(1 if self.is_late() else ROUNDS):
-            for contender in last:
-                self.turn(contender)
-
-    def _defaults(self) -> list[_Contender]:
-        found: list[_Contender] = []
-        for trial in worth_measuring(self.trials):
-            if self.done and self.is_late():
-                break
-            begun = self.begin(trial, trial.configs[0])
-            found += [begun] if begun is not None else []
-        return found
-
-    def _other_sizes(self, contender: _Contender) -> list[_Contender]:
-        """The solver's other block sizes that are worth more turns."""
-        found: list[_Contender] = []
-        for config in contender.trial.configs[1:]:
-            if self.is_late():
-                break
-            begun = self.begin(contender.trial, config)
-            found += [begun] if begun is not None else []
-        return found
-
-    # ---------------------------------------------------------------- what is remembered
-
-    def is_remembered(self) -> bool:
-        """Whether all that is worth it was measured, of the problem or of one in its bucket."""
-        for trial in worth_measuring(self.trials):
-            candidate = trial.candidate
-            found = tunedb.find(candidate.backend, trial.target, self.problem.spec)
-            if found is None or not found.finished:
-                return False
-            if (candidate.label, trial.revision) not in {(r.label, r.revision) for r in found.rows}:
-                return False
-        return bool(self.trials)
-
-    def remember(self) -> None:
-        """Keep what was measured, under each backend's own key."""
-        for backend in dict.fromkeys(c.trial.candidate.backend for c in self.done):
-            own = [c for c in self.done if c.trial.candidate.backend == backend]
-            rows = [c.row for c in own if isfinite(c.taken[False])]
-            if rows:
-                tunedb.remember(
-                    backend, own[0].trial.target, self.problem.spec, rows,
-                    finished=self.finished,
-                )  # fmt: skip
-
-    def tuning(self, is_new: bool, seconds: float) -> Tuning:
-        """What was found, or is remembered, and what runs from now on."""
-        choices = {packed: self._choice(packed) for packed in _KINDS}
-        chosen, model = choices[True], self.model
-        if is_new:
-            ours = [(c.trial.candidate.backend, c.row) for c in self.done]
-        else:
-            ours = self._recalled()
-        ours.sort(key=lambda pair: pair[1].seconds)
-        rows = {(row.label, row.config): row for _, row in ours}
-        label = model.candidate.label if model is not None else ""
-        now = rows.get((chosen.label, chosen.config))
-        before = rows.get((label, model.configs[0] if model is not None else ()))
-        gain = before.seconds / now.seconds if before is not None and now is not None else 1.0
-        return Tuning(
-            str(self.problem.spec), tuple(ours), str(chosen), str(choices[False]), label, gain,
-            seconds, self.ended or "remembered; again=True (--again) measures anew",
-            tuple(self.failures.items()), tuple(self.skipped.items()), now,
-            self.finished or not is_new, is_new,
-        )  # fmt: skip
-
-    def _choice(self, packed: bool) -> _Choice:
-        """What runs from now on.  It is planned, unless that would compile what was skipped."""
-        request = replace(self.request, packed=packed)
-        admitted = [
-            c for c in dispatch.candidates(self.problem.spec, request) if c.refusal is None
-        ]  # fmt: skip
-        for trial in self.trials if self.skipped and admitted else ():
-            if trial.candidate.label == admitted[0].label:
-                remembered = admitted[0].remembered
-                config = trial.configs[0] if remembered is None else remembered.config
-                if self._compiles(trial, config):
-                    reason = dispatch.reason(request, admitted)
-                    return _Choice(trial.candidate.label, config, reason)
-        plan = dispatch.select(self.problem, request, np.ndarray)
-        return _Choice(plan.label, plan.config, plan.reason)
-
-    def _recalled(self) -> list[tuple[str, Row]]:
-        """The rows that are remembered of the problem, or of one in its bucket."""
-        rows: dict[tuple[str, Row], None] = {}
-        for trial in self.trials:
-            backend = trial.candidate.backend
-            found = tunedb.find(backend, trial.target, self.problem.spec)
-            rows |= dict.fromkeys((backend, row) for row in (found.rows if found else ()))
-        return list(rows)
-
-
-class _Choice(NamedTuple):
+class Choice(NamedTuple):
     """What runs, and why."""
 
     label: str
@@ -424,16 +113,137 @@ class _Choice(NamedTuple):
         return f"{self.label} ({sizes(self.config)}), {self.reason}"
 
 
+def remember(search: Search, specs: Sequence[ConvSpec]) -> None:
+    """Keep what was measured, under each backend's own key."""
+    for backend in dict.fromkeys(c.way.backend for c in search.done):
+        own = [c for c in search.done if c.way.backend == backend]
+        rows = [c.row for c in own if isfinite(c.taken[False])]
+        if rows:
+            target = own[0].way.target
+            tunedb.remember(backend, target, specs, rows, finished=search.finished)
+
+
+def recalled(search: Search, specs: Sequence[ConvSpec]) -> list[tuple[str, Row]]:
+    """The rows that are remembered of a problem, or of one in its bucket, with their backends."""
+    rows: dict[tuple[str, Row], None] = {}
+    for way in search.ways:
+        found = tunedb.find(way.backend, way.target, specs)
+        rows |= dict.fromkeys((way.backend, row) for row in (found.rows if found else ()))
+    return list(rows)
+
+
+def is_remembered(search: Search, specs: Sequence[ConvSpec]) -> bool:
+    """Whether all ways were measured, of the problem or of one in its bucket."""
+    for way in search.ways:
+        found = tunedb.find(way.backend, way.target, specs)
+        if found is None or not found.finished:
+            return False
+        revision = tunedb.THEN.join(way.revisions)
+        if (way.label, revision) not in {(r.label, r.revision) for r in found.rows}:
+            return False
+    return bool(search.ways)
+
+
+def tuned(
+    search: Search, specs: Sequence[ConvSpec], choices: dict[bool, Choice], start: float,
+    *, is_new: bool,
+) -> Tuning:  # fmt: skip
+    """What a search found, or is remembered.
+
+    Parameters
+    ----------
+    search : Search
+    specs : sequence of ConvSpec
+    choices : mapping of bool to Choice
+        What runs from now on, with packed weights and in a plain call.
+    start : float
+        When it began, by ``time.perf_counter``.
+    is_new : bool
+        Whether the search was run.
+    """
+    if is_new:
+        ours = [(c.way.backend, c.row) for c in search.done]
+    else:
+        ours = recalled(search, specs)
+    ours.sort(key=lambda pair: pair[1].seconds)
+    rows = {(row.label, row.config): row for _, row in ours}
+    defaults = {way.label: way.configs[0] for way in search.ways}
+    now = rows.get((choices[True].label, choices[True].config))
+    before = rows.get((search.model, defaults.get(search.model, ())))
+    gain = before.seconds / now.seconds if before is not None and now is not None else 1.0
+    return Tuning(
+        tunedb.THEN.join(map(str, specs)), tuple(ours), str(choices[True]), str(choices[False]),
+        search.model, gain, time.perf_counter() - start,
+        search.ended or "remembered; again=True (--again) measures anew",
+        tuple(search.failures.items()), tuple(search.skipped.items()), now,
+        search.finished or not is_new, is_new,
+    )  # fmt: skip
+
+
 def worth_measuring(trials: list[Trial]) -> list[Trial]:
     """Those that are not predicted to be hopeless, packed or plain."""
     best = {
-        kind: min((t.candidate.total(kind) for t in trials), default=0.0) for kind in _KINDS
+        kind: min((t.candidate.total(kind) for t in trials), default=0.0) for kind in KINDS
     }  # fmt: skip
     return [
         trial
         for number, trial in enumerate(trials)
-        if number == 0 or any(trial.candidate.total(k) <= HOPEFUL * best[k] for k in _KINDS)
+        if number == 0 or any(trial.candidate.total(k) <= HOPEFUL * best[k] for k in KINDS)
     ]
+
+
+def ways_of(problem: Problem, trials: list[Trial]) -> list[Way]:
+    """The candidates as they are measured, on random operands."""
+    lhs, rhs, bias = random_operands(problem)
+
+    def way(trial: Trial) -> Way:
+        candidate = trial.candidate
+
+        def plan(config: Config) -> Plan | None:
+            found = trial.plan(config)
+            return found if found.config == config else None
+
+        def calls(plan: Plan) -> Calls:
+            packed = plan.pack(rhs)
+            found: dict[bool, Any] = {True: lambda: plan(lhs, packed, bias)}
+            if candidate.work is not None and candidate.work.pack is not None:
+                found[False] = lambda: plan(lhs, rhs, bias)
+            return found
+
+        return Way(
+            candidate.label, (candidate.solver_id,), (trial.revision,), candidate.backend,
+            trial.target, trial.configs, plan, calls,
+        )  # fmt: skip
+
+    return [way(trial) for trial in worth_measuring(trials)]
+
+
+def _choice(problem: Problem, request: Request, search: Search) -> Choice:
+    """What runs from now on.  It is planned, unless that would compile what was skipped."""
+    admitted = [
+        c for c in dispatch.candidates(problem.spec, request) if c.refusal is None
+    ]  # fmt: skip
+    for way in search.ways if search.skipped and admitted else ():
+        if way.label == admitted[0].label:
+            remembered = admitted[0].remembered
+            config = way.configs[0] if remembered is None else remembered.config
+            if search.compiles(way, config):
+                return Choice(way.label, config, dispatch.reason(request, admitted))
+    plan = dispatch.select(problem, request, np.ndarray)
+    return Choice(plan.label, plan.config, plan.reason)
+
+
+def check(request: Request, budget: float) -> None:
+    """Whether something can be tuned so; raises what :func:`tune_problem` says."""
+    if isinstance(budget, bool) or not isinstance(budget, (int, float)):
+        raise TypeError(f"budget_s={budget!r} is not a number of seconds; give one such as 10.")
+    if not budget > 0:
+        raise ConvSpecError(f"budget_s={budget!r} must be more than 0: seconds for a problem.")
+    if request.policy.deterministic:
+        raise ConvSpecError(
+            "deterministic=True was given, under which measurements decide nothing, since they "
+            "differ between runs and numbers of threads; tune without it."
+        )
 
 
 def tune_problem(
@@ -460,26 +270,22 @@ def tune_problem(
     UnsupportedError, BackendError
         As a plan of the problem raises.
     """
-    if isinstance(budget, bool) or not isinstance(budget, (int, float)):
-        raise TypeError(f"budget_s={budget!r} is not a number of seconds; give one such as 10.")
-    if not budget > 0:
-        raise ConvSpecError(f"budget_s={budget!r} must be more than 0: seconds for a problem.")
-    if request.policy.deterministic:
-        raise ConvSpecError(
-            "deterministic=True was given, under which measurements decide nothing, since they "
-            "differ between runs and numbers of threads; tune without it."
-        )
+    check(request, budget)
     start = time.perf_counter()
     spec = problem.spec
     if spec.is_empty:
         label = dispatch.select(problem, request, np.ndarray).label
         ended = "no product is summed, so there is nothing to choose"
         return Tuning(str(spec), (), label, label, label, 1.0, 0.0, ended, is_new=False)
-    search = _Search(problem, request, budget)
-    is_new = again or not search.is_remembered()
+    trials = dispatch.trials(problem, request, np.ndarray)
+    model = min(trials, key=lambda t: t.candidate.total(request.packed), default=None)
+    label = model.candidate.label if model is not None else ""
+    search = Search(ways_of(problem, trials), label, budget)
+    is_new = again or not is_remembered(search, (spec,))
     if is_new:
         try:
             search.run()
         finally:
-            search.remember()
-    return search.tuning(is_new, time.perf_counter() - start)
+            remember(search, (spec,))
+    choices = {k: _choice(problem, replace(request, packed=k), search) for k in KINDS}
+    return tuned(search, (spec,), choices, start, is_new=is_new)

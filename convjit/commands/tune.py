@@ -138,9 +138,9 @@ def _tune(jobs: list[Any], options: argparse.Namespace, found: list[Any]) -> Non
     from contextlib import nullcontext
 
     import convjit
-    from convjit import tuner, tuning, warmup
+    from convjit import tuner, turns, warmup
 
-    budget = options.budget or tuning.BUDGET * max(len(jobs), 1)
+    budget = options.budget or turns.BUDGET * max(len(jobs), 1)
     is_quiet = options.quiet or options.json or not jobs
     bar = nullcontext(lambda name: None) if is_quiet else warmup.progress(len(jobs))
     try:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import convjit
-from convjit import calls, dispatch, environment, registry, revisions, tunedb, tuning
+from convjit import calls, dispatch, environment, registry, revisions, tunedb, turns
 from convjit.arguments import Request
 from convjit.errors import ConfigError, ConvjitWarning, ConvSpecError, UnsupportedError
 from convjit.precision import Policy
@@ -65,7 +65,7 @@ def clock(solvers, database, monkeypatch):
     executable = type(solvers["gemm"].plan(SPEC, None, T4))
     monkeypatch.setattr(executable, "run", run)
     monkeypatch.setattr(executable, "pack", pack)
-    monkeypatch.setattr(tuning, "low_quartile", made)
+    monkeypatch.setattr(turns, "low_quartile", made)
     return made
 
 
@@ -345,7 +345,7 @@ def compiler(clock, solvers, monkeypatch):
 
     monkeypatch.setattr(kind, "plan", plan)
     monkeypatch.setattr(type(registry.get("null")), "uncompiled", uncompiled, raising=False)
-    monkeypatch.setattr(tuning.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(turns.time, "perf_counter", lambda: now[0])
     return compiled
 
 
@@ -379,7 +379,7 @@ def test_before_anything_was_compiled_a_usual_time_is_expected(clock, compiler):
     tune(budget_s=60.0)
     del compiler[:]
     tunedb.forget()
-    search = {"again": True, "budget_s": tuning.COMPILING / 2}
+    search = {"again": True, "budget_s": turns.COMPILING / 2}
     assert not tune(**search).skipped  # all of it is compiled
     assert compiler == []
 

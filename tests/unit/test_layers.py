@@ -39,7 +39,7 @@ LAYERS = (
     ("calibration", "revisions", "tunedb", "ranking", "rank1"),
     ("plans", "dispatch", "calls", "settings"),
     ("environment", "separable", "sweeps", "pictures"),
-    ("tuning", "explanation", "showing", "repro", "separable_explanation"),
+    ("turns", "tuning", "explanation", "showing", "repro", "separable_explanation"),
     ("planning", "upkeep", "api"),
     ("",),  # convjit/__init__.py: the public names
     ("testing.*",),
