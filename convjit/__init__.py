@@ -27,7 +27,14 @@ if TYPE_CHECKING:
         ConvSpecError,
         UnsupportedError,
     )
-    from convjit.planning import explain, explain_separable, plan, tune, weights
+    from convjit.planning import (
+        explain,
+        explain_separable,
+        plan,
+        tune,
+        tune_separable,
+        weights,
+    )
     from convjit.plans import Plan, Weights
     from convjit.profiling import profile
     from convjit.settings import use
@@ -60,6 +67,7 @@ __all__ = [
     "release_memory",
     "show_config",
     "tune",
+    "tune_separable",
     "use",
     "weights",
 ]
@@ -69,7 +77,9 @@ _WHERE = {
     **dict.fromkeys(_ERRORS, "errors"),
     **dict.fromkeys(("ConvSpec", "Direction"), "spec"),
     **dict.fromkeys(("Plan", "Weights"), "plans"),
-    **dict.fromkeys(("explain", "explain_separable", "plan", "tune", "weights"), "planning"),
+    **dict.fromkeys(
+        ("explain", "explain_separable", "plan", "tune", "tune_separable", "weights"), "planning"
+    ),
     **dict.fromkeys(("backends", "refresh", "register", "release_memory", "show_config"), "upkeep"),
     "profile": "profiling",
     "use": "settings",

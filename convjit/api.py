@@ -380,11 +380,12 @@ def depthwise_separable(
             f"{', '.join(CHOICE)}."
         )
     from convjit import separable
+    from convjit.separable_offer import pointwise_shape
 
     backend = choice.get("backend")
     depth: Any = w_depth if type(w_depth) is Weights else as_array("w_depth", w_depth, backend)
     point: Any = w_point if type(w_point) is Weights else as_array("w_point", w_point, backend)
-    pointwise = separable.pointwise_shape(tuple(depth.shape), tuple(point.shape))
+    pointwise = pointwise_shape(tuple(depth.shape), tuple(point.shape))
     if type(point) is not Weights:
         point = point.reshape(pointwise)
     if tuple(point.shape) != pointwise:

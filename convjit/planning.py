@@ -19,8 +19,11 @@ from convjit.calls import (
 from convjit.plans import Plan, Weights
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from convjit.explanation import Explanation
     from convjit.separable_explanation import SeparableExplanation
+    from convjit.separable_offer import Offer
     from convjit.tuning import Tuning
 
 
@@ -234,25 +237,91 @@ def explain_separable(
     ConvSpecError, TypeError, BackendError
         As :func:`depthwise_separable`.
     """
-    from convjit import separable
     from convjit.separable_explanation import explain_offer
 
+    biases = depth_bias, bias
+    make = _offers(
+        "explain_separable", (x, w_depth, w_point), biases, dtype,
+        (depth_activation, activation), options,
+    )  # fmt: skip
+    return explain_offer(make(packed))
+
+
+def tune_separable(
+    x: Any,
+    w_depth: Any,
+    w_point: Any,
+    bias: Any = None,
+    *,
+    depth_bias: Any = None,
+    depth_activation: Any = None,
+    activation: Any = None,
+    dtype: Any = None,
+    budget_s: float | None = None,
+    again: bool = False,
+    **options: Any,
+) -> Tuning:
+    """Measure both ways of a separable layer here, and remember which is faster.
+
+    One pass is timed with each of its block sizes beside the two convolutions, which run as
+    :func:`tune` left them.  From then on :func:`depthwise_separable` takes the way that was faster.
+
+    Parameters
+    ----------
+    x, w_depth, w_point : arrays, or tuples that are shapes
+        As in :func:`depthwise_separable`.
+    bias, depth_bias, depth_activation, activation, dtype, **options
+        As in :func:`explain_separable`.
+    budget_s, again
+        As in :func:`tune`.
+
+    Returns
+    -------
+    Tuning
+        Prints itself.  Where no backend has a pass for the layer it says so, and measures nothing.
+
+    Raises
+    ------
+    ConvSpecError, TypeError, UnsupportedError, BackendError
+        As :func:`tune`.
+
+    Warns
+    -----
+    ConvjitWarning
+        If the user's directory cannot be written: then this process alone remembers.
+    """
+    from convjit.separable_tuning import tune_layer
+    from convjit.turns import BUDGET
+
+    biases = depth_bias, bias
+    make = _offers(
+        "tune_separable", (x, w_depth, w_point), biases, dtype, (depth_activation, activation),
+        options,
+    )  # fmt: skip
+    return tune_layer(make, budget=BUDGET if budget_s is None else budget_s, again=again)
+
+
+def _offers(
+    name: str, operands: tuple[Any, Any, Any], biases: tuple[Any, Any], dtype: Any,
+    activations: tuple[Any, Any], options: dict[str, Any],
+) -> Callable[[bool], Offer]:  # fmt: skip
+    """What a separable layer comes to, by whether its weights are packed once."""
+    from convjit import separable_offer
+
     known = {*OPERATOR, *CHOICE} - {"groups"}
-    unknown = [name for name in options if name not in known]
+    unknown = [word for word in options if word not in known]
     if unknown:
         raise TypeError(
-            f"explain_separable does not take {unknown[0]!r}; it takes {', '.join(sorted(known))}."
+            f"{name} does not take {unknown[0]!r}; it takes {', '.join(sorted(known))}."
         )
-    shapes, common = shapes_and_dtype({"x": x, "w_depth": w_depth, "w_point": w_point}, dtype)
-    pointwise = separable.pointwise_shape(shapes[1], shapes[2])
-    operator = {name: options.get(name, default) for name, default in OPERATOR.items()}
+    given = dict(zip(("x", "w_depth", "w_point"), operands, strict=True))
+    shapes, common = shapes_and_dtype(given, dtype)
+    pointwise = separable_offer.pointwise_shape(shapes[1], shapes[2])
+    operator = {word: options.get(word, default) for word, default in OPERATOR.items()}
     view = arguments.view_data("x", shapes[0], shapes[1], operator["layout"])
-    return explain_offer(
-        separable.offer(
-            (shapes[0], shapes[1], pointwise), common,
-            (depth_bias is not None and depth_bias is not False,
-             bias is not None and bias is not False),
-            {**operator, "groups": view.channels}, (depth_activation, activation),
-            {name: options.get(name) for name in CHOICE}, packed=packed,
-        )
+    with_bias = tuple(bias is not None and bias is not False for bias in biases)
+    return lambda packed: separable_offer.offer(
+        (shapes[0], shapes[1], pointwise), common, (with_bias[0], with_bias[1]),
+        {**operator, "groups": view.channels}, activations,
+        {word: options.get(word) for word in CHOICE}, packed=packed,
     )  # fmt: skip

@@ -18,6 +18,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from convjit import registry
+
 # Modules of the core that kernels are made of, whoever uses them.
 SHARED = "convjit.algorithms"
 
@@ -40,6 +42,20 @@ def revision(solver: Any) -> str:
     solver : Solver
     """
     return of_module(type(solver).__module__)
+
+
+def of_id(name: str) -> str | None:
+    """The revision of the solver of an id, the one of separable layers too; None for none.
+
+    Raises
+    ------
+    BackendError, ConfigError
+        If its backend cannot be had.
+    """
+    backend = registry.get(name.partition(".")[0])
+    separable = getattr(backend, "separable", None)
+    offered = [*registry.solvers(backend), *([separable()] if callable(separable) else ())]
+    return next((revision(solver) for solver in offered if solver.id == name), None)
 
 
 @lru_cache(maxsize=256)

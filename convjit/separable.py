@@ -2,39 +2,27 @@
 
 A depthwise and a pointwise convolution are two calls in general.  A backend may offer both in one
 (:class:`convjit.spi.SeparableSolver`), which saves writing and reading the result in between.  It
-runs where both halves would go to that backend, the operands are as a kernel takes them, and the
-model predicts less time for one call than for two.  Whatever else there is to do or to say (casts,
+runs where the operands are as a kernel takes them, and where :mod:`convjit.separable_offer` says
+that one call takes less time than two.  Whatever else there is to do or to say (casts,
 copies, lowerings, errors) the halves do and say: then :func:`find` gives None.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from operator import is_
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
-from convjit import (
-    arena,
-    arguments,
-    calibration,
-    calls,
-    config,
-    cost,
-    dispatch,
-    profiling,
-    registry,
-)
-from convjit.arguments import Problem, Request
+from convjit import arena, calibration, config, dispatch, profiling, registry
+from convjit.arguments import Problem
 from convjit.calls import kinds_of
-from convjit.errors import BackendError, ConvSpecError
+from convjit.errors import BackendError
 from convjit.locks import lock_held_over_forks
 from convjit.plans import Weights, empty
-from convjit.ranking import Candidate
-from convjit.spec import Direction
-from convjit.spi import SeparableExecutable, Work
+from convjit.separable_offer import Offer, offer
+from convjit.spi import Config, SeparableExecutable
 
 LAYERS_KEPT = 1024
 
@@ -196,7 +184,7 @@ def find(
                 (depth_bias is not None, bias is not None), operator, activations, choice,
                 packed=type(w_depth) is Weights and type(w_point) is Weights,
             )  # fmt: skip
-            layer = None if found.refusal else found.layer()
+            layer = None if found.why_not else planned(found)
             with _lock:
                 while len(_layers) >= LAYERS_KEPT:
                     del _layers[next(iter(_layers))]
@@ -213,144 +201,24 @@ def find(
     return layer
 
 
-def pointwise_shape(depth: tuple[int, ...], point: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of ``w_point`` with the dimensions of ``w_depth``.
+def planned(found: Offer, config: Config | None = None) -> Layer:
+    """The one pass of an offer, with given block sizes or those that are the best.
 
-    Raises
-    ------
-    ConvSpecError
-        If the two do not belong together.
+    Remembered block sizes that need more than ``workspace_limit`` give way to the default.
     """
-    if len(depth) < 3 or depth[1] != 1:
-        raise ConvSpecError(
-            f"w_depth has shape {depth}; it must be (C * m, 1, *kernel), one input channel per "
-            "kernel."
-        )
-    pointwise = (*point[:1], depth[0], *(1,) * (len(depth) - 2))
-    if point not in (pointwise, pointwise[:2]):
-        raise ConvSpecError(
-            f"w_point has shape {point}; beside w_depth {depth} it must be (K, {depth[0]}) or "
-            f"(K, {depth[0]}{', 1' * (len(depth) - 2)})."
-        )
-    return pointwise
-
-
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """What a separable layer comes to: its halves, and one pass for both if a backend has one.
-
-    Attributes
-    ----------
-    depth, point : Problem
-    request : Request
-    halves : tuple of Candidate
-        What computes the depthwise and the pointwise convolution; fewer where nothing does.
-    backend, solver : str
-        Of the one pass; empty where there is none.
-    work : Work or None
-        Of the one pass, if it takes the layer.
-    seconds : float or None
-        Predicted for it, the packing included where that is paid in each call.
-    refusal : str
-        Why there is no such pass, or why it is not the better choice; empty where it runs.
-    """
-
-    depth: Problem
-    point: Problem
-    request: Request
-    halves: tuple[Candidate, ...]
-    backend: str = ""
-    solver: str = ""
-    work: Work | None = None
-    seconds: float | None = None
-    refusal: str = ""
-
-    @property
-    def halves_seconds(self) -> float | None:
-        """Predicted for two calls."""
-        if len(self.halves) < 2:
-            return None
-        return sum(half.total(self.request.packed) for half in self.halves)
-
-    def layer(self) -> Layer:
-        """The one pass, planned."""
-        backend = registry.get(self.backend)
-        target = calibration.target(backend)
-        executable = cast(Any, backend).separable().plan(self.depth.spec, self.point.spec, target)
-        return Layer(
-            self.depth, self.point, executable, backend=self.backend, solver=self.solver,
-            peak=target.peak.get(self.depth.spec.dtype, 0.0),
-        )  # fmt: skip
-
-
-def offer(
-    shapes: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]], dtype: str,
-    biases: tuple[bool, bool], operator: dict[str, Any], activations: tuple[Any, Any],
-    choice: dict[str, Any], *, packed: bool,
-) -> Offer:  # fmt: skip
-    """What a layer comes to; one pass where the backend of both halves has it and it is faster.
-
-    Parameters
-    ----------
-    shapes : (x, w_depth, w_point)
-        The last with the dimensions of ``w_depth``.
-    dtype : str
-    biases : (bool, bool)
-        Whether the depthwise and the pointwise convolution have one.
-    operator, activations, choice
-        As :func:`find` takes them.
-    packed : bool
-    """
-    depth = arguments.forward_problem(
-        shapes[0], shapes[1], direction=Direction.FORWARD, dtype=dtype,
-        activation=activations[0], bias=biases[0], **operator,
+    target = calibration.target(registry.get(found.backend))
+    problem = found.depth.spec, found.point.spec, target
+    solver = found.separable_solver()
+    default = next(iter(solver.configs(*problem)))
+    chosen = found.config if config is None else config
+    executable = solver.plan(*problem, chosen)
+    limit = found.request.policy.workspace_limit
+    if config is None and chosen != default and limit is not None and executable.workspace > limit:
+        executable = solver.plan(*problem, default)
+    return Layer(
+        found.depth, found.point, executable, backend=found.backend, solver=found.solver,
+        peak=target.peak.get(found.depth.spec.dtype, 0.0),
     )  # fmt: skip
-    point = arguments.forward_problem(
-        depth.result_shape, shapes[2], direction=Direction.FORWARD, dtype=dtype,
-        activation=activations[1], bias=biases[1],
-        **{**calls.OPERATOR, "layout": operator["layout"]},
-    )  # fmt: skip
-    request = calls.make_request(
-        {name: choice.get(name) for name in calls.CHOICE},
-        is_plain=False, packed=packed, array_type="numpy:ndarray",
-    )  # fmt: skip
-    halves = []
-    for problem in (depth, point):
-        admitted = [c for c in dispatch.candidates(problem.spec, request) if c.refusal is None]
-        halves += admitted[:1]
-    found = Offer(depth, point, request, tuple(halves))
-    if request.algorithm is not None:
-        return replace(found, refusal=f"algorithm={request.algorithm!r} is of the two calls")
-    if len(halves) < 2:
-        return replace(found, refusal="one of the two convolutions is computed by nothing")
-    if halves[0].backend != halves[1].backend:
-        names = " and ".join(half.backend for half in halves)
-        return replace(found, refusal=f"the two are best computed by different backends, {names}")
-    backend = registry.get(halves[0].backend)
-    offered = getattr(backend, "separable", None)
-    if offered is None:
-        return replace(found, refusal=f"the backend {backend.name} has no such pass")
-    solver, target = offered(), calibration.target(backend)
-    found = replace(found, backend=backend.name, solver=solver.id)
-    if solver.id in config.current().disable:
-        return replace(found, refusal="disabled by disable= or CONVJIT_DISABLE")
-    if dispatch.has_failed(solver.id):
-        return replace(found, refusal="it failed in this process")
-    refusal = solver.refuse(depth.spec, point.spec, target)
-    if refusal is not None:
-        return replace(found, refusal=refusal.reason)
-    work = solver.estimate(depth.spec, point.spec, target)
-    seconds = cost.seconds(work, target) + (0.0 if packed else cost.pack_seconds(work, target))
-    found = replace(found, work=work, seconds=seconds)
-    limit = request.policy.workspace_limit
-    if limit is not None and work.workspace > limit:
-        return replace(
-            found,
-            refusal=f"needs a workspace of {work.workspace} bytes, workspace_limit is {limit}",
-        )
-    if seconds >= (found.halves_seconds or 0.0):
-        return replace(found, refusal="two calls are predicted to be as fast")
-    return found
 
 
 def forget(layer: Layer, error: BackendError) -> None:

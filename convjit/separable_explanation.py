@@ -8,17 +8,18 @@ from math import prod
 from typing import Any
 
 from convjit.explanation import (
-    Array,
     Explanation,
     explain_problem,
     low_quartile,
     plan_of,
     random_operands,
 )
-from convjit.plans import Weights
+from convjit.plans import Plan, Weights
 from convjit.precision import numpy_dtype
-from convjit.separable import Offer
+from convjit.separable import Layer, planned
+from convjit.separable_offer import Offer
 from convjit.tables import milliseconds, size, table
+from convjit.tunedb import Remembered, sizes
 
 ONE_PASS, TWO_CALLS = "one pass", "two calls"
 
@@ -45,7 +46,7 @@ class SeparableExplanation:
     @property
     def runs(self) -> str | None:
         """``"one pass"`` or ``"two calls"``, None where nothing computes one of the two."""
-        if not self.offer.refusal:
+        if not self.offer.why_not:
             return ONE_PASS
         return TWO_CALLS if len(self.offer.halves) == 2 else None
 
@@ -66,29 +67,12 @@ class SeparableExplanation:
         return replace(self, measured={way: low_quartile(c, seconds) for way, c in calls.items()})
 
     def _calls(self) -> dict[str, Callable[[], object]]:
-        offer = self.offer
+        offer, packed = self.offer, self.offer.request.packed
         found: dict[str, Callable[[], object]] = {}
-        packed = offer.request.packed
-        x, depth, depth_bias = random_operands(offer.depth)
-        _, point, bias = random_operands(offer.point)
         if len(offer.halves) == 2:
-            first, second = (
-                plan_of(problem, offer.request, half)
-                for problem, half in zip((offer.depth, offer.point), offer.halves, strict=True)
-            )
-            w_depth: Any = first.pack(depth) if packed else depth
-            w_point: Any = second.pack(point) if packed else point
-
-            def two_calls() -> Array:
-                result: Array = second(first(x, w_depth, depth_bias), w_point, bias)
-                return result
-
-            found[TWO_CALLS] = two_calls
+            found[TWO_CALLS] = calls_of_two(offer, plans_of(offer))[packed]
         if offer.work is not None:
-            layer = offer.layer()
-            first_w: Any = Weights(depth) if packed else depth
-            second_w: Any = Weights(point) if packed else point
-            found[ONE_PASS] = lambda: layer(x, first_w, second_w, depth_bias, bias, None)
+            found[ONE_PASS] = calls_of_one(offer, planned(offer))[packed]
         return found
 
     # ---------------------------------------------------------------- showing
@@ -102,10 +86,14 @@ class SeparableExplanation:
             f"directly; weights {packing}"
         )
         columns = ["way", "algorithm", ">predicted ms"]
+        is_remembered = any(known for *_, known in self._ways())
+        columns += [">remembered ms"] if is_remembered else []
         columns += [">measured ms"] if self.measured is not None else []
         rows = []
-        for way, label, predicted, space in self._ways():
+        for way, label, predicted, space, known in self._ways():
             row: list[object] = [way, label, milliseconds(predicted)]
+            if is_remembered:
+                row += [milliseconds(None if known is None else known.seconds)]
             if self.measured is not None:
                 row += [milliseconds(self.measured.get(way))]
             rows.append([*row, size(space)])
@@ -115,32 +103,40 @@ class SeparableExplanation:
     def __repr__(self) -> str:
         return f"<convjit.SeparableExplanation of {self.offer.depth.spec}: {self.runs}>"
 
-    def _ways(self) -> list[tuple[str, str, float | None, int]]:
-        """(way, algorithm, predicted seconds, bytes of workspace), what runs first."""
-        offer, found = self.offer, []
+    def _ways(self) -> list[tuple[str, str, float | None, int, Remembered | None]]:
+        """(way, algorithm, predicted seconds, bytes of workspace, remembered), what runs first."""
+        offer = self.offer
+        found: list[tuple[str, str, float | None, int, Remembered | None]] = []
         if offer.work is not None:
-            found.append((ONE_PASS, offer.solver, offer.seconds, offer.work.workspace))
+            space = offer.work.workspace
+            found.append((ONE_PASS, offer.solver, offer.seconds, space, offer.remembered))
         if len(offer.halves) == 2:
-            labels = ", then ".join(half.label for half in offer.halves)
             # The intermediate result is memory that one pass does without.
             spec = offer.depth.spec
             between = prod(spec.result_shape) * numpy_dtype(spec.result_dtype).itemsize
             space = between + max(half.workspace for half in offer.halves)
-            found.append((TWO_CALLS, labels, offer.halves_seconds, space))
+            known = offer.halves_remembered
+            found.append((TWO_CALLS, offer.halves_label, offer.halves_seconds, space, known))
         return sorted(found, key=lambda row: row[0] != self.runs)
 
     def _ending(self) -> str:
+        offer = self.offer
         if self.runs is None:
-            return f"nothing runs: {self.offer.refusal}"
+            return f"nothing runs: {offer.refusal}"
         if self.runs == TWO_CALLS:
-            return f"two calls run; no single pass: {self.offer.refusal}"
-        return f"{self.offer.solver} runs: it is predicted to be faster than two calls"
+            return f"two calls run; no single pass: {offer.why_not}"
+        if offer.is_measured:
+            return (
+                f"{offer.solver} ({sizes(offer.config)}) runs: it is faster than two calls, "
+                f"{offer.remembered}"
+            )
+        return f"{offer.solver} runs: it is predicted to be faster than two calls"
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
             "runs": self.runs,
-            "why_not_one_pass": self.offer.refusal,
+            "why_not_one_pass": self.offer.why_not,
             "ways": [
                 {
                     "way": way,
@@ -148,12 +144,42 @@ class SeparableExplanation:
                     "predicted_seconds": predicted,
                     "measured_seconds": (self.measured or {}).get(way),
                     "workspace": space,
+                    "remembered": None if known is None else known.as_dict(),
                 }
-                for way, label, predicted, space in self._ways()
+                for way, label, predicted, space, known in self._ways()
             ],
             "depth": self.depth.as_dict(),
             "point": self.point.as_dict(),
         }
+
+
+def plans_of(offer: Offer) -> tuple[Plan, Plan]:
+    """The plans of the two calls."""
+    first, second = zip((offer.depth, offer.point), offer.halves, strict=True)
+    return plan_of(first[0], offer.request, first[1]), plan_of(second[0], offer.request, second[1])
+
+
+def calls_of_two(offer: Offer, plans: tuple[Plan, Plan]) -> dict[bool, Callable[[], object]]:
+    """The layer in two calls on random operands, by whether the weights are packed before."""
+    first, second = plans
+    x, depth, depth_bias = random_operands(offer.depth)
+    _, point, bias = random_operands(offer.point)
+
+    def calls(depth: Any, point: Any) -> Callable[[], object]:
+        return lambda: second(first(x, depth, depth_bias), point, bias)
+
+    return {True: calls(first.pack(depth), second.pack(point)), False: calls(depth, point)}
+
+
+def calls_of_one(offer: Offer, layer: Layer) -> dict[bool, Callable[[], object]]:
+    """The layer in one pass on random operands, by whether the weights are packed before."""
+    x, depth, depth_bias = random_operands(offer.depth)
+    _, point, bias = random_operands(offer.point)
+
+    def calls(depth: Any, point: Any) -> Callable[[], object]:
+        return lambda: layer(x, depth, point, depth_bias, bias, None)
+
+    return {True: calls(Weights(depth), Weights(point)), False: calls(depth, point)}
 
 
 def explain_offer(offer: Offer) -> SeparableExplanation:

@@ -299,8 +299,8 @@ class SeparableExecutable(Protocol):
 class SeparableSolver(Protocol):
     """A depthwise and the pointwise convolution after it, as one.
 
-    Optional: a backend that has one returns it from a method ``separable()``.  The core asks for
-    it where the backend would compute both halves; what it refuses is computed in two calls.
+    Optional: a backend that has one returns it from a method ``separable()``.  The core asks each
+    backend that it considers; what is refused, or faster in two calls, is computed in two calls.
     """
 
     id: str
@@ -313,7 +313,13 @@ class SeparableSolver(Protocol):
         """Work of a pair that was not refused."""
         ...
 
-    def plan(self, depth: ConvSpec, point: ConvSpec, target: Target) -> SeparableExecutable:
+    def configs(self, depth: ConvSpec, point: ConvSpec, target: Target) -> Iterable[Config]:
+        """Block sizes to choose from, as :meth:`Solver.configs` gives them."""
+        ...
+
+    def plan(
+        self, depth: ConvSpec, point: ConvSpec, target: Target, config: Config
+    ) -> SeparableExecutable:
         """Choose kernels, blocking, packers and workspace size; allocate no data."""
         ...
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from convjit import calls, precision, registry, revisions, tunedb
 from convjit.errors import BackendError, ConfigError, UnsupportedError
-from convjit.planning import tune
+from convjit.planning import tune, tune_separable
 from convjit.spec import ConvSpec
 from convjit.tables import milliseconds, table
 from convjit.tunedb import Row, sizes
@@ -36,19 +36,20 @@ class Tuned:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One call of :func:`convjit.tune`.
+    """One call of :func:`convjit.tune`, or of :func:`convjit.tune_separable`.
 
     Attributes
     ----------
     name : str
         For people.
-    shapes : tuple of two tuples of int
+    shapes : tuple of tuples of int
+        Two, or three of a separable layer.
     given : mapping
         Its keyword arguments.
     """
 
     name: str
-    shapes: tuple[tuple[int, ...], tuple[int, ...]]
+    shapes: tuple[tuple[int, ...], ...]
     given: Mapping[str, Any]
 
     @classmethod
@@ -57,6 +58,19 @@ class Job:
         shapes, given = calls.described(ConvSpec.parse(word))
         given["dtype"] = precision.numpy_dtype(given["dtype"])
         return cls(word, shapes, given | choice)
+
+    @classmethod
+    def of_layer(cls, depth: ConvSpec, point: ConvSpec, **choice: Any) -> Job:
+        """The job of a separable layer."""
+        shapes, given = calls.described(depth)
+        operator = {name: given[name] for name in calls.OPERATOR if name != "groups"}
+        more = {
+            "dtype": precision.numpy_dtype(depth.dtype), "depth_bias": depth.bias,
+            "bias": point.bias, "depth_activation": depth.activation,
+            "activation": point.activation,
+        }  # fmt: skip
+        name = tunedb.THEN.join(map(str, (depth, point)))
+        return cls(name, (*shapes, point.w_shape), operator | more | choice)
 
 
 def tune_jobs(
@@ -84,7 +98,8 @@ def tune_jobs(
         left = max(end - time.perf_counter(), 1e-3)  # even then the first candidate is measured
         try:
             share = left / (len(jobs) - number)
-            yield Tuned(job.name, tune(*job.shapes, budget_s=share, again=again, **job.given))
+            call = tune if len(job.shapes) == 2 else tune_separable
+            yield Tuned(job.name, call(*job.shapes, budget_s=share, again=again, **job.given))
         except (UnsupportedError, BackendError, MemoryError) as error:
             yield Tuned(job.name, None, f"{type(error).__name__}: {error}")
 
@@ -129,15 +144,14 @@ def text(found: Sequence[Tuned]) -> str:
 def state(backend: str, target: str, row: Row) -> str:
     """Whether a measurement still counts: ``"in force"``, or why not."""
     try:
-        found = registry.get(backend)
-        if found.target().fingerprint != target:
+        if registry.get(backend).target().fingerprint != target:
             return "another machine"
-        solver = next((s for s in registry.solvers(found) if s.id == row.solver), None)
+        now = [revisions.of_id(name) for name in row.solver.split(tunedb.THEN)]
     except (BackendError, ConfigError):
         return "no such backend"
-    if solver is None:
+    if None in now:
         return "no such solver"
-    return "in force" if revisions.revision(solver) == row.revision else "kernel changed"
+    return "in force" if now == row.revision.split(tunedb.THEN) else "kernel changed"
 
 
 def listing() -> str:

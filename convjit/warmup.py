@@ -49,14 +49,19 @@ class Prepared:
     failure: str = ""
 
 
-def specs(
+def specs(words: Iterable[str], **options: Any) -> list[str]:
+    """The problems that words name, each once; takes what :func:`named` takes."""
+    return list(dict.fromkeys(named(words, **options)))
+
+
+def named(
     words: Iterable[str],
     *,
     batch: int | None = None,
     dtype: str = "float32",
     input_shape: tuple[int, ...] | None = None,
 ) -> list[str]:
-    """The problems that words name, each once.
+    """The problems that words name, in the order of the networks' layers.
 
     Parameters
     ----------
@@ -84,7 +89,7 @@ def specs(
             chosen += cases.network_cases(names, source, batch=batch, dtype=dtype)
         else:
             chosen += cases.spec_cases([word])
-    return list(dict.fromkeys(case.spec for case in chosen))
+    return [case.spec for case in chosen]
 
 
 def compiled() -> list[str]:

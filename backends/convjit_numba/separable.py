@@ -10,7 +10,7 @@ exist here, because a pointwise convolution needs no neighbours.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from math import prod
@@ -18,7 +18,17 @@ from math import prod
 from convjit.algorithms.workspace import aligned
 from convjit.precision import Numerics
 from convjit.spec import ConvSpec
-from convjit.spi import Array, Feature, Phase, Refusal, Target, Work, num_threads
+from convjit.spi import (
+    DEFAULT_CONFIG,
+    Array,
+    Config,
+    Feature,
+    Phase,
+    Refusal,
+    Target,
+    Work,
+    num_threads,
+)
 from convjit_numba import (
     cache,
     depthwiseplan,
@@ -171,8 +181,15 @@ class Blocking:
 
 
 @lru_cache(maxsize=512)
-def blocking(p: Problem, q: Problem, isa: str, cores: int) -> Blocking:
-    """The blocking of depthwise problem ``p`` and pointwise problem ``q`` that takes least time."""
+def blocking(
+    p: Problem, q: Problem, isa: str, cores: int, config: Config = DEFAULT_CONFIG
+) -> Blocking:
+    """The blocking of depthwise problem ``p`` and pointwise problem ``q`` that takes least time.
+
+    As far as it is free: ``config`` may name the row tile, or how many tasks there are.
+    """
+    chosen = targets.tile_of(isa, p.dtype, config)
+    wanted = problem.wanted_tasks(config, partial(blocking, p, q, isa, cores))
     first = depthwiseplan.blocking(p, isa, cores)
     line = depthwiseplan.line_cycles_of(p, isa, first.mr)
     vectors = -(-p.groups // first.vl)
@@ -182,7 +199,7 @@ def blocking(p: Problem, q: Problem, isa: str, cores: int) -> Blocking:
     blocks += [(1, cols) for cols in targets.splits(p.out[2], p.out[2] // 16 or 1)]
     end = targets.stored_lanes(q.kg, isa, p.dtype)
     best: Blocking | None = None
-    for tile in targets.row_tiles(isa, p.dtype):
+    for tile in targets.row_tiles(isa, p.dtype) if chosen is None else (chosen,):
         panels = -(-mixed // tile.nv)
         tail = mixed - (panels - 1) * tile.nv
         computed = targets.computed_vectors(tail, end, isa, p.dtype)
@@ -190,6 +207,8 @@ def blocking(p: Problem, q: Problem, isa: str, cores: int) -> Blocking:
             pixels = rows * cols
             miss = 1.0 if pixels * q.cg * p.bytes <= limit else 1.2
             tasks = p.batch * p.out[0] * -(-p.out[1] // rows) * -(-p.out[2] // cols)
+            if not targets.is_about(tasks, wanted):
+                continue
             apart = vectors * rows * (line * cols / p.out[2] + depthwiseplan.ENTRY * p.taps)
             tiles = -(-pixels // tile.mr)
             together = 0.0
@@ -205,7 +224,8 @@ def blocking(p: Problem, q: Problem, isa: str, cores: int) -> Blocking:
                     first, tile, tail, end, rows, cols, tasks, apart / cycles, cycles * tasks,
                     makespan,
                 )  # fmt: skip
-    assert best is not None
+    if best is None:  # no division is near enough to the one asked for
+        return blocking(p, q, isa, cores)
     return best
 
 
@@ -234,10 +254,10 @@ class SeparableExecutable:
     __slots__ = ("_geometry", "_kernel", "_place", "_seconds", "_slots", "pack_depth",
                  "pack_point", "workspace")  # fmt: skip
 
-    def __init__(self, depth: ConvSpec, point: ConvSpec, target: Target) -> None:
+    def __init__(self, depth: ConvSpec, point: ConvSpec, target: Target, config: Config) -> None:
         p, q = Problem.of(depth), Problem.of(point)
         isa = problem.isa_of(target)
-        b = blocking(p, q, isa, target.cores)
+        b = blocking(p, q, isa, target.cores, config)
         d = b.depth
         m = depthwiseplan.multiplier(p)
         bits, short = targets.BITS[p.dtype], targets.SHORT[p.dtype]
@@ -330,6 +350,17 @@ class SeparableLayer:
             packed_bytes=packed,
         )  # fmt: skip
 
-    def plan(self, depth: ConvSpec, point: ConvSpec, target: Target) -> SeparableExecutable:
+    def configs(self, depth: ConvSpec, point: ConvSpec, target: Target) -> Iterator[Config]:
+        """The default's, then those of other row tiles and other numbers of tasks that fit."""
+        p, q, isa = Problem.of(depth), Problem.of(point), problem.isa_of(target)
+        tiles = targets.row_tiles(isa, p.dtype)
+        blockings = partial(blocking, p, q, isa, target.cores)
+        for config in problem.configs(tiles, blockings):
+            if _places(p, q, blockings(config))[1] <= problem.MAX_SLOT:
+                yield config
+
+    def plan(
+        self, depth: ConvSpec, point: ConvSpec, target: Target, config: Config
+    ) -> SeparableExecutable:
         """The executable of a pair that was not refused."""
-        return SeparableExecutable(depth, point, target)
+        return SeparableExecutable(depth, point, target, config)

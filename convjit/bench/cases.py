@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,22 @@ def layer_spec(layer: Layer, *, batch: int | None = None, dtype: str = "float32"
         direction=Direction.TRANSPOSED,
     )  # fmt: skip
     return spec.replace(out_size=x[2:])
+
+
+def separable_pairs(specs: Iterable[ConvSpec]) -> Iterator[tuple[ConvSpec, ConvSpec]]:
+    """Each depthwise layer with the pointwise one that comes next and takes its result."""
+    for depth, point in pairwise(specs):
+        if (
+            depth.direction is point.direction is Direction.FORWARD
+            and 1 < depth.groups == depth.in_channels
+            and depth.y_shape == point.x_shape
+            and point == ConvSpec.forward(
+                depth.y_shape, (point.out_channels, depth.out_channels, *(1,) * depth.ndim),
+                dtype=depth.dtype, layout=depth.layout, bias=point.bias,
+                activation=point.activation,
+            )
+        ):  # fmt: skip
+            yield depth, point
 
 
 def directed(spec: ConvSpec, direction: Direction) -> ConvSpec:

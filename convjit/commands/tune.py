@@ -20,9 +20,11 @@ from convjit.commands.values import positive, shape
 TOLD = "measure what could compute convolutions here, and remember what is fastest"
 EXAMPLES = (
     "  python -m convjit tune resnet50 --budget 120\n"
+    "  python -m convjit tune mobilenet_v2 --layout NHWC\n"
     "  python -m convjit tune model.onnx --batch 8\n"
     "  python -m convjit tune layers.json conv_f32_NCHW_n1c64k64g1_i56x56_w3x3_p1\n"
     "  python -m convjit tune 1,64,56,56 64,64,3,3 --padding 1\n"
+    "  python -m convjit tune 1,56,56,64 64,1,3,3 128,64 --padding 1 --layout NHWC\n"
     "  python -m convjit tune --list\n"
     "  python -m convjit tune --export tuned.json\n"
     "  python -m convjit tune --import tuned.json"
@@ -32,9 +34,10 @@ EXAMPLES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own arguments."""
     parser.add_argument(
-        "problems", nargs="*", metavar="SPEC | NETWORK | FILE | X W",
+        "problems", nargs="*", metavar="SPEC | NETWORK | FILE | X W [W_POINT]",
         help="specs, networks that bench knows, JSON files of layers by network, ONNX models "
-        "(extra onnx); or the shapes of x and w, such as 1,64,56,56 64,64,3,3",
+        "(extra onnx); or the shapes of x and w, such as 1,64,56,56 64,64,3,3, and of the "
+        "pointwise weights of a separable layer, such as 1,56,56,64 64,1,3,3 128,64",
     )  # fmt: skip
     group = parser.add_argument_group("how")
     group.add_argument(
@@ -109,21 +112,41 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _jobs(options: argparse.Namespace) -> list[Any]:
-    """The problems, each once."""
+    """The problems, each once; then the pairs of them that one pass may compute."""
     from convjit import tuner, warmup
+    from convjit.bench import cases
+    from convjit.spec import ConvSpec
 
     words = options.problems
-    if len(words) == 2 and all(_is_shape(word) for word in words):
-        shapes, given = described(words, options)
-        return [tuner.Job(" ".join(words), shapes, given)]
-    named = [name for name in is_given(options) if name != "--dtype"]
+    if len(words) in (2, 3) and all(_is_shape(word) for word in words):
+        shapes, given = described(words[:2], options)
+        return [tuner.Job(" ".join(words), (*shapes, *map(shape, words[2:])), given)]
+    named = [name for name in is_given(options) if name not in ("--dtype", "--layout")]
     if named:
         raise UsageError(f"{', '.join(named)} go with the shapes of x and w alone")
-    specs = warmup.specs(
+    named = warmup.named(
         words, batch=options.batch, dtype=options.dtype or "float32",
         input_shape=options.input_shape,
     )  # fmt: skip
-    return [tuner.Job.of_spec(word, **choice_of(options)) for word in specs]
+    specs = [_laid_out(ConvSpec.parse(word), options.layout) for word in named]
+    choice = choice_of(options)
+    jobs = [tuner.Job.of_spec(str(spec), **choice) for spec in dict.fromkeys(specs)]
+    if options.algorithm is None:  # which is one of the two convolutions
+        pairs = dict.fromkeys(cases.separable_pairs(specs))
+        jobs += [tuner.Job.of_layer(*pair, **choice) for pair in pairs]
+    return jobs
+
+
+def _laid_out(spec: Any, layout: str | None) -> Any:
+    """The problem in a layout, if one was given."""
+    from convjit import layout as layouts
+
+    if layout is None:
+        return spec
+    known = layouts.CHANNELS_FIRST[spec.ndim], layouts.CHANNELS_LAST[spec.ndim]
+    if layout not in known:
+        raise UsageError(f"--layout {layout} is none of {spec}; it may be {' or '.join(known)}")
+    return spec.replace(layout=layout)
 
 
 def _is_shape(word: str) -> bool:

@@ -176,7 +176,7 @@ CROSS = RECORD + textwrap.dedent(
     for dtype in targets.SHORT.values():
         depth, point = (ConvSpec.parse(f"conv_{dtype}_NHWC_n1c32{rest}") for rest in
                         ("k32g32_i28x28_w3x3_p1", "k48g1_i28x28_w1x1"))
-        backend.separable().plan(depth, point, target)
+        backend.separable().plan(depth, point, target, ())
     asking = ""
     threads._CompiledPool()
     for dtype in targets.BITS:

@@ -12,8 +12,9 @@ from convjit import dispatch, separable
 from convjit.algorithms.error import error_bound
 from convjit.algorithms.oracle import magnitudes, oracle
 from convjit.spec import ConvSpec
-from convjit_numba import NumbaBackend
-from convjit_numba.separable import SeparableLayer
+from convjit_numba import NumbaBackend, problem
+from convjit_numba.problem import Problem
+from convjit_numba.separable import SeparableLayer, blocking
 
 BACKEND = NumbaBackend()
 LAYER = SeparableLayer()
@@ -51,7 +52,7 @@ def test_one_pass_matches_the_oracle_and_stays_inside(text, mixed, activation) -
     depth, point = pair(text, mixed, activation)
     target = BACKEND.target()
     assert LAYER.refuse(depth, point, target) is None
-    executable = LAYER.plan(depth, point, target)
+    executable = LAYER.plan(depth, point, target, ())
     assert LAYER.estimate(depth, point, target).workspace == executable.workspace
     x, w, v = (data(*s, dtype=depth.dtype) for s in (depth.x_shape, depth.w_shape, point.w_shape))
     depth_bias, bias = None, None
@@ -75,6 +76,45 @@ def test_one_pass_matches_the_oracle_and_stays_inside(text, mixed, activation) -
     allowed = error_bound(point, numerics) * float(np.max(magnitudes(point, middle, v, bias)))
     error = np.abs(out - oracle(point, middle, v, bias)).max()
     assert error <= allowed + (first + np.finfo(depth.dtype).eps * np.abs(middle).max()) * share
+
+
+def test_block_sizes_to_choose_from() -> None:
+    depth, point = pair("conv_f32_NHWC_n1c64k64g64_i56x56_w3x3_p1", 128)
+    target = BACKEND.target()
+    configs = list(LAYER.configs(depth, point, target))
+    assert configs[0] == ()
+    assert 3 <= len(configs) <= 12
+    p, q, isa = Problem.of(depth), Problem.of(point), problem.isa_of(target)
+    found = [blocking(p, q, isa, target.cores, config) for config in configs]
+    assert len(set(found)) == len(found)
+    for config, chosen in zip(configs, found, strict=True):
+        sizes = dict(config)
+        assert (chosen.tile.mr, chosen.tile.nv) == (sizes.get("mr", chosen.tile.mr),
+                                                    sizes.get("nv", chosen.tile.nv))  # fmt: skip
+        share = sizes.get("tasks_percent", 100) / 100
+        assert "mr" in sizes or 0.7 <= chosen.tasks / (share * found[0].tasks) <= 1.4
+    # A remembered share that no division comes near is the default, not an error.
+    assert blocking(p, q, isa, target.cores, (("tasks_percent", 1),)) == found[0]
+
+
+@pytest.mark.parametrize(
+    "tiles", [False, pytest.param(True, marks=pytest.mark.exhaustive)], ids=["tasks", "tiles"]
+)
+def test_block_sizes_change_no_result(tiles: bool) -> None:
+    depth, point = pair("conv_f32_NHWC_n2c40k40g40_i14x15_w3x3_p1", 64)
+    target = BACKEND.target()
+    x, w, v = (data(*s) for s in (depth.x_shape, depth.w_shape, point.w_shape))
+    results = []
+    for config in LAYER.configs(depth, point, target):
+        if not tiles and "mr" in dict(config):
+            continue
+        executable = LAYER.plan(depth, point, target, config)
+        results.append(np.full(point.y_shape, np.nan, np.float32))
+        workspace = np.empty(executable.workspace, np.uint8)
+        packed = executable.pack_depth(w), executable.pack_point(v)
+        executable.run(x, packed[0], None, packed[1], None, results[-1], workspace)
+    assert len(results) > 1
+    assert all(np.array_equal(result, results[0]) for result in results)
 
 
 def found(monkeypatch) -> list:

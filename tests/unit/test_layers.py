@@ -38,8 +38,16 @@ LAYERS = (
     ("registry", "devices", "steps", "rules", "lowering", "guard", "fallback", "transfers"),
     ("calibration", "revisions", "tunedb", "ranking", "rank1"),
     ("plans", "dispatch", "calls", "settings"),
-    ("environment", "separable", "sweeps", "pictures"),
-    ("turns", "tuning", "explanation", "showing", "repro", "separable_explanation"),
+    ("environment", "separable_offer", "separable", "sweeps", "pictures"),
+    (
+        "turns",
+        "tuning",
+        "explanation",
+        "showing",
+        "repro",
+        "separable_explanation",
+        "separable_tuning",
+    ),
     ("planning", "upkeep", "api"),
     ("",),  # convjit/__init__.py: the public names
     ("testing.*",),

@@ -8,6 +8,8 @@ import pytest
 
 import convjit
 from convjit import cli, revisions, tuner, tuning
+from convjit.bench import cases
+from convjit.spec import ConvSpec
 
 TINY = "conv_f32_NCHW_n1c2k3g1_i6x6_w3x3"
 OTHER = "wgrad_f64_NCL_n2c2k2g1_i9_w3"
@@ -163,3 +165,45 @@ def test_threads_are_part_of_the_machine(database, capsys):
         plan = convjit.plan((1, 2, 6, 6), (3, 2, 3, 3), backend="scipy")
         assert "remembered" not in plan.reason
     assert entry["backend"] == "scipy"
+
+
+def pair(x, depth, point, **more):
+    """Two rows of a file of layers, the second pointwise."""
+    after = {"x": [*x[:1], depth[0], *more.pop("after", x[2:])], "w": point}
+    return [{"x": x, "w": depth, "groups": x[1], **more}, after]
+
+
+def test_pairs_of_layers_are_tuned_as_separable_ones(database, tmp_path, capsys, monkeypatch):
+    known = pair([1, 4, 6, 6], [4, 1, 3, 3], [2, 4, 1, 1], padding=[[1, 1], [1, 1]])
+    path = tmp_path / "layers.json"
+    path.write_text(json.dumps({"tiny": [*known, *known]}))
+    tune(path, "--layout", "NHWC", "--json")
+    told = [problem["spec"] for problem in json.loads(capsys.readouterr().out)["problems"]]
+    first, second = "conv_f32_NHWC_n1c4k4g4_i6x6_w3x3_p1x1", "conv_f32_NHWC_n1c4k2g1_i6x6_w1x1"
+    assert told == [first, second, f"{first}, then {second}"]
+    tune("1,6,6,4", "4,1,3,3", "2,4", "--layout", "NHWC", "--padding", 1, "--quiet")
+    assert "there is no single pass: the backend scipy has" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("rows", "pairs"),
+    [
+        (pair([1, 4, 6, 6], [4, 1, 3, 3], [2, 4, 1, 1], padding=[[1, 1], [1, 1]]), 1),
+        (pair([1, 4, 6, 6], [8, 1, 3, 3], [2, 8, 1, 1], after=[4, 4]), 1),
+        (pair([1, 4, 6, 6], [4, 1, 3, 3], [2, 4, 1, 1]), 0),  # of other sizes
+        (pair([1, 4, 6, 6], [4, 1, 3, 3], [2, 4, 3, 3], padding=[[1, 1], [1, 1]]), 0),
+        (pair([1, 1, 6, 6], [4, 1, 3, 3], [2, 4, 1, 1], padding=[[1, 1], [1, 1]]), 0),
+    ],
+)
+def test_what_makes_a_pair(rows, pairs):
+    assert len(list(cases.separable_pairs(map(cases.layer_spec, rows)))) == pairs
+
+
+def test_mobilenets_blocks_are_pairs():
+    specs = [ConvSpec.parse(case.spec) for case in cases.network_cases(["mobilenet_v2"])]
+    assert len(list(cases.separable_pairs(specs))) == 17
+
+
+def test_a_layout_of_another_dimension_is_told(capsys):
+    run(TINY, "--layout", "NLC", "--quiet", code=2)
+    assert "it may be NCHW or NHWC" in capsys.readouterr().err
