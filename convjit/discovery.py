@@ -32,9 +32,9 @@ class Entry:
     backend: Backend | None = None
     probed: bool = False
     solvers: tuple[Solver, ...] | None = None
-    reason: str = ""  # why it is broken, empty while it is not
+    reason: str = ""  # why it is not used, empty while it may be
     error: BaseException | None = None
-    answer: str = ""  # the probe's reason, where that is why it is broken
+    answer: str = ""  # the probe's reason, where that is why it is not used
 
     @property
     def is_builtin(self) -> bool:

@@ -55,7 +55,7 @@ def of(chosen: Candidate, asked: Sequence[Candidate], request: Request) -> str:
 
 
 def absent(chosen: str, request: Request) -> dict[str, str]:
-    """Name and reason of our own backends that come before the chosen one and are broken."""
+    """Name and reason of our own backends that would come before the chosen one and do not work."""
     if request.backend is not None:
         return {}
     before = _before(chosen)
@@ -63,7 +63,7 @@ def absent(chosen: str, request: Request) -> dict[str, str]:
         row.name: row.reason
         for row in registry.status()
         if row.name in before
-        and row.state is registry.State.BROKEN
+        and row.state in (registry.State.BROKEN, registry.State.UNAVAILABLE)
         and row.device in ("", registry.get(chosen).device)
     }
 

@@ -42,6 +42,7 @@ class State(StrEnum):
 
     LAZY = "lazy"  # installed; nothing of it was imported
     LOADED = "loaded"  # imported and healthy
+    UNAVAILABLE = "unavailable"  # imported; its probe says what it misses here
     BROKEN = "broken"
     BLOCKED = "blocked"  # named by CONVJIT_DISABLE or use(disable=)
 
@@ -59,7 +60,7 @@ class BackendInfo:
     distribution, version : str
         Where it came from.
     reason : str
-        Why it is broken or blocked, else empty.
+        Why it is not used, else empty.
     """
 
     name: str
@@ -129,8 +130,14 @@ def _collision(entry: Entry, disabled: Sequence[str]) -> str:
 # -------------------------------------------------------------------- health
 
 
+def _unused(entry: Entry, reason: str) -> State:
+    """The state of an entry that is not used for a reason."""
+    return State.UNAVAILABLE if entry.answer and reason == entry.reason else State.BROKEN
+
+
 def _warning(entry: Entry, reason: str) -> str:
-    return f"backend {entry.name!r} of {entry.origin} is broken and not used: {reason}."
+    state = _unused(entry, reason)
+    return f"backend {entry.name!r} of {entry.origin} is {state} and not used: {reason}."
 
 
 def _warn(message: str, *, swallow: bool = False) -> None:
@@ -218,7 +225,7 @@ def _probe(entry: Entry) -> Backend | None:
             raise _Broken(f"its probe returned {answer!r}; return None, or the reason as a string")
     with _lock:
         entry.probed = True
-    if answer is not None:
+    if isinstance(answer, str):
         entry.answer = answer or "its probe gives no reason"
         _break(entry, entry.answer, None)
     return None if entry.reason else backend
@@ -413,7 +420,8 @@ def _warn_before_raising(entry: Entry) -> None:
 
 
 def _replay(entry: Entry, reason: str, cause: BaseException | None) -> BackendError:
-    error = BackendError(f"backend {entry.name!r} of {entry.origin} is broken: {reason}.")
+    state = _unused(entry, reason)
+    error = BackendError(f"backend {entry.name!r} of {entry.origin} is {state}: {reason}.")
     error.__cause__ = cause
     return error
 
@@ -510,7 +518,9 @@ def status(load: Iterable[str] = ()) -> list[BackendInfo]:
                 _usable(entry)
             reason = entry.reason
             loaded = entry.solvers is not None
-            state = State.BROKEN if reason else State.LOADED if loaded else State.LAZY
+            state = State.LOADED if loaded else State.LAZY
+            if reason:
+                state = _unused(entry, reason)
         rows.append(
             BackendInfo(
                 entry.name,

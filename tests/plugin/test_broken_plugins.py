@@ -134,7 +134,7 @@ def test_ctrl_c_on_import_is_not_swallowed(site):
 
 def test_probe_with_a_reason(site):
     site.backend("bad", "\nBackend.probe = lambda self: 'no abacus is attached.'")
-    said = "backend 'bad' of convjit-bad 1.2 is broken: no abacus is attached."
+    said = "backend 'bad' of convjit-bad 1.2 is unavailable: no abacus is attached."
     with (
         pytest.warns(convjit.ConvjitWarning, match="no abacus"),
         pytest.raises(convjit.BackendError) as error,
@@ -143,6 +143,7 @@ def test_probe_with_a_reason(site):
     assert str(error.value) == said
     assert error.value.__cause__ is None
     assert registry.probe_answer("bad") == "no abacus is attached."
+    assert info("bad").state == "unavailable"
 
 
 def test_refresh_tries_again(site):

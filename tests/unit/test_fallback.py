@@ -59,7 +59,7 @@ def test_a_preferred_backend_that_is_broken_is_told_by_plans_and_explanations(
     rows = [
         BackendInfo("numba", "", State.BROKEN, "convjit", "1", "No module named 'llvmlite'"),
         BackendInfo("scipy", "cpu", State.LOADED, "convjit", "1"),
-        BackendInfo("cupy", "cuda", State.BROKEN, "convjit", "1", "no GPU"),
+        BackendInfo("cupy", "cuda", State.UNAVAILABLE, "convjit", "1", "no GPU"),
     ]
     monkeypatch.setattr(registry, "status", lambda: rows)
     monkeypatch.setattr(registry, "default_pool", lambda device: [registry.get("scipy")])
