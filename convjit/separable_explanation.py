@@ -125,6 +125,10 @@ class SeparableExplanation:
             return f"nothing runs: {offer.refusal}"
         if self.runs == TWO_CALLS:
             return f"two calls run; no single pass: {offer.why_not}"
+        if offer.request.policy.deterministic:
+            return (
+                f"{offer.solver} runs: with deterministic=True it does for every number of threads"
+            )
         if offer.is_measured:
             return (
                 f"{offer.solver} ({sizes(offer.config)}) runs: it is faster than two calls, "

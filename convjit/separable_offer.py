@@ -2,7 +2,8 @@
 
 The way that takes less time runs: as it was measured where both ways are remembered in one entry
 (:mod:`convjit.tunedb`), else as the model predicts, which also decides between times that are
-alike.  ``deterministic=True`` leaves measurements out of it.
+alike.  With ``deterministic=True`` one pass runs wherever there is one: which way is faster depends
+on the number of threads, and their results may differ in the last bit.
 """
 
 from __future__ import annotations
@@ -121,7 +122,7 @@ class Offer:
     @property
     def why_not(self) -> str:
         """Why no single pass runs: there is none, or two calls are faster; empty where it runs."""
-        if self.refusal:
+        if self.refusal or self.request.policy.deterministic:
             return self.refusal
         one, two = self.remembered, self.halves_remembered
         if self.is_measured and one is not None and two is not None:

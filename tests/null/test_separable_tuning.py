@@ -138,6 +138,11 @@ def test_measurements_decide_nothing_for_deterministic_calls(one):
     tune()
     assert offered().remembered is not None
     assert offered(deterministic=True).remembered is None
+    one.predicted = 1.0  # as for another number of threads
+    registry.outdate()
+    assert offered(deterministic=True).why_not == ""
+    told = convjit.explain_separable(X, DEPTH, POINT, deterministic=True, **OPTIONS)
+    assert "runs: with deterministic=True it does for every number of threads" in str(told)
     with pytest.raises(ConvSpecError, match="deterministic=True was given"):
         tune(deterministic=True)
 
