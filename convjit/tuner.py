@@ -111,7 +111,7 @@ def text(found: Sequence[Tuned]) -> str:
     """One problem in detail; of several a line each, and what tuning gains in all."""
     if len(found) == 1 and found[0].tuning is not None:
         return str(found[0].tuning)
-    rows, before, after = [], 0.0, 0.0
+    rows, alone, before, after = [], 0, 0.0, 0.0
     for one in found:
         tuning = one.tuning
         if tuning is None:
@@ -123,6 +123,9 @@ def text(found: Sequence[Tuned]) -> str:
              milliseconds(None if chosen is None else chosen.seconds), f"{tuning.gain:.2f}",
              "measured" if tuning.is_new else "remembered", f"{tuning.seconds:.1f}")
         )  # fmt: skip
+        if tunedb.THEN in tuning.spec:  # whose two convolutions are lines of their own
+            continue
+        alone += 1
         if chosen is not None:
             after += chosen.seconds
             before += chosen.seconds * tuning.gain
@@ -131,7 +134,7 @@ def text(found: Sequence[Tuned]) -> str:
     lines += [f"failed: {one.spec}: {one.failure}" for one in found if one.failure]
     if after:
         lines.append(
-            f"{len(rows)} problems with packed weights: {before * 1e3:.4g} ms as the cost model "
+            f"{alone} problems with packed weights: {before * 1e3:.4g} ms as the cost model "
             f"chooses, {after * 1e3:.4g} ms from now on"
         )
     late = sum(one.tuning is not None and not one.tuning.is_finished for one in found)

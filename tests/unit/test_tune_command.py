@@ -181,6 +181,8 @@ def test_pairs_of_layers_are_tuned_as_separable_ones(database, tmp_path, capsys,
     told = [problem["spec"] for problem in json.loads(capsys.readouterr().out)["problems"]]
     first, second = "conv_f32_NHWC_n1c4k4g4_i6x6_w3x3_p1x1", "conv_f32_NHWC_n1c4k2g1_i6x6_w1x1"
     assert told == [first, second, f"{first}, then {second}"]
+    tune(path, "--layout", "NHWC", "--quiet")
+    assert "2 problems with packed weights: " in capsys.readouterr().out
     tune("1,6,6,4", "4,1,3,3", "2,4", "--layout", "NHWC", "--padding", 1, "--quiet")
     assert "there is no single pass: the backend scipy has" in capsys.readouterr().out
 
