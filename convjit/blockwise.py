@@ -94,20 +94,21 @@ def refuse_winograd(spec: ConvSpec, dtypes: Sequence[str], m: int, taps: int) ->
     """What ``composed_winograd.ComposedWinograd`` for F(m, taps) does not take."""
     if (refusal := _refuse(spec, dtypes, "the transforms are for", "multiply")) is not None:
         return refusal
-    if not set(spec.kernel_size) <= {1, taps} or set(spec.kernel_size) == {1}:
-        return Refusal(
-            Feature.SIZE,
-            f"F({m}, {taps}) takes {taps} taps per axis (or 1 on some), not "
-            f"{_sizes(spec.kernel_size)}",
-        )
     if spec.direction is Direction.WEIGHT_GRAD:
         return Refusal(Feature.SIZE, "the weights' gradient has as many taps as outputs")
     if spec.direction is not Direction.FORWARD:
         return Refusal(
             Feature.DIRECTION, f"only the forward direction is taken, not {spec.direction}"
         )
+    # Before the taps, of which the phases of a strided problem have fewer.
     if set(spec.stride) != {1}:
         return Refusal(Feature.STRIDE, f"winograd needs stride 1, got {_sizes(spec.stride)}")
+    if not set(spec.kernel_size) <= {1, taps} or set(spec.kernel_size) == {1}:
+        return Refusal(
+            Feature.SIZE,
+            f"F({m}, {taps}) takes {taps} taps per axis (or 1 on some), not "
+            f"{_sizes(spec.kernel_size)}",
+        )
     if set(spec.dilation) != {1}:
         return Refusal(Feature.DILATION, f"winograd needs dilation 1, got {_sizes(spec.dilation)}")
     return _refuse_padding(spec, "tiles are padded")

@@ -344,6 +344,9 @@ class WinogradSolver:
         self._m = m
 
     def refuse(self, spec: ConvSpec, target: Target) -> Refusal | None:
+        # Before the taps, of which the phases of a strided problem have fewer.
+        if set(spec.stride) != {1}:
+            return Refusal(Feature.STRIDE, f"winograd needs stride 1, got {spec.stride}")
         if set(spec.kernel_size) != {TAPS} or spec.ndim != 2:
             taps = "x".join(map(str, spec.kernel_size))
             return Refusal(
@@ -351,8 +354,6 @@ class WinogradSolver:
                 f"the fused kernel takes {TAPS}x{TAPS} taps, not {taps}; {self._backend}"
                 f".winograd.batched has an axis with one tap, too",
             )
-        if set(spec.stride) != {1}:
-            return Refusal(Feature.STRIDE, f"winograd needs stride 1, got {spec.stride}")
         if set(spec.dilation) != {1}:
             return Refusal(Feature.DILATION, f"winograd needs dilation 1, got {spec.dilation}")
         if spec.dtype == "float64":

@@ -76,6 +76,15 @@ def test_no_instance_spills(
         assert (figures["spilled_bytes"], figures["local"]) == (0, 0), kernel
 
 
+@pytest.mark.parametrize("solver", ["winograd.f2x3", "winograd.batched.f2x3"])
+def test_five_taps_of_stride_2_are_three_of_phases(solver: str) -> None:
+    case = Case("strided", ConvSpec.parse("conv_f32_NCHW_n1c3k5g1_i13x14_w5x6_s2_p2_bias"))
+    choice = {"precision": "fast", "nonfinite": "spread"}
+    outcome = check(case, BACKEND.name, algorithm=f"{BACKEND.name}.{solver}", choice=choice)
+    assert outcome.passed, str(outcome)
+    assert outcome.label.startswith("space to depth"), outcome.label
+
+
 @pytest.mark.parametrize("m", winograd.SHAPES)
 def test_checked_mode_finds_nothing(m: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(standin_cupy.RawModule, "checked", True)
@@ -90,6 +99,7 @@ def test_checked_mode_finds_nothing(m: int, monkeypatch: pytest.MonkeyPatch) -> 
         ("conv_f32_NCHW_n1c2k2g1_i8x8_w3x1", Feature.SIZE),
         ("conv_f32_NCL_n1c2k2g1_i8_w3", Feature.SIZE),
         ("conv_f32_NCHW_n1c2k2g1_i8x8_w3x3_s2", Feature.STRIDE),
+        ("conv_f32_NCHW_n1c2k2g1_i8x8_w5x5_s2", Feature.STRIDE),
         ("conv_f32_NCHW_n1c2k2g1_i8x8_w3x3_d2", Feature.DILATION),
         ("conv_f32_NHWC_n1c2k2g1_i8x8_w3x3", Feature.LAYOUT),
         ("conv_f32_NCHW_n1c60000k40000g1_i8x8_w3x3", Feature.SIZE),
