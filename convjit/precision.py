@@ -134,8 +134,8 @@ class Numerics:
         all of a result's may be summed in sequence.
     cut : int
         Products that are added to a sum at once where that cuts off what is below the last place
-        instead of rounding, as tensor cores do, with operands too (``operands``); 0 where sums
-        are rounded to nearest.
+        instead of rounding, as tensor cores do, with the first operand too (``operands``); 0
+        where sums are rounded to nearest.
     """
 
     method: str

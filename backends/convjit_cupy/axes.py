@@ -23,6 +23,15 @@ Array = Any
 BITS = {32: 30, 64: 62}
 MOST_BITS = BITS[64]
 
+# For the sources of kernels, with the macro MASK.
+MASKS = r"""
+#if MASK == 64
+using Mask = unsigned long long;
+#else
+using Mask = unsigned;
+#endif
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Axis:
@@ -78,27 +87,26 @@ def mask_bits(axes: Sequence[Axis]) -> int:
     return next((width for width, most in BITS.items() if _bits(axes) <= most), max(BITS))
 
 
-def entry_bytes(mask: int) -> int:
-    """Bytes of an entry of :func:`table` for masks of so many bits."""
-    return mask // 4
+def entry_words(mask: int) -> int:
+    """Words of an entry of :func:`table` for masks of so many bits."""
+    return 1 + mask // 32
 
 
 def table(offset: Array, bits: Array, mask: int, count: int, beyond: int) -> Array:
-    """Entries as the sources' ``Entry`` is: the offset, modulo 2^32, and the bits, aligned.
+    """Of each tap the offset, modulo 2^32, and the bits, lower word first.
 
     The last of ``count``, for which nothing is given, have the bits ``beyond``.
 
     Returns
     -------
-    array of uint32, (count, 2) for masks of 32 bits, (count, 4) for those of 64
+    array of uint32, (count, 2) for masks of 32 bits, (count, 3) for those of 64
     """
-    words = mask // 32
-    entries = np.zeros((count, 2 * words), np.uint32)
+    entries = np.zeros((count, entry_words(mask)), np.uint32)
     entries[: offset.size, 0] = offset & 0xFFFFFFFF
     every = np.full(count, beyond, np.uint64)
     every[: bits.size] = bits
-    for word in range(words):
-        entries[:, words + word] = every >> np.uint64(32 * word) & np.uint64(0xFFFFFFFF)
+    for word in range(mask // 32):
+        entries[:, 1 + word] = every >> np.uint64(32 * word) & np.uint64(0xFFFFFFFF)
     return entries
 
 

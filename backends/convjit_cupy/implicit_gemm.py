@@ -36,14 +36,15 @@ from convjit.spec import ConvSpec
 from convjit.spi import Config, Executable, Numerics, Phase, Refusal, Target, Work
 from convjit_cupy import split
 from convjit_cupy.axes import (
+    MASKS,
     axes_of,
-    entry_bytes,
+    entry_words,
     mask_bits,
     offsets_and_bits,
     refuse_bits,
     table,
 )
-from convjit_cupy.kernels import ACTIVATION, COPIES, load
+from convjit_cupy.kernels import ACTIVATION, COPIES, is_aligned, load
 
 Array = Any
 
@@ -60,6 +61,7 @@ LEAST_CAPABILITY = 80  # of tensor cores that multiply in double precision
 SOURCE = (
     ACTIVATION
     + COPIES
+    + MASKS
     + r"""
 using Real = REAL;
 
@@ -74,15 +76,14 @@ constexpr unsigned WEIGHTS = DEPTH * TILE_K / VECTOR / THREADS;
 
 struct alignas(16) Vector { Real at[VECTOR]; };
 
-#if MASK == 64
-using Mask = unsigned long long;
-#else
-using Mask = unsigned;
-#endif
-// Of a depth.  The two highest bits are that of a real one, and of one beyond the last.
-struct Entry { unsigned offset; Mask bits; };
-constexpr unsigned TOGETHER = 16 / sizeof(Entry);
-struct alignas(16) Entries { Entry at[TOGETHER]; };
+// The table has of four depths their offsets, then the lower words of their bits, then the upper
+// ones.  The two highest bits are that of a real depth, and of one beyond the last.
+constexpr unsigned WORDS = 1 + MASK / 32;
+constexpr unsigned TOGETHER = OWN < 4 ? OWN : 4;
+struct alignas(4 * TOGETHER) Several { unsigned at[TOGETHER]; };
+__device__ __forceinline__ Several several_at(const unsigned *from) {
+    return *reinterpret_cast<const Several *>(from);
+}
 
 __device__ __forceinline__ Vector vector_at(const Real *from) {
     return *reinterpret_cast<const Vector *>(from);
@@ -187,8 +188,15 @@ __device__ __forceinline__ Mask outside(const Axis axis, unsigned place, unsigne
                 unsigned pad_##z, unsigned dilation_##z
 #define OF(z) {bits_##z, size_##z, out_##z, stride_##z, pad_##z, dilation_##z}
 
-extern "C" __global__ void __launch_bounds__(THREADS) implicit_gemm(
-    const Real *__restrict__ x, const Real *__restrict__ w, const Entries *__restrict__ table,
+// A multiprocessor holds 512 threads at least, in double precision 256; as many as it may where
+// copies take registers.
+#if __CUDA_ARCH__ >= 800
+#define BOUNDS THREADS, 2048 / sizeof(Real) / THREADS
+#else
+#define BOUNDS THREADS
+#endif
+extern "C" __global__ void __launch_bounds__(BOUNDS) implicit_gemm(
+    const Real *__restrict__ x, const Real *__restrict__ w, const unsigned *__restrict__ table,
     const Real *__restrict__ bias, Real *__restrict__ y, unsigned positions,
     unsigned all_steps, unsigned each, unsigned outputs, unsigned groups, unsigned image,
     unsigned pixels, unsigned tiles_p, unsigned tiles_k, AXIS(z), AXIS(y), AXIS(x), Real slope,
@@ -210,7 +218,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) implicit_gemm(
     const Real *weight = w + (size_t(panel) * all_steps + part * each) * (DEPTH * TILE_K)
                            + thread * VECTOR;
     const unsigned column = thread % PIECES * PIECE, row = thread / PIECES * OWN;
-    const Entries *entry = table + (part * each * DEPTH + row) / TOGETHER;
+    const unsigned *entry = table + (part * each * DEPTH + row) / 4 * 4 * WORDS + row % 4;
     Mask mask = ~Mask(0);
     const Real *corner = x;
     if (first_p + column < positions) {
@@ -237,15 +245,20 @@ extern "C" __global__ void __launch_bounds__(THREADS) implicit_gemm(
         const unsigned samples = samples_at + stage * sizeof(Real);
 #pragma unroll
         for (unsigned i = 0; i < OWN; i += TOGETHER) {
-            const Entries some = entry[i / TOGETHER];
+            const Several offsets = several_at(entry + i * WORDS);
+            const Several lower = several_at(entry + i * WORDS + 4);
+            const Several upper = several_at(entry + i * WORDS + (WORDS - 1) * 4);
             constexpr unsigned BYTES = PIECE * sizeof(Real), ROW = TILE_P * sizeof(Real);
 #pragma unroll
-            for (unsigned e = 0; e < TOGETHER; e++)
+            for (unsigned e = 0; e < TOGETHER; e++) {
+                const Mask bits = MASK == 64 ? Mask(upper.at[e]) << MASK / 2 | lower.at[e]
+                                             : lower.at[e];
                 copy_async<BYTES>(moved(samples, i + e) + (i + e) * ROW,
-                                  corner + int(some.at[e].offset), !(mask & some.at[e].bits));
+                                  corner + int(offsets.at[e]), !(mask & bits));
+            }
         }
         weight += DEPTH * TILE_K;
-        entry += DEPTH / TOGETHER;
+        entry += DEPTH * WORDS;
     };
 
     Real sums[OUTS][VECTORS * VECTOR];
@@ -310,7 +323,7 @@ def _depths(spec: ConvSpec) -> int:
 def depth_table(spec: ConvSpec) -> Array:
     """Of each depth its offset, and the bits that no position may have that is to read it.
 
-    Offsets wrap at 2^32; one that is read lies in x.
+    Offsets wrap at 2^32; one that is read lies in x.  Words of four depths stand beside each other.
     """
     axes = z, y, x = axes_of(spec)
     mask = mask_bits(axes)
@@ -319,7 +332,9 @@ def depth_table(spec: ConvSpec) -> Array:
     index = np.indices((channels, z.taps, y.taps, x.taps)).reshape(4, -1)
     strides = (z.size * y.size * x.size, y.size * x.size, x.size, 1)
     offset, bits = offsets_and_bits(axes, tuple(index[1:]), strides[1:])
-    return table(offset + index[0] * strides[0], bits | exists, mask, _depths(spec), nowhere)
+    offset += index[0] * strides[0]
+    entries = table(offset, bits | exists, mask, _depths(spec), nowhere)
+    return entries.reshape(-1, 4, entries.shape[1]).transpose(0, 2, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -405,7 +420,7 @@ class ImplicitGemmSolver:
             Phase("pack", bytes={"memory": 4.0 * packed}),
             launches=2 if parts > 1 else 1,
             workspace=split.workspace_bytes(spec, parts),
-            packed_bytes=packed + entry_bytes(mask_bits(axes_of(spec))) * _depths(spec),
+            packed_bytes=packed + 4 * entry_words(mask_bits(axes_of(spec))) * _depths(spec),
         )
 
     def workspace_of(self, spec: ConvSpec, target: Target, config: Config) -> int:
@@ -474,12 +489,11 @@ class ImplicitGemm(OnPlanes):
     def compute(
         self, x: Array, packed: Any, bias: Array, y: Array, workspace: Array | None
     ) -> None:
-        # An array of another library's may begin anywhere.
-        aligned = int(getattr(x.data, "ptr", 0)) % WIDE == 0
+        together = self._neighbours and is_aligned(x, WIDE)
         macros = {
             "REAL": REALS[self.spec.dtype], "WARPS_K": self._warps[0], "WARPS_P": self._warps[1],
             "DEPTH": DEPTH, "TENSOR": int(self._tensor), "MASK": mask_bits(axes_of(self.spec)),
-            "PIECE": self._vector if self._neighbours and aligned else 1,
+            "PIECE": self._vector if together else 1,
         }  # fmt: skip
         options = tuple(f"-D{name}={value}" for name, value in macros.items())
         kernel = load(self.cupy, SOURCE, "implicit_gemm", options)

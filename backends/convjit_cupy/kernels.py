@@ -89,6 +89,14 @@ __device__ __forceinline__ void wait_for_copies() {
 MOST_BLOCKS = (2**31 - 1, 65535, 65535)
 
 
+def is_aligned(array: Any, nbytes: int) -> bool:
+    """Whether an array begins at a multiple of so many bytes: another library's may do so anywhere.
+
+    NumPy's, which stand for CuPy's where launches are noted, count as memory of CuPy's pool.
+    """
+    return isinstance(array, np.ndarray) or int(array.data.ptr) % nbytes == 0
+
+
 class Launchable:
     """A kernel: callable, for any device, from several threads."""
 

@@ -9,7 +9,8 @@
 // A row of a tile is 64 bytes of shared memory.  Its chunk c lies at c ^ (row / 2 % 4), so that the
 // same chunk of eight rows, which ldmatrix reads at once, covers all banks.
 //
-// Macros: ROWS, COLUMNS, STAGES; KIND of operands; WIDE, whether results are written by 16 bytes;
+// Macros: ROWS, COLUMNS, STAGES; KIND of operands; WIDE, whether results are written by 16 bytes
+// out of registers, or one by one in rows, which shared memory puts together;
 // DIVIDED, whether a block has a part of the depth, whose sums alone it writes (split.py).
 
 #define FLOAT16 0
@@ -40,23 +41,31 @@ typedef long long s64;
 constexpr int EACH = 64;  // positions, and outputs, of a warp
 constexpr int THREADS = ROWS / EACH * (COLUMNS / EACH) * 32;
 constexpr int CHUNK = 16, CHUNKS = 4, LINE = CHUNK * CHUNKS;  // bytes
-constexpr int ELEMENTS = CHUNK / sizeof(Element);             // of a chunk
+constexpr int NEIGHBOURS = 16 / sizeof(Result);  // results of a lane that lie together
+constexpr int RUN = 4 * NEIGHBOURS, RUNS = EACH / RUN;  // of the four lanes that have a row
+// Bytes of a row of results in shared memory: what lanes write at once lies in banks of their own.
+constexpr int PITCH = EACH * sizeof(Result) + 64;
 constexpr int STAGE = (ROWS + COLUMNS) * LINE;
 constexpr int PARTS_P = ROWS * CHUNKS / THREADS, PARTS_K = COLUMNS * CHUNKS / THREADS;  // of a thread
 constexpr int PART = 8 * LINE;
 
-#if MASK == 64
-typedef unsigned long long Mask;
-#else
-typedef u32 Mask;
-#endif
+constexpr int ENTRY = MASK / 16;  // words
 constexpr Mask EXISTS = (Mask)1 << (MASK - 1);
 // Of a chunk: its offset in elements from a position's first sample, and the bits that the
-// position's mask has to have.
-struct alignas(2 * sizeof(Mask)) Entry {
+// position's mask has to have; in memory their words, filled up to two or four.
+struct Entry {
     u32 offset;
     Mask bits;
 };
+__device__ inline Entry entry_at(const u32* from) {
+#if MASK == 64
+    const uint4 words = __ldg((const uint4*)from);
+    return {words.x, (Mask)words.z << 32 | words.y};
+#else
+    const uint2 words = __ldg((const uint2*)from);
+    return {words.x, words.y};
+#endif
+}
 
 __device__ inline float widened(Element a) {
 #if KIND == TF32
@@ -118,8 +127,8 @@ __device__ inline Mask inside(const Axis& axis, int first) {
 }
 
 // biased: how many outputs of a group have a bias, all or none.
-extern "C" __global__ void __launch_bounds__(THREADS) tensor_core(
-    const Element* __restrict__ x, const Element* __restrict__ w, const Entry* __restrict__ table,
+extern "C" __global__ void __launch_bounds__(THREADS, 256 / THREADS) tensor_core(
+    const Element* __restrict__ x, const Element* __restrict__ w, const u32* __restrict__ table,
     const Element* __restrict__ bias, Result* __restrict__ y, int positions, int outputs, int groups,
     int channels, int all_steps, int each, int tiles_p, int tiles_k, int bits_z, int depth, int out_z, int stride_z,
     int padding_z, int dilation_z, int bits_y, int height, int out_y, int stride_y, int padding_y,
@@ -167,32 +176,38 @@ extern "C" __global__ void __launch_bounds__(THREADS) tensor_core(
     }
     const u32 shared = shared_address(stages);
     const u32 into = shared + row * LINE + (chunk ^ row / 2 % 4) * CHUNK;
-    const u32 into_k = shared + row_k * LINE + (chunk ^ row_k / 2 % 4) * CHUNK;
+    const u32 into_k = into + (ROWS + row_k - row) * LINE;  // rows of both differ by eights
     // To the middle of the rows: the 12 bits of an offset reach them all.
     const char* weights = (const char*)w
         + (((s64)(group * tiles_k + tile_k) * all_steps + first_step) * COLUMNS + row_k) * LINE + chunk * CHUNK + PARTS_K / 2 * PART;
-    int at = first_step * CHUNKS + chunk;
-    Entry entry = table[at];
-    // Beyond the last step it copies what nobody reads: zeros, and whatever follows the weights.
-    auto copy_step = [&](u32 stage) {
+    const u32* entries = table + (first_step * CHUNKS + chunk) * ENTRY;
+    Entry entry = entry_at(entries);
+    // Copies the step so many after `weights` and `entries` into a stage, and reads the entry of the
+    // next.  Beyond the last step it copies what nobody reads: zeros, and whatever follows the weights.
+    auto copy_step = [&](int ahead, u32 stage) {
 #pragma unroll
         for (int i = 0; i < PARTS_P; i++)
             copy_async<CHUNK>(
                 into + stage + i * PART, corners[i] + (int)entry.offset, (entry.bits & ~masks[i]) == 0);
 #pragma unroll
         for (int i = 0; i < PARTS_K; i++)
-            copy_async<CHUNK>(into_k + stage + ROWS * LINE + i * PART, weights + (i - PARTS_K / 2) * PART);
-        weights += COLUMNS * LINE;
-        at += CHUNKS;
-        entry = table[at];
+            copy_async<CHUNK>(
+                into_k + stage + i * PART,
+                weights + ahead * COLUMNS * LINE + (i - PARTS_K / 2) * PART);
+        entry = entry_at(entries + (ahead + 1) * CHUNKS * ENTRY);
+    };
+    auto advance = [&](int by) {
+        weights += by * COLUMNS * LINE;
+        entries += by * CHUNKS * ENTRY;
     };
 
     float sums[EACH / 16][EACH / 8][4] = {};
 #pragma unroll
     for (int ahead = 0; ahead < STAGES - 1; ahead++) {
-        copy_step(ahead * STAGE);
+        copy_step(ahead, ahead * STAGE);
         commit_copies();
     }
+    advance(STAGES - 1);
     // Rows that this lane names to ldmatrix: of A the halves of 16 positions, chunk by chunk, of B
     // both chunks of 8 outputs, and of the 8 beside.
     const int warp_p = warp % (ROWS / EACH) * EACH, warp_k = warp / (ROWS / EACH) * EACH;
@@ -201,13 +216,16 @@ extern "C" __global__ void __launch_bounds__(THREADS) tensor_core(
     const u32 from_a = shared + (warp_p + matrix % 2 * 8 + in_matrix) * LINE + (matrix / 2 ^ swizzle) * CHUNK;
     const u32 from_b = shared + (warp_k + matrix / 2 * 8 + in_matrix) * LINE + (matrix % 2 ^ swizzle) * CHUNK;
     const u32 from[2][2] = {{from_a, from_b}, {from_a ^ 2 * CHUNK, from_b ^ 2 * CHUNK}};
-    // Unrolled, so that a stage's place is a constant.
-    for (int left = steps; left > 0;) {
+    // Unrolled, so that a stage's place is a constant; further where wide masks take twice the
+    // instructions, that half of all are products nevertheless.
+    constexpr int UNROLLED = MASK == 64 ? 3 * STAGES : STAGES;
+    for (int left = steps; left > 0; left -= UNROLLED, advance(UNROLLED)) {
 #pragma unroll
-        for (int stage = 0; stage < STAGES; stage++) {
+        for (int step = 0; step < UNROLLED; step++) {
+            const int stage = step % STAGES;
             wait_for_all_but<STAGES - 2>();
             __syncthreads();  // all copies of this step are there, and all have read the one before
-            copy_step((stage + STAGES - 1) % STAGES * STAGE);
+            copy_step(step, (stage + STAGES - 1) % STAGES * STAGE);
             commit_copies();
 #pragma unroll
             for (int half = 0; half < 2; half++) {
@@ -223,44 +241,61 @@ extern "C" __global__ void __launch_bounds__(THREADS) tensor_core(
                     for (int j = 0; j < EACH / 8; j++)
                         multiply(sums[i][j], a[i], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
             }
-            if (--left == 0) break;
+            if (left == step + 1) break;
         }
     }
 
     wait_for_copies();  // a block may not end before its copies
 
-    // Columns are packed in an order that gives a lane ELEMENTS neighbours of ELEMENTS / 2 products.
-    const int first = tile_p * ROWS + warp_p + lane / 4;
+    // Columns are packed in an order that gives a lane NEIGHBOURS of NEIGHBOURS / 2 products.
+    const int first = tile_p * ROWS + warp_p, first_k = tile_k * COLUMNS + warp_k;
+    const int own = lane % 4 * NEIGHBOURS;
+    float added[RUNS][NEIGHBOURS];
 #pragma unroll
-    for (int j = 0; j < EACH / 8; j += ELEMENTS / 2) {
-        const int k = tile_k * COLUMNS + warp_k + j * 8 + lane % 4 * ELEMENTS;
-        float added[ELEMENTS];
+    for (int r = 0; r < RUNS; r++)
 #pragma unroll
-        for (int e = 0; e < ELEMENTS; e++)
-            added[e] = k + e < biased ? widened(bias[group * outputs + k + e]) : 0.f;
-        Result* to = y + ((s64)first * groups + group) * outputs + k;
+        for (int e = 0; e < NEIGHBOURS; e++) {
+            const int k = first_k + r * RUN + own + e;
+            added[r][e] = k < biased ? widened(bias[group * outputs + k]) : 0.f;
+        }
+    Result* to = y + ((s64)first * groups + group) * outputs + first_k;
+    const s64 below = (s64)groups * outputs;
+#if !WIDE
+    __syncthreads();  // all have read the stages, which are lines of results now
+    unsigned char* const lines = stages + warp * 8 * PITCH;
+#endif
 #pragma unroll
-        for (int i = 0; i < EACH / 8; i++, to += 8 * (s64)groups * outputs) {
-            if (first + i * 8 >= positions) break;
-            alignas(16) Result results[ELEMENTS];
+    for (int i = 0; i < EACH / 8; i++, to += 8 * below) {
 #pragma unroll
-            for (int e = 0; e < ELEMENTS; e++) {
+        for (int r = 0; r < RUNS; r++) {
+            alignas(16) Result results[NEIGHBOURS];
+#pragma unroll
+            for (int e = 0; e < NEIGHBOURS; e++) {
+                const float sum = sums[i / 2][r * NEIGHBOURS / 2 + e / 2][i % 2 * 2 + e % 2];
 #if DIVIDED
-                results[e] = sums[i / 2][j + e / 2][i % 2 * 2 + e % 2];
+                results[e] = sum;
 #else
-                const float value = sums[i / 2][j + e / 2][i % 2 * 2 + e % 2] + added[e];
+                const float value = sum + added[r][e];
                 results[e] = narrowed(least(most(value < 0 ? value * slope : value, lowest), highest));
 #endif
             }
+            const int k = r * RUN + own;
 #if WIDE
-#pragma unroll
-            for (int v = 0; v < sizeof(results) / 16; v++)
-                if (k < outputs) ((uint4*)to)[v] = ((const uint4*)results)[v];
+            if (first + i * 8 + lane / 4 < positions && first_k + k < outputs)
+                *(uint4*)(to + lane / 4 * below + k) = *(const uint4*)results;
 #else
-#pragma unroll
-            for (int e = 0; e < ELEMENTS; e++)
-                if (k + e < outputs) to[e] = results[e];
+            *(uint4*)(lines + lane / 4 * PITCH + k * sizeof(Result)) = *(const uint4*)results;
 #endif
         }
+#if !WIDE
+        __syncwarp();
+#pragma unroll
+        for (int row = 0; row < 8; row++)
+#pragma unroll
+            for (int k = lane; k < EACH; k += 32)
+                if (first + i * 8 + row < positions && first_k + k < outputs)
+                    to[row * below + k] = ((const Result*)(lines + row * PITCH))[k];
+        __syncwarp();
+#endif
     }
 }

@@ -5,9 +5,11 @@ shared memory, asynchronously and steps ahead, and a warp multiplies 64 position
 (``tensor_core.cu``).  The tiling is that of S. Chetlur et al., "cuDNN: Efficient Primitives for
 Deep Learning", 2014, sec. 3, on the instructions of the PTX ISA for compute capability 8.0.
 
-Tensor cores multiply 16-bit numbers exactly and sum in float32, cutting off instead of rounding;
-float32 is cut off to TF32, 10 bits after the leading one (``precision="fast"``): rounding it would
-take an instruction for each register of operands, half as many as there are products.
+Tensor cores multiply 16-bit numbers exactly and sum in float32, cutting off instead of rounding.
+Of float32 they read TF32, 10 bits after the leading one (``precision="fast"``).  Weights are
+rounded to it when they are packed; samples are cut off.  To round them would take a warp an
+instruction for each of its registers of them, half as many as its products, or six for 16 bytes in
+shared memory, and leave products less than half of the instructions.
 """
 
 from __future__ import annotations
@@ -28,19 +30,19 @@ from convjit.spec import ConvSpec, Direction
 from convjit.spi import Config, Executable, Feature, Numerics, Phase, Refusal, Target, Work
 from convjit_cupy import split
 from convjit_cupy.axes import (
+    MASKS,
     Axis,
     axes_of,
-    entry_bytes,
     mask_bits,
     offsets_and_bits,
     refuse_bits,
     table,
 )
-from convjit_cupy.kernels import COPIES, load
+from convjit_cupy.kernels import COPIES, is_aligned, load
 
 Array = Any
 
-SOURCE = COPIES + Path(__file__).with_suffix(".cu").read_text(encoding="utf-8")
+SOURCE = COPIES + MASKS + Path(__file__).with_suffix(".cu").read_text(encoding="utf-8")
 
 # Of each dtype: its number in the source, and how many products the hardware adds at once on
 # compute capability 8.0 (later generations: more, which errs less).
@@ -142,7 +144,15 @@ def chunk_table(s: Sizes) -> Array:
     )
     strides = _strides(s.axes, s.groups * s.channels)
     offset, bits = offsets_and_bits(s.axes, (z, y, x), strides)
-    return table(offset + c * s.elements, bits | exists, mask, _chunks(s), nowhere)
+    entries = table(offset + c * s.elements, bits | exists, mask, _chunks(s), nowhere)
+    filled = np.zeros((len(entries), entry_words(mask)), np.uint32)
+    filled[:, : entries.shape[1]] = entries
+    return filled
+
+
+def entry_words(mask: int) -> int:
+    """Words of an entry of :func:`chunk_table`: of the table's, filled up to a power of 2."""
+    return mask // 16
 
 
 def _chunks(s: Sizes) -> int:
@@ -155,12 +165,12 @@ def _strides(axes: tuple[Axis, ...], row: int) -> tuple[int, int, int]:
     return y.size * x.size * row, x.size * row, row
 
 
-def packed(cupy: Any, spec: ConvSpec, w: Array) -> Array:
+def packed(cupy: Any, spec: ConvSpec, w: Array, neighbours: int) -> Array:
     """Weights tile by tile and step by step, as a block copies them to shared memory.
 
     Columns 2 t and 2 t + 1 of a product are in lane t.  Outputs stand in an order in which its
-    columns of neighbouring products are neighbours, that it writes 16 bytes at once: column
-    2 t + e of product b is output (elements * t + 2 b + e).
+    columns of neighbouring products are ``neighbours``, which it writes at once: column 2 t + e of
+    product b is output (neighbours * t + 2 b + e).
     """
     s = sizes(spec)
     kind = _raw(spec)
@@ -175,14 +185,23 @@ def packed(cupy: Any, spec: ConvSpec, w: Array) -> Array:
     padded[:, : s.outputs, ..., :channels] = taps.transpose(0, 1, *range(3, taps.ndim), 2)
     rows = cupy.zeros((s.groups, count, s.steps * depth), kind)
     rows[..., : s.taps * s.channels] = padded.reshape(s.groups, count, -1)
-    products = s.elements // 2
+    products = neighbours // 2
     split = rows.reshape(
         s.groups, s.tiles_k, s.columns // (8 * products), 4, products, 2, s.steps, depth
     )
     flat = cupy.zeros(s.packed_elements, kind)
     ordered = split.transpose(0, 1, 6, 2, 4, 3, 5, 7)
     flat[: prod(ordered.shape)].reshape(ordered.shape)[...] = ordered
-    return flat
+    return _rounded_when_cut(cupy, flat) if spec.dtype == "float32" else flat
+
+
+def _rounded_when_cut(cupy: Any, a: Array) -> Array:
+    """float32 that are rounded to TF32, ties away from zero, where bits beyond the 10 are cut off.
+
+    Half a unit in the last place is added to the bits, and carries into the exponent where it has
+    to, up to infinity; to what is not finite nothing.
+    """
+    return (a.view(np.uint32) + cupy.isfinite(a) * np.uint32(1 << 12)).view(np.float32)
 
 
 def _raw(spec: ConvSpec) -> np.dtype[Any]:
@@ -282,7 +301,7 @@ def _chosen(config: Config) -> tuple[int, int]:
 
 def chunk_table_bytes(s: Sizes) -> int:
     """Bytes of :func:`chunk_table`."""
-    return _chunks(s) * entry_bytes(mask_bits(s.axes))
+    return 4 * _chunks(s) * entry_words(mask_bits(s.axes))
 
 
 def _refuse_sizes(spec: ConvSpec) -> Refusal | None:
@@ -344,7 +363,9 @@ class TensorCore:
         self._sizes = s = sizes(spec)
         self._rows = rows
         kind, _ = KINDS[spec.dtype]
-        wide = s.outputs % s.elements == 0
+        # Results of 16 bytes; parts are of float32.
+        self._neighbours = s.elements if parts == 1 else CHUNK // 4
+        wide = s.outputs % self._neighbours == 0
         macros = {
             "DIVIDED": int(parts > 1), "ROWS": rows, "COLUMNS": s.columns, "STAGES": STAGES,
             "KIND": kind, "WIDE": int(wide), "MASK": mask_bits(s.axes),
@@ -363,15 +384,18 @@ class TensorCore:
 
     def pack(self, rhs: Array) -> tuple[Array, Array]:
         chunks = chunk_table(self._sizes).reshape(-1)
-        return packed(self._cupy, self.spec, rhs), self._cupy.asarray(chunks)
+        return packed(self._cupy, self.spec, rhs, self._neighbours), self._cupy.asarray(chunks)
 
     def run(
         self, lhs: Array, packed: Any, bias: Array | None, out: Array, workspace: Array | None
     ) -> None:
         s = self._sizes
         weights, chunks = packed
-        x = self._filled(lhs, workspace) if _filled_bytes(self.spec) else _aligned(lhs)
-        y = out if _is_aligned(out) else self._cupy.empty(out.shape, out.dtype)
+        if _filled_bytes(self.spec):
+            x = self._filled(lhs, workspace)
+        else:
+            x = lhs if is_aligned(lhs, CHUNK) else lhs.copy()
+        y = out if is_aligned(out, CHUNK) else self._cupy.empty(out.shape, out.dtype)
         biased = np.int32(0 if bias is None else s.outputs)
         added = weights if bias is None else self._cupy.ascontiguousarray(bias)
         sums = y
@@ -398,12 +422,3 @@ class TensorCore:
         filled[..., count:] = 0
         filled[..., :count] = lhs.view(kind).reshape(*filled.shape[:-1], count)
         return filled
-
-
-def _is_aligned(array: Array) -> bool:
-    """Whether 16 bytes can be moved at once: an array of another library's may begin anywhere."""
-    return int(getattr(array.data, "ptr", 0)) % CHUNK == 0
-
-
-def _aligned(array: Array) -> Array:
-    return array if _is_aligned(array) else array.copy()

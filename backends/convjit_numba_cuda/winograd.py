@@ -2,8 +2,9 @@
 
 Three launches (A. Lavin and S. Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR
 2016, sec. 4).  The transforms keep a tile in registers, one thread for each, as straight-line code
-from :mod:`convjit.algorithms.winograd`.  The products of all points are one implicit GEMM with a
-single tap, whose groups are the points and whose positions are the tiles.
+from :mod:`convjit.algorithms.winograd`; lines of the image go through shared memory, that
+neighbouring threads read and write neighbours.  The products of all points are one implicit GEMM
+with a single tap, whose groups are the points and whose positions are the tiles.
 """
 
 from __future__ import annotations
@@ -31,44 +32,86 @@ from convjit_numba_cuda.winogradcode import along_axis
 
 TAPS = 3
 THREADS = 128
-REGISTERS = 48  # of a thread of the transforms
+REGISTERS = 64  # of a thread of the transforms, at most in float32
+
+
+def _line(dtype: str, m: int, columns: int) -> tuple[int, int]:
+    """(pitch, numbers) of a line of so many columns for each tile of a block, in shared memory.
+
+    Column c lies at ``c % m * pitch + c // m``, so that one column of all tiles lies in one run,
+    and the m runs that neighbouring columns lie in begin in banks of their own.
+    """
+    banks = 32 * 4 // precision.numpy_dtype(dtype).itemsize
+    pitch = THREADS * columns // m + banks // m
+    return pitch, m * pitch
 
 
 @lru_cache(maxsize=32)
 def data_kernel(dtype: str, my: int, mx: int, ry: int, rx: int) -> Kernel:
-    """x to V (points, channels, tiles), for tiles of my by mx outputs of ry by rx taps."""
+    """x to V (points, channels, tiles), for tiles of my by mx outputs of ry by rx taps.
+
+    Tiles of a row, which share columns, are one run of columns; a block goes on from row to row.
+    """
     real = problem.real(dtype)
     vertical, horizontal = winograd.transforms(my, ry), winograd.transforms(mx, rx)
     ny, nx = vertical.n, horizontal.n
     points = ny * nx
+    pitch, line = _line(dtype, mx, nx)
+    lines = 2 * line
     down = along_axis(vertical.data_program(), dtype)
     across = along_axis(horizontal.data_program(), dtype)
 
     def transform_data(x, v, total, channels, height, width, tiles_y, tiles_x, tiles, pad_y, pad_x):
+        shared = cuda.shared.array(lines, real)
         tile = cuda.local.array(points, real)
-        index = uint32(uint32(cuda.blockIdx.x) * uint32(THREADS) + uint32(cuda.threadIdx.x))
+        starts = cuda.local.array(nx, uint32)
+        tops = cuda.local.array(nx, uint32)
+        thread = uint32(cuda.threadIdx.x)
+        first = uint32(uint32(cuda.blockIdx.x) * uint32(THREADS))
+        first_row = uint32(first // tiles_x)
+        first_x = uint32(first - first_row * tiles_x)
+        run = uint32(tiles_x * uint32(mx) + uint32(nx - mx))
+        images = uint32(tiles // (tiles_y * tiles_x))
+        last = uint32(THREADS - 1)
+        columns = uint32(last * uint32(mx) + (first_x + last) // tiles_x * uint32(nx - mx))
+        columns = uint32(columns + uint32(nx))
+        # The columns that this thread reads of each line: where they begin in x, and their row, or
+        # one below the image for what lies beside it.
+        for r in range(nx):
+            slot = uint32(thread + uint32(r * THREADS))
+            in_run = uint32(first_x * uint32(mx) + slot)
+            row = uint32(first_row + in_run // run)
+            column = uint32(in_run % run - pad_x)
+            plane = uint32(row // tiles_y)
+            channel = uint32(plane // images)
+            n = uint32(plane - channel * images)
+            starts[r] = uint32((n * channels + channel) * height * width + column)
+            tops[r] = height
+            if slot < columns and column < width and uint32(row * tiles_x) < total:
+                tops[r] = uint32((row - plane * tiles_y) * uint32(my) - pad_y)
+        into = uint32(thread % uint32(mx) * uint32(pitch) + thread // uint32(mx))
+        own = uint32(thread * uint32(mx) + (first_x + thread) // tiles_x * uint32(nx - mx))
+        for i in range(ny):
+            for r in range(nx):
+                y = uint32(tops[r] + uint32(i))
+                value = real(0)
+                if y < height:
+                    value = x[uint32(starts[r] + y * width)]
+                shared[uint32(into + uint32(i % 2 * line + r * THREADS // mx))] = value
+            cuda.syncthreads()  # the other line's buffer has been read by all, too
+            for j in range(nx):
+                column = uint32(own + uint32(j))
+                at = uint32(column % uint32(mx) * uint32(pitch) + column // uint32(mx))
+                tile[i * nx + j] = shared[uint32(at + uint32(i % 2 * line))]
+        index = uint32(first + thread)
         if index >= total:
             return
-        channel = uint32(index // tiles)
-        place = uint32(index - channel * tiles)
-        n = uint32(place // (tiles_y * tiles_x))
-        rest = uint32(place - n * (tiles_y * tiles_x))
-        row = uint32(rest // tiles_x)
-        top = uint32(row * uint32(my) - pad_y)
-        left = uint32((rest - row * tiles_x) * uint32(mx) - pad_x)
-        image = uint32((n * channels + channel) * height * width)
-        for i in range(ny):
-            y = uint32(top + uint32(i))
-            for j in range(nx):
-                column = uint32(left + uint32(j))
-                value = real(0)
-                if y < height and column < width:
-                    value = x[uint32(image + y * width + column)]
-                tile[i * nx + j] = value
         for i in range(ny):
             across(tile, i * nx, 1, tile, i * nx, 1)
         for j in range(nx):
             down(tile, j, nx, tile, j, nx)
+        channel = uint32(index // tiles)
+        place = uint32(index - channel * tiles)
         for i in range(points):
             v[uint32((uint32(i) * channels + channel) * tiles + place)] = tile[i]
 
@@ -82,6 +125,8 @@ def output_kernel(dtype: str, my: int, mx: int, ry: int, rx: int) -> Kernel:
     vertical, horizontal = winograd.transforms(my, ry), winograd.transforms(mx, rx)
     ny, nx = vertical.n, horizontal.n
     points, middle, inside = ny * nx, ny * mx, my * mx
+    pitch, line = _line(dtype, mx, mx)
+    lines = my * line
     down = along_axis(vertical.output_program(), dtype)
     across = along_axis(horizontal.output_program(), dtype)
 
@@ -89,33 +134,52 @@ def output_kernel(dtype: str, my: int, mx: int, ry: int, rx: int) -> Kernel:
         m, bias, y, total, outputs, out_height, out_width, tiles_y, tiles_x, tiles, slope, lowest,
         highest,
     ):  # fmt: skip
+        shared = cuda.shared.array(lines, real)
         tile = cuda.local.array(points, real)
         half = cuda.local.array(middle, real)
         done = cuda.local.array(inside, real)
-        index = uint32(uint32(cuda.blockIdx.x) * uint32(THREADS) + uint32(cuda.threadIdx.x))
-        if index >= total:
-            return
-        k = uint32(index // tiles)
-        place = uint32(index - k * tiles)
+        thread = uint32(cuda.threadIdx.x)
+        first = uint32(uint32(cuda.blockIdx.x) * uint32(THREADS))
+        index = uint32(first + thread)
+        channel = uint32(index // tiles)
+        place = uint32(index - channel * tiles)
         for i in range(points):
-            tile[i] = m[uint32((uint32(i) * outputs + k) * tiles + place)]
+            value = real(0)
+            if index < total:
+                value = m[uint32((uint32(i) * outputs + channel) * tiles + place)]
+            tile[i] = value
         for i in range(ny):
             across(tile, i * nx, 1, half, i * mx, 1)
         for j in range(mx):
             down(half, j, mx, done, j, mx)
-        n = uint32(place // (tiles_y * tiles_x))
-        rest = uint32(place - n * (tiles_y * tiles_x))
-        row = uint32(rest // tiles_x)
-        first_y = uint32(row * uint32(my))
-        first_x = uint32((rest - row * tiles_x) * uint32(mx))
-        added = bias[k]
         for i in range(my):
-            out_y = uint32(first_y + uint32(i))
-            to = uint32(((n * outputs + k) * out_height + out_y) * out_width)
             for j in range(mx):
-                out_x = uint32(first_x + uint32(j))
-                if out_y < out_height and out_x < out_width:
-                    y[uint32(to + out_x)] = finish(done[i * mx + j] + added, slope, lowest, highest)
+                shared[uint32(thread + uint32(i * line + j * pitch))] = done[i * mx + j]
+        cuda.syncthreads()
+        # Columns of the results, beside each other those of neighbouring threads.
+        first_row = uint32(first // tiles_x)
+        first_column = uint32((first - first_row * tiles_x) * uint32(mx))
+        run = uint32(tiles_x * uint32(mx))
+        images = uint32(tiles // (tiles_y * tiles_x))
+        own = uint32(thread % uint32(mx) * uint32(pitch) + thread // uint32(mx))
+        for r in range(mx):
+            in_run = uint32(first_column + thread + uint32(r * THREADS))
+            row = uint32(first_row + in_run // run)
+            column = uint32(in_run % run)
+            if column < out_width and uint32(row * tiles_x) < total:
+                plane = uint32(row // tiles_y)
+                k = uint32(plane // images)
+                n = uint32(plane - k * images)
+                top = uint32((row - plane * tiles_y) * uint32(my))
+                to = uint32((n * outputs + k) * out_height * out_width + column)
+                added = bias[k]
+                for i in range(my):
+                    value = shared[uint32(own + uint32(i * line + r * THREADS // mx))]
+                    out_y = uint32(top + uint32(i))
+                    if out_y < out_height:
+                        y[uint32(to + out_y * out_width)] = finish(
+                            value + added, slope, lowest, highest
+                        )
 
     return Kernel(f"winograd.output.{dtype}.{my}x{mx}", transform_output, THREADS)
 

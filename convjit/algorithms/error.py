@@ -27,7 +27,8 @@ Sci. 7:e330, 2021, sec. 3; as if no extra bits were kept, which is the least acc
 found).  Each of the b + 2 cuts has :data:`CUT_RMS` times the root mean square of a rounding,
 relative to a sum of variance ``b k`` or to a product that exceeds it.  They are towards zero, but
 of products, which have either sign: the sum itself, a multiple of its last place, is cut only where
-it grows beyond a power of 2, so that no bias grows with R.
+it grows beyond a power of 2, so that no bias grows with R.  Of operands that have fewer digits
+(``Numerics.operands``) the first is cut off too, the second, which is packed before, is rounded.
 
 *Winograd*: every product is an intermediate whose relative error is that of the transforms
 (``DATA_ROUNDINGS`` per axis), of the packed weights (one) and of its own sum (``C / 2``); the
@@ -219,10 +220,11 @@ def _summation(
     terms = reduction(spec)
     additions = terms - 1 + spec.bias
     rigorous = (additions + 1) * u + 2 * u_operands
+    first = CUT_RMS if numerics.cut else 1.0  # of the first operand, over a rounding
     steps = -(-terms // numerics.cut) if numerics.cut else 0
     if numerics.cut:
-        u_operands *= CUT_RMS
-        rigorous = 2 * u * (steps * (numerics.cut + 2) + spec.bias) + 2 * u_operands
+        # To cut off loses a unit in the last place, twice what rounding does.
+        rigorous = 2 * u * (steps * (numerics.cut + 2) + spec.bias) + (2 + 1) * u_operands
     if worst_case:
         return rigorous
     # One rounding of each product, and of the partial sums.
@@ -232,7 +234,7 @@ def _summation(
         sums = numerics.cut * _triangle(steps) + FIRST_PRODUCTS * steps
         cuts = CUT_RMS**2 * (numerics.cut + 2) * sums
         variance = (RHO * u) ** 2 * (cuts + spec.bias * terms)
-    variance += 2 * (RHO * u_operands) ** 2 * terms
+    variance += (first**2 + 1) * (RHO * u_operands) ** 2 * terms
     rms = sqrt(variance) / terms
     tail = wandering(_results(spec)) * rms / MEAN_MAGNITUDE
     return min(rigorous, max(tail, _quantile(spec, rms)))

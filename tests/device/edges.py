@@ -50,6 +50,7 @@ WINOGRAD = (
     "NCHW_n2c9k65g1_i9x7_w3x3_p1_bias_act=relu",
     "NCHW_n1c6k4g2_i13x6_w3x3_p1.2x0.1_flip",
     "NCHW_n1c2k3g1_i3x3_w3x3",
+    "NCHW_n2c11k12g1_i13x11_w3x3_p1",  # blocks that begin within a row of tiles
     "NCL_n2c3k5g1_i63_w3_p1",
     "NCL_n1c3k5g1_i64_w3_p1_bias",
     "NCL_n1c3k5g1_i65_w3_p1",

@@ -84,6 +84,12 @@ def test_the_backend_offers_its_kernels() -> None:
         assert machinecode.measure(code, (8, 0)).spilled_bytes == 0
 
 
+def test_what_numpy_has_no_buffers_of_is_offered_too() -> None:
+    spec = ConvSpec.parse("conv_bf16_NHWC_n1c8k64g1_i16x16_w1x1")
+    (code,) = CupyBackend().device_code(spec, (8, 0))
+    assert code.solver == "cupy.tensor_core"
+
+
 def test_what_kernels_read_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(backend: str, solver: str, text: str) -> None:
         x = standin_cupy.full((256,), 1, "float32")

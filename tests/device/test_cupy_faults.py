@@ -180,17 +180,17 @@ FAULTS: dict[str, Planted] = {
         "load out of bounds",
     ),
     "implicit gemm, few depths": Planted(
-        implicit_gemm, "i < OWN; i += TOGETHER", "i + 2 < OWN; i += TOGETHER", "uninitialised",
+        implicit_gemm, "i < OWN; i += TOGETHER", "i + 4 < OWN; i += TOGETHER", "uninitialised",
     ),
     "implicit gemm, the sample beside": Planted(
-        implicit_gemm, "corner + int(some", "corner + 1 + int(some",
+        implicit_gemm, "corner + int(offsets", "corner + 1 + int(offsets",
         "load out of bounds|wrong",
     ),
     "implicit gemm, no zeros outside the image": Planted(
-        implicit_gemm, "!(mask & some.at[e].bits)", "true", "out of bounds|wrong",
+        implicit_gemm, "!(mask & bits)", "true", "out of bounds|wrong",
     ),
     "implicit gemm, the lower half of a mask": Planted(
-        implicit_gemm, "!(mask & some.at[e].bits)", "!unsigned(mask & some.at[e].bits)",
+        implicit_gemm, "!(mask & bits)", "!unsigned(mask & bits)",
         "out of bounds|wrong", "NCL_n1c3k5g1_i40_w33_p16",
     ),
     "implicit gemm, a mask of the taps of another axis": Planted(
@@ -229,7 +229,7 @@ FAULTS: dict[str, Planted] = {
         "wrong", dtype="f64",
     ),
     "implicit gemm, samples of the first part for every part": Planted(
-        implicit_gemm, "(part * each * DEPTH + row) / TOGETHER", "row / TOGETHER", "wrong",
+        implicit_gemm, "(part * each * DEPTH + row) / 4", "row / 4", "wrong",
         "NCHW_n1c33k65g1_i5x7_w3x3_p1",
     ),
     "implicit gemm, parts over each other": Planted(
@@ -306,10 +306,12 @@ FAULTS: dict[str, Planted] = {
         "const int x0", "out of bounds|wrong",
     ),
     "tensor core, positions beyond the last are written": Planted(
-        tensor_core, "if (first + i * 8 >= positions) break;\n", "", "out of bounds|wrong",
+        tensor_core, "lane / 4 < positions && first_k + k", "lane / 4 < ROWS && first_k + k",
+        "out of bounds|wrong",
     ),
     "tensor core, outputs beyond the last are written": Planted(
-        tensor_core, "if (k < outputs) ((uint4*)to)", "((uint4*)to)", "out of bounds|wrong",
+        tensor_core, "positions && first_k + k < outputs)\n                *(uint4*)",
+        "positions)\n                *(uint4*)", "out of bounds|wrong",
     ),
     "tensor core, no swizzle of what is loaded": Planted(
         tensor_core, "(matrix / 2 ^ swizzle)", "(matrix / 2)", "wrong",
@@ -325,7 +327,7 @@ FAULTS: dict[str, Planted] = {
         tensor_core, "(group * tiles_k + tile_k) * all_steps", "group * all_steps", "wrong",
     ),
     "tensor core, samples of the first part for every part": Planted(
-        tensor_core, "int at = first_step * CHUNKS + chunk;", "int at = chunk;", "wrong",
+        tensor_core, "table + (first_step * CHUNKS + chunk)", "table + chunk", "wrong",
         "NHWC_n1c64k72g1_i7x7_w3x3_p1_bias",
     ),
     "tensor core, a row left out": Planted(
@@ -336,10 +338,19 @@ FAULTS: dict[str, Planted] = {
         tensor_core, "int left = steps;", "int left = steps - 1;", "wrong",
     ),
     "tensor core, columns in the order of the products": Planted(
-        tensor_core, "j * 8 + lane % 4 * ELEMENTS", "j * 8 + lane % 4 * 2", "wrong|misaligned",
+        tensor_core, "own = lane % 4 * NEIGHBOURS", "own = lane % 4 * 2", "wrong|misaligned",
+    ),
+    "tensor core, results over stages that are read": Planted(
+        tensor_core, "__syncthreads();  // all have read the stages", "// all have read the stages",
+        "race", "NHWC_n1c40k134g1_i9x8_w3x2_p1",
+    ),
+    "tensor core, no wait for the rows of results": Planted(
+        tensor_core, "        __syncwarp();\n#pragma unroll\n        for (int row",
+        "#pragma unroll\n        for (int row", "race|uninitialised",
+        "NHWC_n1c40k134g1_i9x8_w3x2_p1",
     ),
     "tensor core, bias of other outputs": Planted(
-        tensor_core, "bias[group * outputs + k + e]", "bias[k]", "wrong",
+        tensor_core, "bias[group * outputs + k]", "bias[k - e]", "wrong",
         "NHWC_n1c16k136g1_i9x8_w3x2_p1_bias",
     ),
 }  # fmt: skip

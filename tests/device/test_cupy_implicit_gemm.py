@@ -182,7 +182,7 @@ def test_large_tiles_multiply_most_of_the_time(
     taps: str, dtype: str, capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = f"conv_{dtype}_NCHW_n32c64k256g1_i56x56_{taps}"
-    monkeypatch.setattr(gates, "CUPY", (("implicit_gemm", text),))
+    monkeypatch.setitem(gates.CUPY, "cupy", (("implicit_gemm", text),))
     ((kernel, figures),) = gates.static("cupy", capability).items()
     assert "-DWARPS_K=4" in kernel
     assert (figures["spilled_bytes"], figures["local"]) == (0, 0)

@@ -95,6 +95,19 @@ def test_depths_are_not_divided_without_room_for_the_parts() -> None:
     assert standin_cupy.RawModule.launches[-1][0] == "tensor_core"
 
 
+def test_weights_are_rounded_to_tf32() -> None:
+    ulp = 2.0**-10  # of TF32 numbers from 1 to 2
+    given = [1, 1 + 0.4 * ulp, 1 + 0.5 * ulp, -1 - 1.6 * ulp, 2 - 0.5 * ulp]
+    given += [np.inf, -np.inf, np.nan]
+    w = np.zeros((8, 8, 1, 1), np.float32)
+    w[:, 0, 0, 0] = given
+    choice = {"backend": BACKEND.name, "algorithm": SOLVER, "layout": "NHWC", "precision": "fast"}
+    x = np.eye(1, 8, dtype=np.float32).reshape(1, 1, 1, 8)
+    y = convjit.conv(standin_cupy.asarray(x), standin_cupy.asarray(w), **choice)
+    rounded = [1, 1, 1 + ulp, -1 - 2 * ulp, 2, np.inf, -np.inf, np.nan]
+    np.testing.assert_array_equal(y.get().reshape(-1), np.array(rounded, np.float32))
+
+
 def test_another_librarys_arrays_begin_anywhere(in_checked_mode: None) -> None:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((1, 5, 4, 16)).astype(np.float16)

@@ -69,7 +69,7 @@ def test_no_instance_spills(
 ) -> None:
     text = f"conv_{dtype}_NCHW_n1c16k64g1_i48x48_w3x3_p1"
     every = tuple((f"winograd.f{m}x3", text) for m in winograd.SHAPES)
-    monkeypatch.setattr(gates, "CUPY", every)
+    monkeypatch.setitem(gates.CUPY, "cupy", every)
     found = gates.static("cupy", capability)
     assert len(found) == len(every)
     for kernel, figures in found.items():

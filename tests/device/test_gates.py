@@ -17,11 +17,17 @@ REPAIR = "if that is meant: python tests/device/gates.py"
 pytestmark = pytest.mark.skipif(NO_TOOLS is not None, reason=str(NO_TOOLS))
 
 
+def marks(backend: str, *, slow: bool = False) -> list[pytest.MarkDecorator]:
+    """Of a comparison: variants are compared under -m exhaustive alone."""
+    variants = backend.endswith(gates.VARIANTS)
+    return [pytest.mark.slow] * (slow or variants) + [pytest.mark.exhaustive] * variants
+
+
 @pytest.mark.parametrize(
     ("backend", "capability"),
     [
-        pytest.param(b, c, marks=[pytest.mark.slow] if c != (8, 0) else [], id=f"{b}-{c[0]}.{c[1]}")
-        for b in gates.COUNTS
+        pytest.param(b, c, marks=marks(b, slow=c != (8, 0)), id=f"{b}-{c[0]}.{c[1]}")
+        for b in gates.BACKENDS
         for c in gates.GENERATIONS
     ],
 )
@@ -37,10 +43,10 @@ def test_machine_code_is_no_worse(backend: str, capability: tuple[int, int]) -> 
     assert not told, "\n".join([*told, REPAIR])
 
 
-@pytest.mark.parametrize("backend", gates.COUNTS)
+@pytest.mark.parametrize("backend", [pytest.param(b, marks=marks(b)) for b in gates.BACKENDS])
 def test_memory_is_read_in_whole_lines(backend: str) -> None:
     then = gates.recorded()[backend]["counts"]
-    now = gates.COUNTS[backend]()
+    now = gates.counted(backend)
     assert set(now) == set(then), f"other kernels than recorded; {REPAIR}"
     assert all("sectors" in figures for figures in now.values())
     told = [
@@ -51,7 +57,16 @@ def test_memory_is_read_in_whole_lines(backend: str) -> None:
     assert not told, "\n".join([*told, REPAIR])
 
 
+def test_what_is_held_to_less_says_why() -> None:
+    for backend, limits in gates.LIMITS.items():
+        for kernel, limit in limits.items():
+            share = 0.5 if kernel == "tensor_core" else 0.85 if "cupy" in backend else 0.6
+            lenient = limit.share < share or limit.wavefronts > 1.1 or limit.sectors > 1.2
+            assert lenient == bool(limit.reason), f"{backend}: {kernel}"
+
+
 def test_every_kernel_is_counted() -> None:
+    assert set(gates.recorded()) == set(gates.BACKENDS)
     for backend, kept in gates.recorded().items():
         generations = [set(kernels) for name, kernels in kept.items() if name != "counts"]
         assert len(generations) == len(gates.GENERATIONS)

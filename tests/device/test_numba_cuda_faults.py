@@ -97,6 +97,20 @@ FAULTS = {
         "v[uint32((uint32(i) * channels + channel + uint32(1)) * tiles + place)]",
         "store out of bounds",
     ),
+    "winograd, no barrier before columns of other threads": Planted(
+        winograd, "            cuda.syncthreads()  # the other", "            # the other",
+        "race|uninitialised",
+    ),
+    "winograd, one buffer of lines": Planted(
+        winograd, "uint32(i % 2 * line + r", "uint32(r", "race|uninitialised|wrong",
+    ),
+    "winograd, no barrier before results of other threads": Planted(
+        winograd, "        cuda.syncthreads()\n        # Columns", "        # Columns",
+        "race|uninitialised",
+    ),
+    "winograd, rows of tiles without the columns that their last tile shares": Planted(
+        winograd, "(first_x + thread) // tiles_x * uint32(nx - mx)", "uint32(0)", "wrong",
+    ),
     "a short patch": Planted(
         direct, "while column < patch_width:", "while column + uint32(1) < patch_width:",
         "uninitialised", at=tiles,

@@ -71,7 +71,7 @@ def test_a_few_blocks_are_predicted_to_take_what_one_does(solver: str) -> None:
 
 
 def launched_by_cupy() -> Iterator[tuple[Solver, ConvSpec, set[str]]]:
-    for name, text in gates.CUPY:
+    for name, text in gates.CUPY["cupy"]:
         notebook, spec = code.Notebook(), ConvSpec.parse(text)
         (solver,) = (s for s in CupyBackend(notebook).solvers() if s.id == f"cupy.{name}")
         resident_call(solver, spec, A100, notebook)()
@@ -81,7 +81,7 @@ def launched_by_cupy() -> Iterator[tuple[Solver, ConvSpec, set[str]]]:
 
 def launched_by_numba_cuda() -> Iterator[tuple[Solver, ConvSpec, set[str]]]:
     recorded = gates.recorded()["numba_cuda"]["sm_80"]
-    for text in gates.PROBLEMS["numba_cuda"]:
+    for _, text in gates.PROBLEMS["numba_cuda"]:
         spec = ConvSpec.parse(text)
         for solver in registry.without_device("numba_cuda").solvers():
             if solver.refuse(spec, A100) is None:

@@ -188,18 +188,33 @@ def test_half_results(dtype: str, channels: int) -> None:
     assert error.error_bound(spec, DIRECT) <= error.error_bound(spec, DIRECT, worst_case=True)
 
 
+def as_tf32(a: Any, added: int) -> Any:
+    """10 bits after the leading one: cut off, or rounded, ties away from zero, by adding 2**12."""
+    return ((a.view(np.uint32) + np.uint32(added)) & np.uint32(0xFFFFE000)).view(np.float32)
+
+
 @pytest.mark.parametrize("channels", [1, 64, 1024])
 def test_operands_rounded_to_tf32(channels: int) -> None:
     spec = ConvSpec.forward((1, channels, 30, 30), (8, channels, 1, 1))
     numerics = Numerics("gemm", operands="tf32")
     x, w = normal(spec)
-
-    def rounded(a: Any) -> Any:  # to 10 bits after the leading one, ties away from zero
-        return ((a.view(np.uint32) + np.uint32(1 << 12)) & np.uint32(0xFFFFE000)).view(np.float32)
-
-    measured = measure(spec, sequential(spec, rounded(x), rounded(w)), x, w)
+    y = sequential(spec, as_tf32(x, 1 << 12), as_tf32(w, 1 << 12))
+    measured = measure(spec, y, x, w)
     assert measured <= error.error_bound(spec, numerics) <= 10 * measured
     assert error.error_bound(spec, numerics) > error.error_bound(spec, Numerics("gemm"))
+
+
+@pytest.mark.parametrize("channels", [1, 64, 1024])
+def test_the_first_operand_cut_off_to_tf32(channels: int) -> None:
+    """As tensor cores read it; the second is rounded when it is packed."""
+    spec = ConvSpec.forward((1, channels, 30, 30), (8, channels, 1, 1))
+    x, w = normal(spec)
+    measured = measure(spec, sequential(spec, as_tf32(x, 0), as_tf32(w, 1 << 12)), x, w)
+    numerics = Numerics("gemm", operands="tf32", cut=4)
+    rounded = error.error_bound(spec, Numerics("gemm", operands="tf32"))
+    for worst in (False, True):
+        assert measured <= error.error_bound(spec, numerics, worst_case=worst)
+    assert rounded < error.error_bound(spec, numerics) <= 10 * measured
 
 
 def cut_sum(products: Any, step: int) -> Any:
