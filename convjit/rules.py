@@ -211,7 +211,12 @@ def _stride(spec: ConvSpec) -> Step | None:
 
 
 def _space_to_depth(spec: ConvSpec) -> Step | None:
-    """Stride 1 over phases of x, each a channel: as many products, but for taps filled up."""
+    """Stride 1 over phases of x, each a channel: as many products, but for taps filled up.
+
+    Taps are dealt out to phases in their order, so that a flipped kernel is turned round before.
+    """
+    if spec.flip:
+        return _flip(spec)
     if spec.pad_mode != "zeros":
         return _pad(spec)
     split = SpaceToDepth(spec)

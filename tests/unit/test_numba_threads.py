@@ -21,8 +21,8 @@ _take = threading.Lock()
 
 
 def take(control: int) -> int:
-    """The next task, as a kernel's atomic addition gives it."""
-    counter = ctypes.c_int64.from_address(control)
+    """The next task, as a kernel's atomic addition to the first range gives it."""
+    counter = ctypes.c_int64.from_address((control & -threads.LINE) + threads.TAKEN)
     with _take:
         task = counter.value
         counter.value += 1

@@ -98,3 +98,21 @@ def test_winograd_takes_strided_layers() -> None:
     assert plan.label == "space to depth + numba.winograd.fmx5"
     exact = convjit.conv(x, w, stride=2, padding=3, precision="exact")
     np.testing.assert_allclose(plan(x, w), exact, atol=2e-4)
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(5, 2), (6, 2), (7, 3)])
+@pytest.mark.parametrize("flip", [False, True])
+def test_flipped_kernels_are_turned_before_their_taps_are_dealt_out(
+    kernel: int, stride: int, flip: bool
+) -> None:
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((1, 2, 9, 11)), rng.standard_normal((3, 2, kernel, kernel))
+
+    def conv(algorithm: str) -> object:
+        return convjit.conv(x, w, stride=stride, padding=2, flip=flip, algorithm=algorithm)
+
+    offered = convjit.explain(x, w, stride=stride, padding=2, flip=flip).admitted
+    split = {c.solver_id for c in offered if "space to depth" in c.label}
+    assert split
+    for solver in split:
+        np.testing.assert_allclose(conv(solver), conv("scipy.direct"), rtol=1e-9, atol=1e-9)
