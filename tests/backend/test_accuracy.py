@@ -192,7 +192,12 @@ def test_errors_are_within_their_model(text: str, name: str) -> None:
 REFERENCE_SPECS = [
     *SPECS,
     "conv_f32_NCHW_n1c512k512g1_i1x1_w1x1",
+    "conv_f32_NCL_n1c256k1g1_i50_w1",
     "conv_f32_NCL_n1c256k1g1_i52_w1",
+    "conv_f32_NCHW_n1c20k12g1_i14x19_w3x3_p1",
+    "wgrad_f32_NCHW_n1c4k4g1_i120x120_w3x3_p1",
+    "wgrad_f32_NCHW_n2c9k18g9_i20x23_w3x3_p1",
+    "wgrad_f64_NCHW_n1c5k5g5_i17x19_w5x3_s2_p1",
     "conv_f32_NCHW_n1c256k1g1_i9x7_w1x1",
     "conv_f32_NHWC_n1c20k8g1_i14x19_w3x3_p1",
     "conv_f32_NCHW_n1c300k20g1_i14x19_w3x3_p1",
@@ -202,6 +207,9 @@ REFERENCE_SPECS = [
     "conv_f32_NLC_n1c128k20g1_i101_w3_p1",
     "wgrad_f32_NCHW_n2c2k8g1_i14x19_w3x3_p1",
 ]
+# A product of one row, whose columns a BLAS sums in lanes but for the last: its bound is theirs,
+# which are summed one by one.
+BLUNT = {("conv_f32_NCL_n1c256k1g1_i50_w1", "scipy.gemm"): 4 * SHARP}
 REFERENCE: dict[str, Solver] = {solver.id: solver for solver in ScipyBackend().solvers()}
 
 
@@ -217,7 +225,7 @@ def test_the_reference_is_within_its_model_too(text: str, name: str) -> None:
     executable.run(x, executable.pack(w), bias, out, workspace)
     error = relative_error(spec, out, *exact)
     bound = error_bound(spec, solver.estimate(spec, target).numerics)
-    assert bound / SHARP <= error <= bound
+    assert bound / BLUNT.get((text, name), SHARP) <= error <= bound
 
 
 def test_every_solver_and_tile_is_tried() -> None:
@@ -234,7 +242,7 @@ def _lanes(dtype: str) -> int:
 
 def _shapes(dtype: str) -> list[fftplan.Shape]:
     """A narrow tile of every length on either axis, and the matrices that lines are folded to."""
-    lanes, l1 = _lanes(dtype), problem._caches()["l1"]
+    lanes, l1 = _lanes(dtype), problem.caches()["l1"]
     lengths = fftplan.lengths(lanes)
     high = [fftplan.Shape(n, lengths[0], False) for n in lengths]
     wide = [fftplan.Shape(lengths[0], n, False) for n in lengths[1:]]
