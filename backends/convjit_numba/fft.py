@@ -110,7 +110,7 @@ class Fft:
         if shape.depth > 1:
             flops *= VOLUMES
         packed = prod(t.spectra_shape(p)) * p.bytes
-        one = shape.transform_cycles(t.lanes, problem._caches()["l1"], p.bytes)
+        one = shape.transform_cycles(t.lanes, problem.caches()["l1"], p.bytes)
         pack = 4.0 * t.lanes * one * p.groups * p.kg * p.cg
         rate = f"numba.fft.{p.dtype}"
         return Work(

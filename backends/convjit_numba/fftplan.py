@@ -250,7 +250,7 @@ def tiling(s: Signal, isa: str, cores: int, pairs: int = 0) -> Tiling | None:
 
     None if a tile would be too large.
     """
-    caches = problem._caches()
+    caches = problem.caches()
     lanes = targets.tiles(isa, s.p.dtype)[0].vl
     best: Tiling | None = None
     for shape in _shapes(s, lanes, caches["l1"]):

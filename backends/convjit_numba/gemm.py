@@ -36,10 +36,11 @@ TASK, CALL, STORE, GATHER, SEGMENT = 200.0, 20.0, 0.75, 3.0, 6.0
 SCALAR = 1.2  # a number gathered alone
 # Two tasks write the cache line at which their pixels of a channel meet.
 SHARED = 20.0
-# Rows of pixels are read in place up to so many times as many as L2 holds: what it does not comes
-# from L3 while a tile computes, but as slowly as its translation where a power of two lies between
-# the rows.  (256 channels of 64x64 to 64: .70 ms gathered, .59 in place; 512 of 128x128, of which
-# L2 holds 16: 7.8 and 9.0; 128 of 256x256, of which it holds 8: 6.5 and 8.6.)
+# Rows of pixels are read in place up to so many times as many as L2 holds.  What it does not hold
+# comes from L3 again for each panel, which the products hide; but where rows lie a large power of
+# two apart, L3 and the tables of pages fail as L2 does.  (256 channels of 64x64 to 64: .70 ms
+# gathered, .59 in place; 512 of 128x128, of which L2 holds 16: 7.8 and 9.0; 128 of 256x256, of
+# which it holds 8: 6.5 and 8.6.)
 EVICTED = 8
 L2_WAY = 128 << 10  # bytes that lie so far apart share a set of L2 (64 KiB are such a distance too)
 FMA_LATENCY = 4  # cycles: a tile with few sums waits for each of them
@@ -92,7 +93,7 @@ def flatten(p: Problem) -> Problem:
 
 def _rows_held(p: Problem) -> int:
     """Rows of pixels, one of each channel, whose lines L2 holds at the same time."""
-    return problem.cache_bytes("l2") // gcd(p.size[2] * p.bytes, L2_WAY)
+    return problem.caches()["l2"] // gcd(p.size[2] * p.bytes, L2_WAY)
 
 
 def _tasks(

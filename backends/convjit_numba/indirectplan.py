@@ -50,8 +50,8 @@ class Blocking:
         Whether the taps of a kernel row are one.
     task_groups : int
         Groups that a task computes, 1 or all: with channels last, those of a pixel are neighbours.
-    lines, plane_lines : int
-        Lines of outputs in all, and in the unit that ``task_pixels`` divide.
+    plane_lines : int
+        Lines of outputs in the unit that ``task_pixels`` divide.
     streamed : float
         Bytes of weights read from L3.
     """
@@ -65,7 +65,6 @@ class Blocking:
     cblock: int
     merged: bool
     task_groups: int
-    lines: int
     plane_lines: int
     task_pixels: int
     task_panels: int
@@ -259,8 +258,8 @@ def blocking(
                 makespan = targets.makespan(tasks, total, longest, cores, sizes)
                 if best is None or makespan < best.makespan:
                     best = Blocking(
-                        p, last, t, tail, end, buffered, cblock, merged, groups, lines,
-                        plane_lines, task_pixels, task_panels, tasks,
+                        p, last, t, tail, end, buffered, cblock, merged, groups, plane_lines,
+                        task_pixels, task_panels, tasks,
                         float(units * groups * panels * t.nr * p.depth * p.bytes),
                         total, makespan,
                     )  # fmt: skip

@@ -58,7 +58,7 @@ FIELDS = (
     "data_code", "output_code", "rows_code",
     "point_bytes", "product_bytes", "at_patch", "at_fold", "at_points", "at_products", "at_outputs",
     # indirect
-    "task_groups", "planes", "plane_lines", "last", "merged", "zero_bytes", "slab_pitch",
+    "task_groups", "plane_lines", "last", "merged", "zero_bytes", "slab_pitch",
     "at_positions", "at_zeros", "at_sums", "at_table", "at_patches", "at_slab", "table_bytes",
     # planes
     "kernel", "row_blocks", "col_blocks", "apart", "span", "deep", "mode", "swapped", "in_place",
@@ -71,7 +71,7 @@ FIELDS = (
     "line", "tile_h", "tile_w", "units", "task_pairs", "pair_blocks", "column_stages",
     "column_count", "row_stages", "row_count", "twist", "panel_rows", "line_bytes",
     "at_spectra", "at_line_sums", "at_results",
-    "dblocks", "tile_d", "plane_bytes", "tile_bytes", "depth_stages", "depth_count",
+    "planes", "dblocks", "tile_d", "plane_bytes", "tile_bytes", "depth_stages", "depth_count",
     # depthwise
     "classes", "vectors", "task_vectors", "vector_splits", "at_bias", "at_buffer",
     # separable
@@ -453,13 +453,9 @@ class PanelExecutable:
 
 
 @lru_cache(maxsize=1)
-def _caches() -> dict[str, int]:
+def caches() -> dict[str, int]:
+    """Bytes of this machine's caches: ``l1``, ``l2`` (of a core each) and ``l3``."""
     return targets.cache_sizes()
-
-
-def cache_bytes(level: str) -> int:
-    """Size of a cache of this machine: ``l1``, ``l2`` (of a core each) or ``l3``."""
-    return _caches()[level]
 
 
 def held_share(total: float) -> float:
@@ -468,7 +464,7 @@ def held_share(total: float) -> float:
     Everything up to three quarters of the cache, nothing from seven quarters on: streams of 16, 24,
     32, 48 and 80 MiB came at 155, 72, 59, 36 and 31 GB/s where the cache had 32 MiB.
     """
-    return min(1.0, max(0.0, 1.75 - total / _caches()["l3"]))
+    return min(1.0, max(0.0, 1.75 - total / caches()["l3"]))
 
 
 def by_level(total: float, shared: float = 0.0) -> dict[str, float]:
@@ -482,15 +478,14 @@ def arriving(p: Problem, isa: str, most: float) -> float:
 
     That is ``most`` by a core whose own caches hold them, else what the shared cache adds.
     """
-    held = _caches()["l2"] >= sum(p.traffic.values())
+    held = caches()["l2"] >= sum(p.traffic.values())
     most /= targets.lag(isa)
     return most if held else min(most, ARRIVING * targets.streams(isa)[0])
 
 
 def blocks_of(dtype: str) -> targets.Blocks:
     """Block sizes on this machine."""
-    caches = _caches()
-    return targets.blocks(dtype, caches["l1"], caches["l2"])
+    return targets.blocks(dtype, caches()["l1"], caches()["l2"])
 
 
 def isa_of(target: Target) -> str:

@@ -204,7 +204,7 @@ def blocking(
     p: Problem, outputs: Axes, channels_last: bool, isa: str, cores: int, config: Config = ()
 ) -> Blocking:
     """The blocking of least modelled time on ``cores`` threads, for a tile's outputs."""
-    caches = problem._caches()
+    caches = problem.caches()
     md, mh, mw = outputs
     deep, high, wide = map(tiles_along, p.out, outputs, p.dilation)
     counts = deep, high, wide
