@@ -20,7 +20,7 @@ import numpy as np
 
 from convjit.spi import Array, num_threads
 from convjit_numba import cache, targets, taskloop, threads
-from convjit_numba.problem import address
+from convjit_numba.executable import address
 
 LEAST = 4096  # elements below which NumPy is done before a plan is found
 LONG = 16  # elements of an axis from which on it is a tile's

@@ -34,7 +34,8 @@ from convjit.spi import DEFAULT_CONFIG, Config, Executable, Feature, Phase, Refu
 from convjit_numba import cache, problem, targets
 from convjit_numba.depthwisekernel import build
 from convjit_numba.depthwiseplan import Blocking, Slot, blocking, multiplier, packed_shape, packer
-from convjit_numba.problem import PanelExecutable, Problem
+from convjit_numba.executable import PanelExecutable
+from convjit_numba.problem import Problem
 
 MAX_TAPS = 64  # of a kernel row, which is straight code
 

@@ -35,7 +35,8 @@ from convjit.spi import (
     Work,
 )
 from convjit_numba import cache, problem, targets, taskloop
-from convjit_numba.problem import FIELD, FIELDS, PanelExecutable, Problem
+from convjit_numba.executable import PanelExecutable
+from convjit_numba.problem import FIELD, FIELDS, Problem
 
 MOST_TAPS = 8  # of a kernel row that are summed together
 # Cycles of the model: a tap's load, most of which lie across two cache lines; a row of a pass; a

@@ -20,7 +20,8 @@ from convjit.algorithms.workspace import aligned
 from convjit.precision import numpy_dtype
 from convjit.spi import Array, empty, num_threads
 from convjit_numba import cache, problem, targets, taskloop, threads
-from convjit_numba.problem import Problem, address
+from convjit_numba.executable import address
+from convjit_numba.problem import Problem
 
 MAX_POSITIONS = 96  # inputs that a tile walks over
 SHUFFLED = 8  # multipliers up to this are interleaved by shuffles

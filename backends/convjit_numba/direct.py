@@ -25,7 +25,8 @@ from convjit.precision import Numerics
 from convjit.spec import ConvSpec
 from convjit.spi import DEFAULT_CONFIG, Config, Executable, Feature, Refusal, Target, Work
 from convjit_numba import cache, pack, problem, targets, taskloop
-from convjit_numba.problem import FIELD, PanelExecutable, Problem, Scratch
+from convjit_numba.executable import PanelExecutable, address
+from convjit_numba.problem import FIELD, Problem, Scratch
 from convjit_numba.targets import Tile
 
 MAX_FLAT_COLUMNS = 512
@@ -401,7 +402,7 @@ class Direct:
                 "task_panels": b.task_panels,
                 "task_splits": -(-panels // b.task_panels),
                 "pass_panels": b.pass_panels,
-                "offsets": problem.address(offsets),
+                "offsets": address(offsets),
                 "rows": b.rows,
                 "cols": b.cols,
                 "hblocks": -(-p.out[1] // b.rows),

@@ -30,8 +30,8 @@ from convjit.spi import (
     num_threads,
 )
 from convjit_numba import cache, problem, targets, threads
+from convjit_numba.executable import PanelExecutable, address
 from convjit_numba.fftplan import MAX_LENGTH, PAIRS, Signal, Tiling, tiling
-from convjit_numba.problem import PanelExecutable, address
 
 # -------------------------------------------------------------------- tables
 

@@ -48,6 +48,7 @@ from convjit_numba.microkernel import (
     atomic_add,
     copy_bytes,
     load_int,
+    reserve,
     store_int,
     zero_bytes,
 )
@@ -244,8 +245,7 @@ def stack_block(typingctx: Any) -> Any:
     """Address of ``JOB_BYTES`` on the stack, aligned to a cache line."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        place = cgutils.alloca_once(builder, ir.ArrayType(ir.IntType(8), JOB_BYTES + 64))
-        start = builder.ptrtoint(place, I64)
+        start = reserve(builder, JOB_BYTES + 64)
         return builder.and_(builder.add(start, ir.Constant(I64, 63)), ir.Constant(I64, -64))
 
     return types.int64(), codegen

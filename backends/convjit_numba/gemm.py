@@ -26,8 +26,9 @@ from convjit.precision import Numerics
 from convjit.spec import ConvSpec
 from convjit.spi import DEFAULT_CONFIG, Config, Executable, Feature, Refusal, Target, Work
 from convjit_numba import cache, pack, problem, targets
+from convjit_numba.executable import PanelExecutable
 from convjit_numba.gemmkernel import build
-from convjit_numba.problem import PanelExecutable, Problem
+from convjit_numba.problem import Problem
 from convjit_numba.targets import Tile
 
 # Cycles of the model, measured on products of known size: a task, a call of the tile, a number of a

@@ -29,6 +29,7 @@ from convjit.precision import Numerics
 from convjit.spec import ConvSpec
 from convjit.spi import Config, Executable, Feature, Phase, Refusal, Target, Work
 from convjit_numba import cache, pack, problem, targets
+from convjit_numba.executable import PanelExecutable
 from convjit_numba.indirectkernel import build
 from convjit_numba.indirectplan import (
     Blocking,
@@ -37,7 +38,7 @@ from convjit_numba.indirectplan import (
     slab_pitch,
     table_bytes,
 )
-from convjit_numba.problem import PanelExecutable, Problem
+from convjit_numba.problem import Problem
 
 WHOLE = ("int64", "uint64")  # which wrap modulo 2**64
 # Times as long a product of whole numbers takes as one of float64: AVX-512 multiplies 64 bits,

@@ -54,6 +54,16 @@ def _store(builder: Any, value: Any, address: Any, align: int) -> None:
     builder.store(value, builder.inttoptr(address, POINTER), align=align)
 
 
+def reserve(builder: Any, size: int) -> Any:
+    """The address of so many bytes of the stack, aligned to 8, for as long as the function runs.
+
+    numba's ``alloca_once`` would fill them with zeros, number by number.
+    """
+    with builder.goto_entry_block():
+        place = builder.alloca(ir.ArrayType(I64, -(-size // 8)))
+    return builder.ptrtoint(place, I64)
+
+
 # -------------------------------------------------------------------- memory by address
 
 

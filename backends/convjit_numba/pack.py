@@ -25,7 +25,8 @@ import numpy as np
 from convjit.precision import numpy_dtype
 from convjit.spi import Array, empty, num_threads
 from convjit_numba import cache, targets, taskloop, threads
-from convjit_numba.problem import Problem, address
+from convjit_numba.executable import address
+from convjit_numba.problem import Problem
 from convjit_numba.targets import Tile
 
 LINE = 64  # bytes; vectors of packed weights do not cross cache lines

@@ -20,7 +20,7 @@ from convjit.gauges import Gauge, Run, casts, of_solver, strided_copies
 from convjit.spec import ConvSpec
 from convjit.spi import Solver, Target, num_threads
 from convjit_numba import cache, copying, microarchitectures, targets, taskloop, threads
-from convjit_numba.problem import address
+from convjit_numba.executable import address
 
 CHAINS = {"avx512": 20, "neon": 20}  # independent FMAs in flight; 10 elsewhere
 LAUNCH = 2e-6  # seconds that handing a call to helpers costs, where nothing was measured

@@ -24,6 +24,7 @@ import numpy as np
 from convjit.algorithms.workspace import aligned
 from convjit.spi import DEFAULT_CONFIG, Config
 from convjit_numba import problem, targets
+from convjit_numba.executable import address
 from convjit_numba.problem import Problem
 
 PAD_MODES = ("zeros", "reflect", "symmetric", "replicate", "circular")
@@ -412,8 +413,8 @@ def fields(b: Blocking, segments: tuple[Any, Any]) -> dict[str, int]:
         "in_place": int(b.in_place),
         "wrow": sign * b.view.down * row * size,
         "wcol": sign * across * size,
-        "table": problem.address(segments[0]),
-        "buffer_table": problem.address(segments[1]),
+        "table": address(segments[0]),
+        "buffer_table": address(segments[1]),
         "per_depth": len(segments[0]) // p.kernel[0],
         "pitch": code.nr * size if fold else p.dilation[1] * p.size[2] * size,
         "step": p.dilation[2] * size,

@@ -31,6 +31,7 @@ from convjit.spi import (
     Work,
 )
 from convjit_numba import cache, problem, targets, taskloop
+from convjit_numba.executable import PanelExecutable
 from convjit_numba.planeplan import (
     PAD_MODES,
     Blocking,
@@ -40,7 +41,7 @@ from convjit_numba.planeplan import (
     fields,
     tables,
 )
-from convjit_numba.problem import FIELD, PanelExecutable, Problem
+from convjit_numba.problem import FIELD, Problem
 
 MAX_CHANNELS = 4  # input planes of one output plane; with more, channels share loads better
 EVERY_ROW = 1 << 30

@@ -1,4 +1,4 @@
-"""What the direct and the GEMM solver share: the problem on three axes, geometry, executable.
+"""What the solvers share: the problem on three axes, geometry, phases of work.
 
 Both compute ``y[k, p] = sum over (c, t) of w[k, (c, t)] * x[(c, t), p]`` with the register tile of
 :mod:`convjit_numba.microkernel`, on weights packed alike, and differ in how a task prepares its
@@ -7,7 +7,6 @@ pixels.  Both treat a 1-D or 2-D problem as a 3-D one with leading axes of size 
 
 from __future__ import annotations
 
-import ctypes
 import math
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -23,16 +22,14 @@ from convjit.precision import Numerics
 from convjit.spec import ConvSpec, Direction
 from convjit.spi import (
     DEFAULT_CONFIG,
-    Array,
     Config,
     Feature,
     Phase,
     Refusal,
     Target,
     Work,
-    num_threads,
 )
-from convjit_numba import cache, targets, threads
+from convjit_numba import targets, threads
 from convjit_numba.targets import Tile
 
 Axes = tuple[int, int, int]
@@ -203,99 +200,7 @@ def refuse(
     return None
 
 
-# -------------------------------------------------------------------- the executable
-
-
-_DATA = object.__basicsize__  # PyArrayObject's first field after the object's header is ``data``
-_ITEMS = tuple.__basicsize__  # where PyTupleObject's items begin
-
-
-def _address_by_field(array: Array) -> int:
-    return ctypes.c_size_t.from_address(id(array) + _DATA).value
-
-
-def _address_by_name(array: Array) -> int:
-    return int(array.__array_interface__["data"][0])
-
-
-def _choose_address() -> Callable[[Array], int]:
-    """The cheap way (0.2 µs instead of 1.5) where it gives what NumPy says."""
-    trials = [np.empty(3), np.empty((2, 5), np.float32)[1:, 2:], np.empty((), np.uint8)]
-    if all(_address_by_field(a) == _address_by_name(a) for a in trials):
-        return _address_by_field
-    return _address_by_name
-
-
-address = _choose_address()
-
-
-def _items_follow() -> bool:
-    """Whether a tuple's items lie where its type says that its fixed part ends."""
-    trial = (object(), None, address)
-    items = (ctypes.c_size_t * len(trial)).from_address(id(trial) + _ITEMS)
-    return list(items) == [id(item) for item in trial]
-
-
-def _build_entry() -> Callable[..., None]:
-    from numba import njit
-
-    from convjit_numba.microkernel import OPTIONS, call_code, load_int
-
-    field, items = int(_DATA), int(_ITEMS)
-
-    @njit(**OPTIONS)
-    def data(given, number, none):
-        array = load_int(given + items + 8 * number)
-        place = 0
-        if array != none:
-            place = load_int(array + field)
-        return place
-
-    def entry(given):
-        head = data(given, 0, 0)
-        code, geometry, none = load_int(head), load_int(head + 8), load_int(head + 16)
-        call_code(
-            code,
-            (
-                geometry, data(given, 1, none), data(given, 2, none), data(given, 3, none),
-                data(given, 4, none), data(given, 5, none), 0,
-            ),
-        )  # fmt: skip
-
-    return entry
-
-
-@lru_cache(maxsize=2)
-def _entry(brief: bool) -> Callable[[tuple[Any, ...]], None] | None:
-    """What calls a kernel with the addresses of five arrays, given a tuple of them.
-
-    The tuple's first item is :func:`_head`'s; an array may be None.  Reading an array's ``data`` in
-    compiled code takes a nanosecond, where ctypes takes 0.2 microseconds, and it takes ctypes 0.2
-    microseconds to hand over one object, 0.9 for seven numbers.  None if objects do not lie in
-    memory as supposed.
-
-    Parameters
-    ----------
-    brief : bool
-        Whether the kernel takes so few microseconds that other threads can wait for the
-        interpreter's lock meanwhile.
-    """
-    if address is not _address_by_field or not _items_follow():
-        return None
-    address_of = cache.function(f"entry.{_ITEMS}.{_DATA}", 1, _build_entry).address
-    prototype = ctypes.PYFUNCTYPE if brief else ctypes.CFUNCTYPE
-    entry: Callable[[tuple[Any, ...]], None] = prototype(None, ctypes.py_object)(address_of)
-    return entry
-
-
-def _head(kernel: Any, geometry: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """What :func:`_entry` calls, with which geometry, and what None looks like."""
-    return np.array([code_address(kernel), address(geometry), id(None)], np.int64)
-
-
-def code_address(function: Any) -> int:
-    """Of a compiled kernel, for a kernel that calls it (:func:`microkernel.call_code`)."""
-    return int(ctypes.cast(function, ctypes.c_void_p).value or 0)
+# -------------------------------------------------------------------- the geometry
 
 
 @dataclass(frozen=True, slots=True)
@@ -394,62 +299,6 @@ def configs(
         if found not in seen:
             seen.append(found)
             yield config
-
-
-class PanelExecutable:
-    """A planned problem: kernel, geometry and packer; immutable."""
-
-    shapeless = True
-
-    __slots__ = (
-        "_alone", "_enter", "_geometry", "_head", "_keep", "_kernel", "_place", "_seconds",
-        "_slots", "pack", "workspace",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        kernel: Any,
-        pack: Callable[[Array], Any],
-        geometry: np.ndarray[Any, Any],
-        keep: tuple[Any, ...],
-        *,
-        slots: int,
-        slot_bytes: int,
-        seconds: float,
-    ) -> None:
-        self._kernel = kernel
-        self.pack = pack  # panels of weights, see convjit_numba.pack
-        self._geometry = geometry
-        self._place = address(geometry)
-        self._keep = keep
-        self._slots = slots
-        self._seconds = seconds
-        self._alone = seconds < threads.WORTH_WAKING or slots == 1
-        self._enter = _entry(seconds < threads.WORTH_WAKING) if self._alone else None
-        self._head = None if self._enter is None else _head(kernel, geometry)
-        self.workspace = slots * slot_bytes
-
-    def run(
-        self, lhs: Array, packed: Any, bias: Array | None, out: Array, workspace: Array | None
-    ) -> None:
-        """Compute into ``out`` on as many threads as are in force and had been at planning."""
-        if self._enter is not None:
-            # A call of microseconds: the compiled entry looks the addresses up.
-            self._enter((self._head, lhs, packed, bias, out, workspace))
-            return
-        arguments = (
-            self._place,
-            address(lhs),
-            address(packed),
-            0 if bias is None else address(bias),
-            address(out),
-            0 if workspace is None else address(workspace),
-        )
-        if self._alone:
-            self._kernel(*arguments, 0)
-        else:
-            count = min(num_threads(), self._slots)
-            threads.run(self._kernel, arguments, count, self._seconds)
 
 
 @lru_cache(maxsize=1)

@@ -27,7 +27,6 @@ from convjit.spi import (
     Refusal,
     Target,
     Work,
-    num_threads,
 )
 from convjit_numba import (
     cache,
@@ -38,11 +37,11 @@ from convjit_numba import (
     rowtables,
     targets,
     taskloop,
-    threads,
 )
 from convjit_numba.depthwise import Depthwise
 from convjit_numba.depthwisekernel import build_line
-from convjit_numba.problem import FIELD, Problem, address
+from convjit_numba.executable import Launch
+from convjit_numba.problem import FIELD, Problem
 from convjit_numba.rowtables import HEAD, table_words
 from convjit_numba.targets import Tile
 
@@ -251,8 +250,7 @@ def _places(p: Problem, q: Problem, b: Blocking) -> tuple[dict[str, int], int]:
 class SeparableExecutable:
     """A planned separable layer: kernel, geometry and packers; immutable."""
 
-    __slots__ = ("_geometry", "_kernel", "_place", "_seconds", "_slots", "pack_depth",
-                 "pack_point", "workspace")  # fmt: skip
+    __slots__ = ("_launch", "pack_depth", "pack_point", "workspace")
 
     def __init__(self, depth: ConvSpec, point: ConvSpec, target: Target, config: Config) -> None:
         p, q = Problem.of(depth), Problem.of(point)
@@ -264,21 +262,21 @@ class SeparableExecutable:
         name = f"separable.{short}.{d.mr}x{p.kernel[2]}x{d.stride}x{d.vl}.m{m}"
         name += f".{b.tile}.{b.tail}.{b.end}"
         literals = (bits, d.mr, p.kernel[2], d.stride, d.vl, d.kept, m, *b.tile, b.tail, b.end)
-        self._kernel = cache.function(name, 9, partial(build, *literals))
+        kernel = cache.function(name, 9, partial(build, *literals))
         self.pack_depth = depthwiseplan.packer(p, d.vl)
         self.pack_point = pack.lanes_packer(q, b.tile)
         places, slot_bytes = _places(p, q, b)
-        self._slots = min(target.cores, b.tasks)
-        self._seconds = b.cycles / problem.cycles_per_second(target, p.dtype, isa)
+        slots = min(target.cores, b.tasks)
+        seconds = b.cycles / problem.cycles_per_second(target, p.dtype, isa)
         after = problem.activation_fields(point)
-        self._geometry = problem.pack_geometry(
+        geometry = problem.pack_geometry(
             p.geometry()
             | problem.activation_fields(depth)
             | {f"mixed_{name}": value for name, value in after.items()}
             | places
             | {
                 "tasks": b.tasks,
-                "grain": targets.grain(b.tasks, self._slots, self._seconds),
+                "grain": targets.grain(b.tasks, slots, seconds),
                 "slot_bytes": slot_bytes,
                 "rows": b.rows,
                 "cols": b.cols,
@@ -290,20 +288,15 @@ class SeparableExecutable:
                 "mixed": q.kg,
             }
         )
-        self._place = address(self._geometry)
-        self.workspace = self._slots * slot_bytes
+        self._launch = Launch(kernel, geometry, 7, slots, seconds)
+        self.workspace = slots * slot_bytes
 
     def run(
         self, x: Array, depth: Array, depth_bias: Array | None, point: Array, bias: Array | None,
         out: Array, workspace: Array,
     ) -> None:  # fmt: skip
         """Compute into ``out`` on as many threads as are in force and had been at planning."""
-        arguments = (
-            self._place, address(x), address(depth),
-            0 if depth_bias is None else address(depth_bias), address(point),
-            0 if bias is None else address(bias), address(out), address(workspace),
-        )  # fmt: skip
-        threads.run(self._kernel, arguments, min(num_threads(), self._slots), self._seconds)
+        self._launch(x, depth, depth_bias, point, bias, out, workspace)
 
 
 class SeparableLayer:

@@ -5,7 +5,7 @@ A compiled kernel takes task numbers from atomic counters until none is left
 The calling thread always runs the kernel itself; helpers are woken, and one that has not started
 when the caller is done is cancelled, never waited for.  A ctypes call gives up the interpreter's
 lock, so kernels run side by side; only those of a few microseconds keep it
-(:class:`convjit_numba.problem.PanelExecutable`).
+(:class:`convjit_numba.executable.Launch`).
 
 numba's threading layers are not used: ``workqueue`` aborts the process on concurrent calls, and
 GNU OpenMP kills a child that was forked after use.  There are two pools, which both serve
@@ -77,14 +77,21 @@ SYSCALLS = {
 # -------------------------------------------------------------------- helpers in compiled code
 
 
-class _CompiledPool:
-    """Threads that never leave compiled code, and the call that they help with."""
+class CompiledPool:
+    """Threads that never leave compiled code, and the call that they help with.
+
+    Attributes
+    ----------
+    address : int
+        Of the compiled :func:`convjit_numba.futex.build_call`.
+    """
 
     def __init__(self) -> None:
         from convjit_numba import cache
 
         self._serve = cache.function("futex.serve", 2, _build_serve)
         self._call = cache.function("futex.call", 6, _build_call)
+        self.address: int = self._call.address
         size = FIRST_BOX + MOST_HELPERS * BOX_BYTES  # of which what is used is touched
         memory = (ctypes.c_int64 * (size // 8 + 8))()
         # Helpers are in this memory, and in this code, for as long as the process lives.
@@ -104,11 +111,16 @@ class _CompiledPool:
 
     def call(self, code: int, arguments: tuple[int, ...], threads: int, wake: bool) -> None:
         helpers = threads - 1
-        if self._helpers.value < helpers and self._helpers.value < self._most:
-            self._start(helpers)
+        place = self.place_for(helpers)
         count = len(arguments)
         numbers = _NUMBERS[count](*arguments)
-        self._call(self._place, helpers, wake, code, count, ctypes.addressof(numbers))
+        self._call(place, helpers, wake, code, count, ctypes.addressof(numbers))
+
+    def place_for(self, helpers: int) -> int:
+        """The address of the pool, for calls that so many helpers may join."""
+        if self._helpers.value < helpers and self._helpers.value < self._most:
+            self._start(helpers)
+        return self._place
 
     def _start(self, helpers: int) -> None:
         with self._lock:
@@ -141,19 +153,21 @@ def _build_call() -> Callable[..., None]:
 
 _NUMBERS = [ctypes.c_int64 * n for n in range(MOST_ARGUMENTS + 1)]
 NAME = "convjit-helper"
-_compiled: _CompiledPool | None = None
+_compiled: CompiledPool | None = None
 _may_compile = sys.platform == "linux" and sys.byteorder == "little"
 _may_compile = _may_compile and platform.machine() in SYSCALLS
 _starting = threading.Lock()
 
 
-def _compiled_pool() -> _CompiledPool | None:
+def pool() -> CompiledPool | None:
     """The compiled pool of this process, None where there cannot be one."""
     global _compiled, _may_compile
+    if _compiled is not None:
+        return _compiled
     with _starting:
         if _compiled is None and _may_compile:
             try:
-                _compiled = _CompiledPool()
+                _compiled = CompiledPool()
             except Exception:  # whatever a toolchain lacks: the other pool lacks nothing
                 _may_compile = False
     return _compiled
@@ -352,8 +366,8 @@ def run(
         return
     code = getattr(function, "address", None)
     if code is not None and len(arguments) <= MOST_ARGUMENTS:
-        pool = _compiled or _compiled_pool()
-        if pool is not None:
-            pool.call(code, arguments, threads, seconds >= WORTH_ROUSING)
+        compiled = pool()
+        if compiled is not None:
+            compiled.call(code, arguments, threads, seconds >= WORTH_ROUSING)
             return
     _pool().call(_Job(function, arguments, threads), threads)

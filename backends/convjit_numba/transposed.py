@@ -28,7 +28,8 @@ from convjit.precision import Numerics
 from convjit.spec import ConvSpec, Direction
 from convjit.spi import Config, Executable, Feature, Phase, Refusal, Target, Work
 from convjit_numba import cache, pack, problem, targets
-from convjit_numba.problem import PanelExecutable, Problem
+from convjit_numba.executable import PanelExecutable
+from convjit_numba.problem import Problem
 from convjit_numba.transposedkernel import build
 from convjit_numba.transposedplan import (
     Blocking,

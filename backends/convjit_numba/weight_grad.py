@@ -40,7 +40,8 @@ from convjit.spi import (
     Work,
 )
 from convjit_numba import cache, problem, targets
-from convjit_numba.problem import PanelExecutable, Problem
+from convjit_numba.executable import PanelExecutable
+from convjit_numba.problem import Problem
 from convjit_numba.weightgradkernel import build, build_sum
 from convjit_numba.weightgradplan import Blocking, Slot, blocking
 

@@ -46,7 +46,8 @@ from convjit.spi import (
     num_threads,
 )
 from convjit_numba import cache, problem, targets, threads
-from convjit_numba.problem import Axes, PanelExecutable, Problem, address
+from convjit_numba.executable import PanelExecutable, address
+from convjit_numba.problem import Axes, Problem
 from convjit_numba.targets import Tile
 
 # -------------------------------------------------------------------- blocking
@@ -437,7 +438,7 @@ class Winograd:
                 "tile_columns": tile.nr,
                 "data_code": _transform(p, b, "data", 7),
                 "output_code": _transform(p, b, "output", 10),
-                "rows_code": problem.code_address(row_tiles(bits, tile)),
+                "rows_code": row_tiles(bits, tile).address,
                 "tiles_d": b.counts[0],
                 "tiles_h": b.counts[1],
                 "tiles_w": b.counts[2],
@@ -457,7 +458,7 @@ def _transform(p: Problem, b: Blocking, kind: str, arguments: int) -> int:
     axes = "-".join(f"{m}x{r}" for m, r in zip(b.m, b.r, strict=True))
     name = f"winograd.{kind}.{targets.SHORT[p.dtype]}.{b.tile.vl}.f{axes}"
     build = partial(_build_transform, targets.BITS[p.dtype], b.tile.vl, KINDS[kind], b.m, b.r)
-    return problem.code_address(cache.function(name, arguments, build))
+    return int(cache.function(name, arguments, build).address)
 
 
 def row_tiles(bits: int, tile: Tile) -> Any:

@@ -178,7 +178,7 @@ CROSS = RECORD + textwrap.dedent(
                         ("k32g32_i28x28_w3x3_p1", "k48g1_i28x28_w1x1"))
         backend.separable().plan(depth, point, target, ())
     asking = ""
-    threads._CompiledPool()
+    threads.CompiledPool()
     for dtype in targets.BITS:
         peak.fma_peak(dtype, 1)
     peak._copy(1 << 15, 1)

@@ -16,7 +16,7 @@ from convjit.precision import COMPLEX
 from convjit.spec import ConvSpec
 from convjit.spi import Feature
 from convjit_numba import NumbaBackend, cache, fft, fftplan, targets
-from convjit_numba.problem import address
+from convjit_numba.executable import address
 
 TARGET = NumbaBackend().target()
 SOLVER = fft.Fft()

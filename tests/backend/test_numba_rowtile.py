@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from convjit_numba import cache, targets
-from convjit_numba.problem import address
+from convjit_numba.executable import address
 
 ISA = targets.codegen().isa
 

@@ -137,6 +137,16 @@ def test_a_caller_cancels_no_other_callers_job() -> None:
 
 
 @pytest.mark.skipif(not threads._may_compile, reason="helpers wait in compiled code on Linux only")
+def test_a_call_clears_no_memory_number_by_number() -> None:
+    """Compiling the store of an array of thousands of zeros takes seconds."""
+    from convjit_numba import frontend
+
+    code = frontend.llvm_code(6, threads._build_call)
+    assert "alloca" in code
+    assert "] zeroinitializer, ptr" not in code
+
+
+@pytest.mark.skipif(not threads._may_compile, reason="helpers wait in compiled code on Linux only")
 def test_short_calls_wake_a_sleeping_helper_now_and_then() -> None:
     from convjit_numba import futex
 
