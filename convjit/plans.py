@@ -6,6 +6,7 @@ result and the workspace, packs the second operand unless that was done, and run
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from math import prod
 from typing import Any, Protocol
@@ -34,10 +35,10 @@ _forms_lock = lock_held_over_forks()
 PACKED_FORMS = 16  # how many plans' forms one Weights object remembers
 
 
-def empty(namespace: Any, shape: tuple[int, ...], dtype: Any, what: str) -> Array:
+def empty(allocate: Callable[..., Array], shape: tuple[int, ...], dtype: Any, what: str) -> Array:
     """Uninitialised array, or a MemoryError that says how much was wanted for what."""
     try:
-        return namespace.empty(shape, dtype)
+        return allocate(shape, dtype)
     except (MemoryError, ValueError) as error:
         if isinstance(error, ValueError) and "too big" not in str(error):
             raise
@@ -159,10 +160,10 @@ class Plan:
     """
 
     __slots__ = (
-        "_dtype", "_lhs_view", "_namespace", "_peak", "_result_dtype", "_result_view", "_rhs_view",
-        "_spare", "_warm", "_zero_bias", "algorithm", "array_type", "backend", "config",
-        "error_bound", "executable", "fallback", "label", "problem", "reason", "request",
-        "seconds", "solver", "spec", "work", "workspace",
+        "_dtype", "_empty", "_lhs_view", "_namespace", "_peak", "_result_dtype", "_result_view",
+        "_rhs_view", "_spare", "_warm", "_zero_bias", "algorithm", "array_type", "backend",
+        "config", "error_bound", "executable", "fallback", "label", "problem", "reason",
+        "request", "seconds", "solver", "spec", "work", "workspace",
     )  # fmt: skip
 
     def __init__(
@@ -195,6 +196,7 @@ class Plan:
         self.config, self.fallback = config, fallback
         self.array_type: Any = array_type
         self._namespace = namespace
+        self._empty = arena.empty_result if namespace is np else namespace.empty
         self._peak = peak
         self._dtype = precision.numpy_dtype(self.spec.dtype)
         self._result_dtype = precision.numpy_dtype(self.spec.result_dtype)
@@ -302,7 +304,7 @@ class Plan:
             cast = lhs.dtype != self._dtype
             name, kind = ("cast", "") if cast else ("contiguous copy", profiling.LAYOUT)
             with profiling.phase(name, kind):
-                converted = empty(self._namespace, lhs.shape, self._dtype, "a contiguous copy")
+                converted = empty(self._empty, lhs.shape, self._dtype, "a contiguous copy")
                 converted[...] = lhs
                 return converted
         return lhs
@@ -417,7 +419,7 @@ class Plan:
             bias = self._bias(bias)
         target = self._target(out, x, w, bias) if out is not None else None
         if target is None:
-            target = empty(self._namespace, problem.result_shape, self._result_dtype, "the result")
+            target = empty(self._empty, problem.result_shape, self._result_dtype, "the result")
         inner_x = x if self._lhs_view is None else x.reshape(self._lhs_view)
         inner_out = target if self._result_view is None else target.reshape(self._result_view)
         block = self._take_block() if self.workspace else None
@@ -479,7 +481,7 @@ class Plan:
                 self._spare.append(block)
 
     def _allocate(self, size: int) -> Array:
-        return empty(self._namespace, (size,), np.uint8, f"the workspace of {self.label}")
+        return empty(self._namespace.empty, (size,), np.uint8, f"the workspace of {self.label}")
 
     def __repr__(self) -> str:
         return f"<convjit.Plan {self.spec}: {self.label}>"

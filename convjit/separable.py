@@ -94,7 +94,7 @@ class Layer:
 
     def _run(self, x: Any, w_depth: Any, w_point: Any, depth_bias: Any, bias: Any, out: Any) -> Any:
         if out is None:
-            out = empty(np, self.point.result_shape, self._dtype, "the result")
+            out = empty(arena.empty_result, self.point.result_shape, self._dtype, "the result")
         size = self.executable.workspace
         block = arena.take(size, self._allocate)
         try:
@@ -116,7 +116,7 @@ class Layer:
         return out
 
     def _allocate(self, size: int) -> arena.Block:
-        block: arena.Block = empty(np, (size,), np.uint8, f"the workspace of {self.solver}")
+        block: arena.Block = empty(np.empty, (size,), np.uint8, f"the workspace of {self.solver}")
         return block
 
 

@@ -213,14 +213,15 @@ def test_threads_lend_and_return(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0 < arena.kept() <= 4 * 2 * arena.LEAST_LENT
 
 
-def test_a_held_lock_is_no_obstacle() -> None:
-    array = arena.empty(LARGE, np.float32)
-    with arena._spare_lock:
-        del array  # as where the collector runs in the middle of the arena's own work
-        other = arena.empty(LARGE, np.float32)
-        other[...] = 1
-    del other
-    assert arena.kept() >= arena.LEAST_LENT
+def test_a_lock_that_is_held_is_no_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arena, "MOST_SPARE", 2 * arena.LEAST_LENT)
+    sizes = [arena.LEAST_LENT + (count << 14) for count in range(4)]
+    with arena._forgetting:  # as where the collector runs in the middle of the arena's own work
+        arrays = [arena.empty((size,), np.uint8) for size in sizes]
+    arrays.clear()
+    assert arena.kept() > arena.MOST_SPARE
+    assert arena.empty((2 * arena.LEAST_LENT,), np.uint8) is not None
+    assert arena.kept() <= arena.MOST_SPARE
 
 
 def test_plain_calls_pack_into_memory_that_came_back() -> None:
@@ -233,3 +234,18 @@ def test_plain_calls_pack_into_memory_that_came_back() -> None:
         convjit.conv(x, w, padding=1)
     assert arena.kept() == kept
     assert convjit.release_memory() >= kept
+
+
+def test_large_results_use_memory_that_came_back() -> None:
+    side = 1 + int((arena.LEAST_RESULT // 4) ** 0.5)
+    image, kernel = np.ones((side, side), np.float32), np.ones((1, 1), np.float32)
+    plan = convjit.plan(image, kernel)
+    first = plan(image, kernel)
+    assert first.nbytes >= arena.LEAST_RESULT
+    part, at = first[3:5], where(first)
+    second = plan(image, kernel)  # a part of the first is in use
+    assert not np.shares_memory(second, part)
+    del first, part
+    assert where(plan(image, kernel)) == at
+    assert convjit.release_memory() >= arena.LEAST_RESULT
+    assert (second == 1).all()
