@@ -149,6 +149,10 @@ def blocking(
     for task_vectors in targets.splits(vectors, vectors):
         weights = task_vectors * p.kg * p.taps * vl * p.bytes
         for rows in targets.splits(p.out[1], p.out[1]):
+            # The results of a range of tasks are neighbours: a core that writes fetches the lines
+            # ahead, which would be another's in every pixel.
+            if last and task_vectors < vectors and rows > 1:
+                continue
             high = min(p.size[1], (rows - 1) * p.stride[1] + (p.kernel[1] - 1) * p.dilation[1] + 1)
             window = min(p.kernel[0], p.size[0]) * high * p.size[2] * task_vectors * vl * p.bytes
             # Kernels of many rows read their window again for every line.

@@ -24,6 +24,8 @@ BACK = 15.0  # a pixel's part of a panel that is copied to the result, its lanes
 # Bytes a cycle that come from L3 or memory and are not hidden by the product: pixels and results;
 # weights, which are prefetched.
 PIXELS, WEIGHTS = 48.0, 64.0
+# A pixel whose results several threads write: each core fetches lines ahead that are another's.
+CONTESTED = 50.0
 FMA_LATENCY = 4  # cycles: a tile with few sums waits for each of them
 # Below so many products a tap the taps of a kernel row are worth merging; if every merged row has
 # to be copied, below fewer.
@@ -126,11 +128,12 @@ def _inside_tiles(p: Problem, pixels: int) -> float:
 
 def _task_cycles(
     p: Problem, last: bool, tile: Tile, tail: float, plane_lines: int, merged: bool, passes: int,
-    image: int, buffered: bool, apart: bool, isa: str, pixels: int,
+    image: int, buffered: bool, apart: float | None, isa: str, pixels: int,
 ) -> tuple[float, float, float]:  # fmt: skip
     """Of a group of a task: what does not depend on its panels, each panel, the last of all panels.
 
-    Of pixels whose groups are computed ``apart``, lines arrive for a part of theirs.
+    Of pixels whose groups are computed apart, lines arrive for a part of theirs, and each loses the
+    cycles ``apart``.
     """
     lag, arriving = targets.lag(isa), problem.arriving(p, isa, PIXELS)
     entries = p.kernel[0] * p.kernel[1] * (1 if merged else p.kernel[2])
@@ -139,8 +142,8 @@ def _task_cycles(
     if merged and last:
         entry += (MERGED_ENTRY - ENTRY) * (1.0 - _inside_tiles(p, tile.mr))
     fixed = lag * (TASK + entry * pixels * entries) + window * p.cg * p.bytes / arriving
-    if apart:
-        fixed += LINE * (window + pixels) / arriving
+    if apart is not None:
+        fixed += LINE * (window + pixels) / arriving + lag * apart * pixels
     if not last:
         fixed += lag * TRANSPOSE * window * -(-p.cg // tile.vl) * tile.vl * p.bytes
     if merged:
@@ -216,6 +219,7 @@ def blocking(
     end = targets.stored_lanes(p.kg, isa, p.dtype)
     buffered = not (last and targets.stores_exactly(p.kg, isa, p.dtype))
     best: Blocking | None = None
+    apart = CONTESTED if cores > 1 else 0.0
     for t in targets.row_tiles(isa, p.dtype) if tile is None else (tile,):
         vectors = -(-p.kg // t.vl)
         panels = -(-vectors // t.nv)
@@ -229,7 +233,7 @@ def blocking(
             units = planes * blocks_in_plane * turns
             cycles_of = partial(
                 _task_cycles, p, last, t, computed, plane_lines, merged, cblocks, blocks.image,
-                buffered, last and groups < p.groups, isa,
+                buffered, apart if last and groups < p.groups else None, isa,
             )  # fmt: skip
             # The last block of a plane may be smaller.
             costs = [
