@@ -318,11 +318,11 @@ def makespan(
     cores: int,
     sizes: Callable[[], Iterable[float]] | None = None,
 ) -> float:
-    """Cycles until the last of ``cores`` threads is done, of tasks taken by whichever is free.
+    """Cycles until the last of ``cores`` threads is done, which begin with ranges of the tasks.
 
-    Few tasks are taken one by one.  For many it is the smaller of two bounds: those of one size run
-    in rounds, and while the last runs no thread was idle before (Graham 1966, "Bounds for certain
-    multiprocessing anomalies", theorem 2).
+    Few tasks are followed one by one.  For many it is the smaller of two bounds: those of one size
+    run in rounds, and while the last runs no thread was idle before (Graham 1966, "Bounds for
+    certain multiprocessing anomalies", theorem 2).
 
     Parameters
     ----------
@@ -338,12 +338,27 @@ def makespan(
     if cores == 1:
         return cycles
     if sizes is not None and tasks <= min(4 * cores, FEW_TASKS):
-        ends = [0.0] * cores
-        for size in sizes():
-            heapq.heapreplace(ends, ends[0] + size)
-        return max(ends) + LATE * longest
+        return _last_end(list(sizes()), cores) + LATE * longest
     rounds = longest * -(-tasks // cores)
     return min(rounds, cycles / cores + longest * (cores - 1) / cores) + LATE * longest
+
+
+def _last_end(sizes: list[float], cores: int) -> float:
+    """When the last thread is done that takes tasks as :mod:`convjit_numba.taskloop` does."""
+    count = len(sizes)
+    ranges = [(place * count // cores, (place + 1) * count // cores) for place in range(cores)]
+    begun, end = [first for first, _ in ranges], 0.0
+    free = [(0.0, place) for place in range(cores)]
+    while free:
+        now, own = heapq.heappop(free)
+        end = max(end, now)
+        for turn in range(cores):
+            place = (own + turn) % cores
+            if begun[place] < ranges[place][1]:
+                heapq.heappush(free, (now + sizes[begun[place]], own))
+                begun[place] += 1
+                break
+    return end
 
 
 def splits(n: int, most: int, largest: int | None = None) -> list[int]:

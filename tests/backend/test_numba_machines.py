@@ -46,6 +46,7 @@ def test_a_cycle_of_the_models_is_that_of_two_products(isa: str) -> None:
         ([4.0, 3.0, 4.0, 3.0], 2, 7.0),  # the thread of the shorter task takes the next long one
         ([2.0, 3.0, 3.0, 3.0], 2, 6.0),
         ([1.0] * 7 + [9.0], 4, 10.0),
+        ([5.0] * 4 + [4.0] * 4, 2, 20.0),  # each has a range of its own, of the long or the short
     ],
 )
 def test_threads_take_the_next_task(sizes: list[float], cores: int, rounds: float) -> None:
