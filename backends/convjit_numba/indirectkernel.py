@@ -86,8 +86,27 @@ def build(
         return slab - (low * pitch + left) * pixel, pitch, rows
 
     @njit(**OPTIONS)
-    def locate(g, at, base, step_n, step_z, step_row, step_col, line, col, rows):
-        """Where ``rows`` pixels begin to read; whether no tap of theirs meets the padding."""
+    def pass_on(image, deep, down, col, od, oh, ow):
+        """The coordinates of a pixel whose column may lie beyond its line, without a division."""
+        while col >= ow:
+            col -= ow
+            down += 1
+            if down == oh:
+                down = 0
+                deep += 1
+                if deep == od:
+                    deep = 0
+                    image += 1
+        return image, deep, down, col
+
+    @njit(**OPTIONS)
+    def locate(
+        g, at, base, step_n, step_z, step_row, step_col, image, deep, down, col, rows, briefly
+    ):  # fmt: skip
+        """Where ``rows`` pixels begin to read; whether no tap of theirs meets the padding.
+
+        If they lie in one line besides, ``briefly`` lets the first stand for all: 2 is returned.
+        """
         d, h, w = load_int(g + D), load_int(g + H), load_int(g + W)
         od, oh, ow = load_int(g + OD), load_int(g + OH), load_int(g + OW)
         sd, sh, sw = load_int(g + SD), load_int(g + SH), load_int(g + SW)
@@ -96,10 +115,14 @@ def build(
         end_z = d - (load_int(g + KD) - 1) * load_int(g + DD)
         end_row = h - (load_int(g + KH) - 1) * load_int(g + DH)
         end_col = w - (load_int(g + KW) - 1) * load_int(g + DW)
-        plane = line // oh
-        down = line - plane * oh
-        image = plane // od
-        deep = plane - image * od
+        z, row, left = deep * sd - pd, down * sh - ph, col * sw - pw
+        if (
+            briefly and col + rows <= ow and 0 <= z < end_z and 0 <= row < end_row
+            and left >= 0 and left + (rows - 1) * sw < end_col
+        ):  # fmt: skip
+            place = base + image * step_n + z * step_z + row * step_row + left * step_col
+            store_int(at + PLACE, place)
+            return 2
         inside = 1
         for i in range(rows):
             z, row, left = deep * sd - pd, down * sh - ph, col * sw - pw
@@ -110,18 +133,19 @@ def build(
             store_int(at + COL + 8 * i, left)
             place = base + image * step_n + z * step_z + row * step_row + left * step_col
             store_int(at + PLACE + 8 * i, place)
-            # The next pixel, without a division.
-            col += 1
-            if col == ow:
-                col = 0
-                down += 1
-                if down == oh:
-                    down = 0
-                    deep += 1
-                    if deep == od:
-                        deep = 0
-                        image += 1
+            image, deep, down, col = pass_on(image, deep, down, col + 1, od, oh, ow)
         return inside
+
+    @njit(**OPTIONS)
+    def list_places(entry, at, offset, rows, inside, step):
+        """The addresses of ``rows`` pixels of a tile that meets no padding, ``offset`` bytes on."""
+        if inside == 2:
+            place = load_int(at + PLACE) + offset
+            for i in range(rows):
+                store_int(entry + 8 + 8 * i, place + i * step)
+        else:
+            for i in range(rows):
+                store_int(entry + 8 + 8 * i, load_int(at + PLACE + 8 * i) + offset)
 
     @njit(**OPTIONS)
     def list_taps(g, table, at, zeros, inside, rows, tap_z, step_row, step_col):
@@ -137,9 +161,7 @@ def build(
                     offset = tz * tap_z + y * step_row + x * step_col
                     met = inside
                     if inside != 0:
-                        for i in range(rows):
-                            place = load_int(at + PLACE + 8 * i) + offset
-                            store_int(entry + 8 + 8 * i, place)
+                        list_places(entry, at, offset, rows, inside, load_int(g + SW) * step_col)
                     else:
                         z = tz * load_int(g + DD)
                         for i in range(rows):
@@ -172,7 +194,7 @@ def build(
             move_real(bits, to + last - size, source + last - size)
 
     @njit(**OPTIONS)
-    def list_row(g, entry, at, zeros, patches, rows, z, y, offset, step_col, adjacent):
+    def list_row(g, entry, at, zeros, patches, rows, z, y, offset, step_col, together):
         """The merged taps of a kernel row; whether one meets the image, and the next free patch."""
         d, h, w, cg = load_int(g + D), load_int(g + H), load_int(g + W), load_int(g + CG)
         kw, dw = load_int(g + KW), load_int(g + DW)
@@ -183,7 +205,7 @@ def build(
             if 0 <= load_int(at + Z + 8 * i) + z < d and 0 <= load_int(at + ROW + 8 * i) + y < h:
                 place = load_int(at + PLACE + 8 * i) + offset
                 met = 1
-                if not (adjacent and left >= 0 and left + (kw - 1) * dw < w):
+                if not (together and left >= 0 and left + (kw - 1) * dw < w):
                     for tx in range(kw):
                         to = patches + tx * cg * size
                         if 0 <= left + tx * dw < w:
@@ -196,25 +218,30 @@ def build(
         return met, patches
 
     @njit(**OPTIONS)
+    def adjacent(g, step_col):
+        """Whether the taps of a kernel row lie side by side in the input."""
+        return load_int(g + KW) == 1 or load_int(g + DW) * step_col == load_int(g + CG) * size
+
+    @njit(**OPTIONS)
     def list_merged(g, table, at, zeros, patches, inside, rows, tap_z, step_row, step_col):
         """The same with the taps of a kernel row merged; rows that are not in one piece copied."""
-        cg = load_int(g + CG)
-        kd, kh, kw, dw = load_int(g + KD), load_int(g + KH), load_int(g + KW), load_int(g + DW)
-        adjacent = kw == 1 or dw * step_col == cg * size
+        cg, kd, kh, kw = load_int(g + CG), load_int(g + KD), load_int(g + KH), load_int(g + KW)
+        together = adjacent(g, step_col)
         taps, entry = 0, table + 8 * HEAD
         for tz in range(kd):
             for ty in range(kh):
                 z, y = tz * load_int(g + DD), ty * load_int(g + DH)
                 met = 0
-                if inside != 0 and adjacent:
+                if inside != 0 and together:
                     met = 1
-                    for i in range(rows):
-                        place = load_int(at + PLACE + 8 * i) + tz * tap_z + y * step_row
-                        store_int(entry + 8 + 8 * i, place)
+                    list_places(
+                        entry, at, tz * tap_z + y * step_row, rows, inside,
+                        load_int(g + SW) * step_col,
+                    )  # fmt: skip
                 else:
                     met, patches = list_row(
                         g, entry, at, zeros, patches, rows, z, y, tz * tap_z + y * step_row,
-                        step_col, adjacent,
+                        step_col, together,
                     )  # fmt: skip
                 if met != 0:
                     store_int(entry, (tz * kh + ty) * kw * cg * walk)
@@ -249,16 +276,28 @@ def build(
             step_row = pitch * step_col
             step_z = step_n = 0
             tap_z = high * step_row
+        od, oh = load_int(g + OD), load_int(g + OH)
+        at_line = p0 // ow
+        col = p0 - at_line * ow
+        plane = (line + at_line) // oh
+        down = line + at_line - plane * oh
+        image = plane // od
+        deep = plane - image * od
         tiles = (pixels + mr - 1) // mr
+        each = pixels // tiles
+        more = pixels - tiles * each
+        # Where merged taps are copied, each pixel is looked at.
+        briefly = load_int(g + MERGED) == 0 or adjacent(g, step_col)
         here = mine + load_int(g + AT_TABLE)
+        p = 0
         for tile in range(tiles):
-            p = tile * pixels // tiles
-            rows = (tile + 1) * pixels // tiles - p
-            at_line = (p0 + p) // ow
-            col = p0 + p - at_line * ow
+            rows = each
+            if tile < more:
+                rows += 1
             inside = locate(
-                g, at, base, step_n, step_z, step_row, step_col, line + at_line, col, rows
-            )
+                g, at, base, step_n, step_z, step_row, step_col, image, deep, down, col, rows,
+                briefly,
+            )  # fmt: skip
             store_int(here + 8, rows)
             store_int(here + 16, p)
             if load_int(g + MERGED) != 0:
@@ -267,6 +306,8 @@ def build(
                 )
             else:
                 list_taps(g, here, at, zeros, inside, rows, tap_z, step_row, step_col)
+            image, deep, down, col = pass_on(image, deep, down, col + rows, od, oh, ow)
+            p += rows
             here += step
         return tiles
 

@@ -17,7 +17,7 @@ from convjit_numba.targets import LINE, Tile
 # it and an address of that; an entry of the table; a number copied; a byte transposed to and from
 # channels-last order.  An entry of merged taps is more work in tiles that meet the padding: it
 # may lie across a border.
-TASK, CALL, TAP, ADDRESS, ENTRY, COPY = 500.0, 30.0, 6.0, 0.5, 1.5, 1.5
+TASK, CALL, TAP, ADDRESS, ENTRY, COPY = 500.0, 30.0, 6.0, 0.5, 0.5, 1.5
 TRANSPOSE, TRANSPOSE_BACK = 0.05, 0.125
 MERGED_ENTRY = 10.0
 BACK = 15.0  # a pixel's part of a panel that is copied to the result, its lanes being too many
