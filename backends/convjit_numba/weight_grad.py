@@ -134,8 +134,8 @@ class WeightGrad:
                 slots=slots, slot_bytes=Slot.of(b).bytes, seconds=seconds,
             )  # fmt: skip
 
-        name = f"weight_grad.{short}.{b.tile}.{b.tail}"
-        kernel = cache.function(name, 7, partial(build, bits, *b.tile, b.tail))
+        name = f"weight_grad.{short}.{b.tile}.{b.tail}.{b.end}"
+        kernel = cache.function(name, 7, partial(build, bits, *b.tile, b.tail, b.end))
         product = executable(kernel, b.tasks, seconds)
         total = None
         if b.splits > 1:

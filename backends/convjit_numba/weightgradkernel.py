@@ -9,8 +9,11 @@ from convjit_numba import taskloop
 from convjit_numba.problem import FIELD
 
 
-def build(bits: int, mr: int, nv: int, vl: int, tail: int) -> Callable[..., None]:
-    """The kernel for one row tile and ``tail`` vectors of the last panel (imports numba)."""
+def build(bits: int, mr: int, nv: int, vl: int, tail: int, end: int) -> Callable[..., None]:
+    """The kernel for one row tile and ``tail`` vectors of the last panel (imports numba).
+
+    ``end`` are the lanes of the last of them, if half a vector is enough, else 0.
+    """
     from numba import njit
 
     from convjit_numba.microkernel import (
@@ -262,11 +265,11 @@ def build(bits: int, mr: int, nv: int, vl: int, tail: int) -> Callable[..., None
                             for tx in range(tap_cols):
                                 # The columns of outputs that the tap meets the image in.
                                 shift = tx * dw - pw
-                                begin, end = c0, c0 + cols
+                                begin, stop = c0, c0 + cols
                                 if merged == 0:
                                     begin = max(begin, (sw - 1 - shift) // sw)
-                                    end = min(end, (w - shift + sw - 1) // sw)
-                                if end <= begin:
+                                    stop = min(stop, (w - shift + sw - 1) // sw)
+                                if stop <= begin:
                                     continue
                                 if begin != listed:
                                     at = rows_of_gy + (begin - c0) * size
@@ -298,17 +301,17 @@ def build(bits: int, mr: int, nv: int, vl: int, tail: int) -> Callable[..., None
                                         size_k = (tile + 1) * k_count // tiles - k
                                         here = entries + skip * 8 * (1 + size_k)
                                         entries += rows * images * 8 * (1 + size_k)
-                                        if panel < panels - 1 or tail == nv:
+                                        if panel < panels - 1 or (tail == nv and end == 0):
                                             row_tiles(
                                                 bits, mr, nv, vl, 0, 0, size_k, count, here,
-                                                end - begin, b, sw * pitch, c_tile + k * ldc, ldc,
+                                                stop - begin, b, sw * pitch, c_tile + k * ldc, ldc,
                                                 1, 0, 0, 0, 0,
                                             )  # fmt: skip
                                         else:
                                             row_tiles(
-                                                bits, mr, tail, vl, 0, 0, size_k, count, here,
-                                                end - begin, b, sw * pitch, c_tile + k * ldc, ldc,
-                                                1, 0, 0, 0, 0,
+                                                bits, mr, tail, vl, end, 0, size_k, count, here,
+                                                stop - begin, b, sw * pitch, c_tile + k * ldc, ldc,
+                                                1, 0, 0, 0, end,
                                             )  # fmt: skip
                 if splits == 1:
                     for k in range(k_count):

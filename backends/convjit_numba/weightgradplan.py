@@ -34,6 +34,8 @@ class Blocking:
         Whether the lanes are all numbers that the taps of a kernel row meet.
     panels, tail : int
         Panels of lanes, and the vectors of the last one.
+    end : int
+        Lanes of the last vector, if half of it is enough and stored apart, else 0.
     rows, cols, images : int
         Outputs of a block.
     splits : int
@@ -49,6 +51,7 @@ class Blocking:
     merged: bool
     panels: int
     tail: int
+    end: int
     rows: int
     cols: int
     images: int
@@ -85,7 +88,7 @@ class Blocking:
         return aligned(self.splits * p.groups * p.kg * self.tap_rows * self.width * p.bytes)
 
 
-def _tile_cycles(rows: float, vectors: int) -> float:
+def _tile_cycles(rows: float, vectors: float) -> float:
     """Of one step of a row tile: FMAs, loads and the wait for the sums."""
     return max(rows * vectors / 2, (rows + vectors) / 2, FMA_LATENCY)
 
@@ -144,17 +147,19 @@ def blocking(p: Problem, last: bool, isa: str, cores: int, tile: Tile | None = N
     """
     p = gemm.flatten(p)
     tiles = targets.row_tiles(isa, p.dtype) if tile is None else (tile,)
-    alone = min((_with_tile(p, last, 1, t) for t in tiles), key=lambda b: b.makespan)
-    return alone if cores == 1 else _with_tile(p, last, cores, alone.tile)
+    alone = min((_with_tile(p, last, isa, 1, t) for t in tiles), key=lambda b: b.makespan)
+    return alone if cores == 1 else _with_tile(p, last, isa, cores, alone.tile)
 
 
-def _with_tile(p: Problem, last: bool, cores: int, t: Tile) -> Blocking:
+def _with_tile(p: Problem, last: bool, isa: str, cores: int, t: Tile) -> Blocking:
     budget = problem.blocks_of(p.dtype).image // 2
     merged = _merges(p, t.vl)
     lanes = p.cg * (p.kernel[2] if merged else 1)
     vectors = -(-lanes // t.vl)
     panels = -(-vectors // t.nv)
     tail = vectors - (panels - 1) * t.nv
+    end = targets.stored_lanes(lanes, isa, p.dtype) % t.vl
+    computed = targets.computed_vectors(tail, end, isa, p.dtype)
     taps = p.taps if not merged else p.kernel[0] * p.kernel[1]
     pitch = p.cg if merged else (t.nr if panels > 1 else tail * t.vl)
     images, rows, cols = _block(p, pitch, budget)
@@ -170,7 +175,7 @@ def _with_tile(p: Problem, last: bool, cores: int, t: Tile) -> Blocking:
         """Cycles of a block: share_k tiles of channels and share_panels panels."""
         steps = share_panels * _tile_cycles(tile_rows, t.nv)
         if ends:
-            steps += _tile_cycles(tile_rows, tail) - _tile_cycles(tile_rows, t.nv)
+            steps += _tile_cycles(tile_rows, computed) - _tile_cycles(tile_rows, t.nv)
         calls = share_k * share_panels * taps
         cycles = share_k * taps * pixels * steps + calls * (CALL + ROW * images * rows)
         listed = share_k * share_panels * (1 if merged else p.kernel[2])
@@ -205,7 +210,7 @@ def _with_tile(p: Problem, last: bool, cores: int, t: Tile) -> Blocking:
                 width = min(width, task_panels * t.nr)
             if best is None or makespan < best.makespan:
                 best = Blocking(
-                    p, last, t, merged, panels, tail, rows, cols, images, splits, task_panels,
+                    p, last, t, merged, panels, tail, end, rows, cols, images, splits, task_panels,
                     task_rows, pitch, width, pixels + t.vl, tasks, total, makespan,
                 )  # fmt: skip
     assert best is not None
