@@ -87,6 +87,7 @@ class NumbaBackend:
             from convjit_numba.fft import Fft
             from convjit_numba.gemm import Gemm
             from convjit_numba.indirect import Indirect
+            from convjit_numba.phasegrad import PhaseGrad
             from convjit_numba.planes import DepthwisePlanes, Planes
             from convjit_numba.transposed import Transposed
             from convjit_numba.weight_grad import WeightGrad
@@ -100,6 +101,7 @@ class NumbaBackend:
                 Planes(),
                 DepthwisePlanes(),
                 WeightGrad(),
+                PhaseGrad(),
                 DepthwiseWeightGrad(),
                 Fft(),
                 Indirect(),

@@ -46,7 +46,7 @@ from convjit_numba.weightgradkernel import build, build_sum
 from convjit_numba.weightgradplan import Blocking, Slot, blocking
 
 
-class _Executable:
+class SummedExecutable:
     """The product, and where it was split the addition of its parts."""
 
     __slots__ = ("_product", "_sum", "workspace")
@@ -130,7 +130,7 @@ class WeightGrad:
         def executable(kernel: Any, tasks: int, seconds: float) -> PanelExecutable:
             geometry = _geometry(b, tasks, targets.grain(tasks, slots, seconds))
             return PanelExecutable(
-                kernel, _as_it_is, geometry, (),
+                kernel, as_it_is, geometry, (),
                 slots=slots, slot_bytes=Slot.of(b).bytes, seconds=seconds,
             )  # fmt: skip
 
@@ -143,14 +143,14 @@ class WeightGrad:
             kernel = cache.function(name, 7, partial(build_sum, bits, b.tile.nv, b.tile.vl))
             # A number read costs a quarter of a cycle and more, some tenth of a nanosecond.
             total = executable(kernel, p.groups * p.kg, 1e-10 * b.partial_bytes / p.bytes)
-        return _Executable(product, total, _workspace(b, target))
+        return SummedExecutable(product, total, _workspace(b, target))
 
 
 def _workspace(b: Blocking, target: Target) -> int:
     return b.partial_bytes + min(target.cores, b.tasks) * Slot.of(b).bytes
 
 
-def _as_it_is(rhs: Array) -> Array:
+def as_it_is(rhs: Array) -> Array:
     return rhs
 
 

@@ -19,8 +19,6 @@ def build(bits: int, mr: int, nv: int, vl: int, tail: int, end: int) -> Callable
     from convjit_numba.microkernel import (
         OPTIONS,
         load_int,
-        move_real,
-        move_vectors,
         store_int,
         zero_bytes,
     )
@@ -29,6 +27,7 @@ def build(bits: int, mr: int, nv: int, vl: int, tail: int, end: int) -> Callable
 
     slot_of, take = taskloop.sharing()
     finish = _build_finish(bits, vl)
+    copy_pixels = build_copy(bits, nv, vl)
     size = bits // 8
     nr = nv * vl
     f = dict(FIELD)
@@ -64,24 +63,6 @@ def build(bits: int, mr: int, nv: int, vl: int, tail: int, end: int) -> Callable
                 count = min(vl, length - p)
                 to_lanes(bits, vl, source + p * pixel, pixel, count, target + p * size, pitch,
                          k_count)  # fmt: skip
-
-    @njit(**OPTIONS)
-    def copy_pixels(target, pitch, source, pixel, count, pixels):
-        """``count`` channels of each of ``pixels`` channels-last pixels."""
-        whole = count // vl
-        if whole == nv and count == nr:
-            for _ in range(pixels):
-                move_vectors(bits, vl, nv, target, source)
-                target += pitch
-                source += pixel
-            return
-        for _ in range(pixels):
-            for v in range(whole):
-                move_vectors(bits, vl, 1, target + v * vl * size, source + v * vl * size)
-            for c in range(whole * vl, count):
-                move_real(bits, target + c * size, source + c * size)
-            target += pitch
-            source += pixel
 
     @njit(**OPTIONS)
     def fill_rows(g, slab, x, row, step, rows, col, cols, count):
@@ -323,6 +304,36 @@ def build(bits: int, mr: int, nv: int, vl: int, tail: int, end: int) -> Callable
             first, last, turn = take(control, tasks, grain, turn)
 
     return kernel
+
+
+def build_copy(bits: int, nv: int, vl: int) -> Any:
+    """What copies up to ``nv`` vectors of channels of channels-last pixels."""
+    from numba import njit
+
+    from convjit_numba.microkernel import OPTIONS, move_real, move_vectors
+
+    size = bits // 8
+    nr = nv * vl
+
+    @njit(**OPTIONS)
+    def copy_pixels(target, pitch, source, pixel, count, pixels):
+        """``count`` channels of each of ``pixels`` channels-last pixels."""
+        whole = count // vl
+        if whole == nv and count == nr:
+            for _ in range(pixels):
+                move_vectors(bits, vl, nv, target, source)
+                target += pitch
+                source += pixel
+            return
+        for _ in range(pixels):
+            for v in range(whole):
+                move_vectors(bits, vl, 1, target + v * vl * size, source + v * vl * size)
+            for c in range(whole * vl, count):
+                move_real(bits, target + c * size, source + c * size)
+            target += pitch
+            source += pixel
+
+    return copy_pixels
 
 
 def _build_finish(bits: int, vl: int) -> Any:

@@ -270,8 +270,9 @@ def test_every_tile_and_any_thread_count_agree_bit_by_bit(text: str, name: str, 
         "wgrad_f32_NHWC_n2c150k90g1_i9x9_w1x1",
     ],
 )
-def test_weights_gradients_do_not_depend_on_the_threads(text: str) -> None:
-    spec, solver = ConvSpec.parse(text), SOLVERS["numba.weight_grad"]
+@pytest.mark.parametrize("name", ["numba.weight_grad", "numba.weight_grad.phases"])
+def test_weights_gradients_do_not_depend_on_the_threads(text: str, name: str) -> None:
+    spec, solver = ConvSpec.parse(text), SOLVERS[name]
     x, y, _ = operands(spec)
     reference = compute(solver, spec, x, y, cores=1)
     for cores in (2, 3, 7, 64):
