@@ -128,6 +128,8 @@ class Depthwise:
                 "hblocks": -(-p.out[1] // b.rows),
                 "wblocks": -(-p.out[2] // b.cols),
                 "classes": b.classes,
+                # What the shared cache holds comes in time by itself.
+                "fetches": int(2 * sum(p.traffic.values()) > problem.caches()["l3"]),
                 "vectors": vectors,
                 "task_vectors": b.task_vectors,
                 "vector_splits": -(-vectors // b.task_vectors),

@@ -18,7 +18,7 @@ def build_line(
     from numba import njit
 
     from convjit_numba.depthwisetile import depthwise_tile, interleave
-    from convjit_numba.microkernel import OPTIONS, load_int, move_real, store_int
+    from convjit_numba.microkernel import OPTIONS, fetch_line, load_int, move_real, store_int
 
     size = bits // 8
     f = dict(FIELD)
@@ -51,14 +51,24 @@ def build_line(
         return count
 
     @njit(**OPTIONS)
+    def fetch_pixels(write, place, step, count):
+        for _ in range(count):
+            fetch_line(write, place)
+            place += step
+
+    @njit(**OPTIONS)
     def depthwise_line(
-        g, table, rows, image, channels, weights, bias, y, buffer, vector0, vector1, col0, col1
+        g, table, rows, image, channels, weights, bias, y, buffer, vector0, vector1, col0, col1,
+        ahead, rows_ahead, y_ahead,
     ):  # fmt: skip
         """Outputs ``col0`` to ``col1`` of a line that begins at ``y``, of a range of vectors.
 
         Pixels have ``channels`` numbers; rows of ``table`` begin where ``image`` says.
         ``bias`` is that of the first vector: as the caller has it without a multiplier, packed as
         ``(vectors, multiplier, vl)`` with one, or 0.  ``buffer`` has a tile's results.
+
+        Meanwhile ``rows_ahead`` rows are fetched from ``ahead`` bytes after ``image`` on, and the
+        results ``y_ahead`` bytes on, if that is not 0.
         """
         m, w = load_int(g + KG), load_int(g + W)
         step, dw, pw = load_int(g + SW), load_int(g + DW), load_int(g + PW)
@@ -82,6 +92,12 @@ def build_line(
                 for v in range(vector0, vector1):
                     c = min(v * vl, channels - vl)
                     here = image + (at * channels + c) * size
+                    for a in range(rows_ahead):
+                        later = here + ahead + a * w * pixel + low * dw * pixel
+                        fetch_pixels(0, later, dw * pixel, high - low)
+                    if y_ahead != 0:
+                        later = y + y_ahead + (col * channels + c) * size
+                        fetch_pixels(1, later, classes * pixel, count)
                     if multiplier == 1:
                         add = 0
                         if bias != 0:
@@ -136,6 +152,7 @@ def build(
     DH, DW = f["dh"], f["dw"]
     ROWS, COLS, HBLOCKS, WBLOCKS = f["rows"], f["cols"], f["hblocks"], f["wblocks"]
     VECTORS, TASK_VECTORS, VECTOR_SPLITS = f["vectors"], f["task_vectors"], f["vector_splits"]
+    FETCHES = f["fetches"]
     AT_BIAS, AT_BUFFER, AT_SLAB, AT_SUMS = (
         f["at_bias"], f["at_buffer"], f["at_slab"], f["at_sums"],
     )  # fmt: skip
@@ -159,12 +176,20 @@ def build(
                         to = ((v - vector0) * m + j) * vl + lane
                         number = (c + lane) * m + j
                         move_real(bits, add + to * size, bias + number * size)
+        h, sh, ph = load_int(g + H), load_int(g + SH), load_int(g + PH)
+        reach = (load_int(g + KH) - 1) * load_int(g + DH) + 1
         for r in range(r0, r1):
             rows = row_table(g, mine, z, r, line)
             to = y + ((image * od + z) * oh + r) * ow * channels * m * size
+            # The rows that the next line of outputs meets and this one does not.
+            first, rows_ahead, y_ahead = r * sh - ph + reach, 0, 0
+            if load_int(g + FETCHES) != 0 and r + 1 < r1:
+                rows_ahead = max(0, min(sh, h - first))
+                if multiplier == 1:
+                    y_ahead = ow * channels * size
             depthwise_line(
                 g, mine, rows, source, channels, weights, add, to, buffer,
-                vector0, vector1, col0, col1,
+                vector0, vector1, col0, col1, (z * h + first) * line, rows_ahead, y_ahead,
             )  # fmt: skip
 
     @njit(**OPTIONS)
@@ -203,7 +228,7 @@ def build(
                 rows = row_table(g, mine, z, r, pitch * pixel)
                 depthwise_line(
                     g, mine, rows, corner, vl, weights + v * panel, add,
-                    sums + ((r - r0) * cols - col0) * pixel, 0, 0, 1, col0, col1,
+                    sums + ((r - r0) * cols - col0) * pixel, 0, 0, 1, col0, col1, 0, 0, 0,
                 )  # fmt: skip
             to = y + (((image * channels + c) * oh + r0) * ow + col0) * size
             if cols == ow:

@@ -465,14 +465,28 @@ def declare_fma(builder: Any, bits: int, vl: int) -> Any:
     return cgutils.get_or_insert_function(builder.module, kind, f"llvm.fmuladd.v{vl}f{bits}")
 
 
-def prefetch(builder: Any, address: Any) -> None:
-    """Fetch a line for reading into the second level of the caches.
+@intrinsic(prefer_literal=True)
+def fetch_line(typingctx: Any, write: Any, address: Any) -> Any:
+    """:func:`prefetch` for kernels; ``write`` is a literal 0 or 1."""
+    literals = _literals(write)
+    if literals is None:
+        return None
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        prefetch(builder, arguments[1], literals[0])
+        return context.get_dummy_value()
+
+    return types.void(write, types.int64), codegen
+
+
+def prefetch(builder: Any, address: Any, write: int = 0) -> None:
+    """Fetch a line into the second level of the caches, to be read or written.
 
     The address may lie outside of any array.
     """
     kind = ir.FunctionType(ir.VoidType(), [POINTER, I32, I32, I32])
     fetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-    flags = [ir.Constant(I32, value) for value in (0, 2, 1)]  # read, moderate locality, data
+    flags = [ir.Constant(I32, value) for value in (write, 2, 1)]  # moderate locality, data
     builder.call(fetch, [builder.inttoptr(address, POINTER), *flags])
 
 

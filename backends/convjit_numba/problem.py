@@ -70,7 +70,7 @@ FIELDS = (
     "at_spectra", "at_line_sums", "at_results",
     "planes", "dblocks", "tile_d", "plane_bytes", "tile_bytes", "depth_stages", "depth_count",
     # depthwise
-    "classes", "vectors", "task_vectors", "vector_splits", "at_bias", "at_buffer",
+    "classes", "fetches", "vectors", "task_vectors", "vector_splits", "at_bias", "at_buffer",
     # separable
     "mixed", "mixed_activation", "mixed_slope0", "mixed_slope1",
 )  # fmt: skip

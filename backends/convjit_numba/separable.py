@@ -114,7 +114,7 @@ def build(
                     line = slab + (r * cols - col0) * depth * size
                     depthwise_line(
                         g, mine, met, image, channels, weights, add, line, buffer,
-                        0, vectors, col0, col0 + cols,
+                        0, vectors, col0, col0 + cols, 0, 0, 0,
                     )  # fmt: skip
                 pixels = rows * cols
                 tiles = (pixels + mr - 1) // mr
