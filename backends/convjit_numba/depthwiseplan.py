@@ -24,6 +24,7 @@ from convjit_numba.executable import address
 from convjit_numba.problem import Problem
 
 MAX_POSITIONS = 96  # inputs that a tile walks over
+MANY_ROWS = 6  # of a kernel, on average over the lines that they meet
 SHUFFLED = 8  # multipliers up to this are interleaved by shuffles
 SECONDS_PER_NUMBER = 1.5e-9  # packing
 # Cycles of the model: a tile, a kernel row of it, an output stored, an entry of the table, a task.
@@ -150,13 +151,14 @@ def blocking(
         weights = task_vectors * p.kg * p.taps * vl * p.bytes
         for rows in targets.splits(p.out[1], p.out[1]):
             # The results of a range of tasks are neighbours: a core that writes fetches the lines
-            # ahead, which would be another's in every pixel.
-            if last and task_vectors < vectors and rows > 1:
+            # ahead, which would be another's in every pixel.  (Kernels of many rows write seldom,
+            # and had better read their weights once.)
+            if last and task_vectors < vectors and rows > 1 and rows_met < MANY_ROWS:
                 continue
             high = min(p.size[1], (rows - 1) * p.stride[1] + (p.kernel[1] - 1) * p.dilation[1] + 1)
             window = min(p.kernel[0], p.size[0]) * high * p.size[2] * task_vectors * vl * p.bytes
             # Kernels of many rows read their window again for every line.
-            miss = 1.0 if weights + window <= 2 * blocks.image or rows_met < 8 else 1.3
+            miss = 1.0 if weights + window <= 2 * blocks.image or rows_met < MANY_ROWS else 1.3
             miss *= 1.0 if weights <= blocks.weights else 1.3
             # A task that reads less than a few cache lines of each pixel reads memory at a stride.
             if last and task_vectors < vectors and task_vectors * vl * p.bytes < 256:
