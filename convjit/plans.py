@@ -196,10 +196,12 @@ class Plan:
         self.config, self.fallback = config, fallback
         self.array_type: Any = array_type
         self._namespace = namespace
-        self._empty = arena.empty_result if namespace is np else namespace.empty
         self._peak = peak
         self._dtype = precision.numpy_dtype(self.spec.dtype)
         self._result_dtype = precision.numpy_dtype(self.spec.result_dtype)
+        self._empty = namespace.empty
+        if namespace is np:
+            self._empty = arena.allocator(problem.result_shape, self._result_dtype)
         # The batched shapes, where they differ from the user's and matter.
         shapeless = getattr(executable, "shapeless", False)
         self._lhs_view = None if shapeless else _if_other(self.spec.lhs_shape, problem.lhs_shape)
@@ -304,7 +306,9 @@ class Plan:
             cast = lhs.dtype != self._dtype
             name, kind = ("cast", "") if cast else ("contiguous copy", profiling.LAYOUT)
             with profiling.phase(name, kind):
-                converted = empty(self._empty, lhs.shape, self._dtype, "a contiguous copy")
+                converted = empty(
+                    self._namespace.empty, lhs.shape, self._dtype, "a contiguous copy"
+                )
                 converted[...] = lhs
                 return converted
         return lhs

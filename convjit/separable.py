@@ -60,6 +60,7 @@ class Layer:
         self.backend, self.solver = backend, solver
         self._peak = peak
         self._dtype = np.dtype(depth.spec.dtype)
+        self._empty = arena.allocator(point.result_shape, self._dtype)
         self._depth = _Operand(executable.pack_depth)
         self._point = _Operand(executable.pack_point)
         self._warm = False
@@ -94,7 +95,7 @@ class Layer:
 
     def _run(self, x: Any, w_depth: Any, w_point: Any, depth_bias: Any, bias: Any, out: Any) -> Any:
         if out is None:
-            out = empty(arena.empty_result, self.point.result_shape, self._dtype, "the result")
+            out = empty(self._empty, self.point.result_shape, self._dtype, "the result")
         size = self.executable.workspace
         block = arena.take(size, self._allocate)
         try:

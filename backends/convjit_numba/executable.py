@@ -97,9 +97,25 @@ class Launch:
         Threads that find work and workspace.
     seconds : float
         What one thread is expected to need.
+
+    Attributes
+    ----------
+    enter, head
+        Of a kernel that runs alone, what calls it and the first item of the tuple to give it; else,
+        and where there is no compiled entry, ``enter`` is None.
     """
 
-    __slots__ = ("_alone", "_enter", "_geometry", "_head", "_kernel", "_seconds", "_slots")
+    __slots__ = (
+        "_alone",
+        "_enter",
+        "_geometry",
+        "_kernel",
+        "_last",
+        "_seconds",
+        "_slots",
+        "enter",
+        "head",
+    )
 
     def __init__(
         self, kernel: Any, geometry: np.ndarray[Any, Any], arrays: int, slots: int, seconds: float
@@ -111,8 +127,10 @@ class Launch:
         brief = seconds < threads.WORTH_WAKING
         self._alone = brief or slots == 1
         self._enter = _entry(arrays, brief)
+        self.enter = self._enter if self._alone else None
+        self.head = self._head_for(None, 1)
         # The last head, and the pool and the threads that it is for.
-        self._head: tuple[Any, int, Any] = (None, 1, self._head_for(None, 1))
+        self._last: tuple[Any, int, Any] = (None, 1, self.head)
 
     def __call__(self, *arrays: Array | None) -> None:
         """Call the kernel on as many threads as are in force and had been at planning."""
@@ -123,10 +141,10 @@ class Launch:
             arguments = (address(self._geometry), *places)
             threads.run(self._kernel, arguments, count, self._seconds)
             return
-        kept, threads_of, head = self._head
+        kept, threads_of, head = self._last
         if kept is not pool or threads_of != count:
             head = self._head_for(pool, count)
-            self._head = (pool, count, head)
+            self._last = (pool, count, head)
         self._enter((head, *arrays))
 
     def _head_for(self, pool: CompiledPool | None, count: int) -> Any:
@@ -143,7 +161,7 @@ class PanelExecutable:
 
     shapeless = True
 
-    __slots__ = ("_keep", "_launch", "pack", "workspace")
+    __slots__ = ("_enter", "_head", "_keep", "_launch", "pack", "workspace")
 
     def __init__(
         self,
@@ -157,6 +175,7 @@ class PanelExecutable:
         seconds: float,
     ) -> None:
         self._launch = Launch(kernel, geometry, 5, slots, seconds)
+        self._enter, self._head = self._launch.enter, self._launch.head
         self.pack = pack  # panels of weights, see convjit_numba.pack
         self._keep = keep  # what the geometry has addresses of
         self.workspace = slots * slot_bytes
@@ -165,4 +184,9 @@ class PanelExecutable:
         self, lhs: Array, packed: Any, bias: Array | None, out: Array, workspace: Array | None
     ) -> None:
         """Compute into ``out`` on as many threads as are in force and had been at planning."""
-        self._launch(lhs, packed, bias, out, workspace)
+        if (
+            self._enter is not None
+        ):  # a call of microseconds, where each look at an attribute counts
+            self._enter((self._head, lhs, packed, bias, out, workspace))
+        else:
+            self._launch(lhs, packed, bias, out, workspace)
