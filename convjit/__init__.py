@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         ConvSpecError,
         UnsupportedError,
     )
+    from convjit.packing import Weights
     from convjit.planning import (
         explain,
         explain_separable,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
         tune_separable,
         weights,
     )
-    from convjit.plans import Plan, Weights
+    from convjit.plans import Plan
     from convjit.profiling import profile
     from convjit.settings import use
     from convjit.spec import ConvSpec, Direction
@@ -76,7 +77,8 @@ _ERRORS = ("BackendError", "ConfigError", "ConvSpecError", "ConvjitWarning", "Un
 _WHERE = {
     **dict.fromkeys(_ERRORS, "errors"),
     **dict.fromkeys(("ConvSpec", "Direction"), "spec"),
-    **dict.fromkeys(("Plan", "Weights"), "plans"),
+    "Plan": "plans",
+    "Weights": "packing",
     **dict.fromkeys(
         ("explain", "explain_separable", "plan", "tune", "tune_separable", "weights"), "planning"
     ),

@@ -7,7 +7,7 @@ from typing import Any
 from convjit import arguments
 from convjit.calls import CHOICE, as_array, call
 from convjit.errors import BackendError, ConvSpecError
-from convjit.plans import Weights
+from convjit.packing import Weights
 from convjit.spec import Direction
 
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from convjit import cost, registry, revisions
+from convjit import cost, health, registry, revisions, staleness
 from convjit._version import __version__
 from convjit.errors import BackendError, ConvjitWarning
 from convjit.gauges import SECONDS, TABLES, Gauge, Run
@@ -296,7 +296,7 @@ def calibrate(names: Iterable[str] = (), *, progress: Progress | None = None) ->
             found = [replace(one, kept=False) for one in found]
         figures += found
     if kept:
-        registry.outdate()
+        staleness.outdate()
     seconds = time.perf_counter() - ready
     return Calibration(
         tuple(figures), tuple(kept), tuple(without), seconds, ready - start, str(STORE.path)
@@ -329,13 +329,13 @@ def forget(names: Iterable[str] = ()) -> int:
     doomed = [k for k, e in entries.items() if not chosen or e.get("backend") in chosen]
     if doomed:
         STORE.update(dict.fromkeys(doomed))
-        registry.outdate()
+        staleness.outdate()
     return len(doomed)
 
 
 def _healthy() -> list[Backend]:
     rows = registry.status(load=registry.names())
-    return [registry.get(row.name) for row in rows if row.state is registry.State.LOADED]
+    return [registry.get(row.name) for row in rows if row.state is health.State.LOADED]
 
 
 class _Series:

@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from convjit import arguments, config, devices, registry
+from convjit import arguments, config, devices, staleness
 from convjit import precision as precisions
 from convjit.errors import BackendError, ConvSpecError
 from convjit.locks import lock_held_over_forks
-from convjit.plans import Plan, Weights
+from convjit.packing import Weights
+from convjit.plans import Plan
 from convjit.spec import ConvSpec, Direction
 
 PLANS_KEPT = 4096
@@ -71,7 +72,7 @@ def _cached(key: tuple[Any, ...], options: tuple[Any, ...]) -> Plan | None:
     checked for the others.  Nearly always the arguments are the same objects (small integers,
     names, None), which takes a fraction of the time that it takes to compare their types.
     """
-    if _plans_generation != registry.generation():
+    if _plans_generation != staleness.generation():
         _forget_plans()
     kept = _plans.get(key)
     if kept is None:
@@ -96,7 +97,7 @@ def _forget_plans() -> None:
     global _plans_generation
     with _plans_lock:
         _plans.clear()
-        _plans_generation = registry.generation()
+        _plans_generation = staleness.generation()
 
 
 def _keep(place: _Place | None, plan: Plan, generation: int) -> None:
@@ -105,7 +106,7 @@ def _keep(place: _Place | None, plan: Plan, generation: int) -> None:
         return
     key, options = place
     with _plans_lock:
-        if not generation == _plans_generation == registry.generation():
+        if not generation == _plans_generation == staleness.generation():
             return
         while len(_plans) >= PLANS_KEPT:
             del _plans[next(iter(_plans))]
@@ -210,7 +211,7 @@ def _run_another(
     dispatch.exclude(plan.solver, str(error))
     with _plans_lock:
         _plans.clear()
-    generation = registry.generation()
+    generation = staleness.generation()
     replacement = dispatch.select(plan.problem, plan.request, plan.array_type)
     _keep(place, replacement, generation)
     try:
@@ -273,7 +274,7 @@ def call(
         packed=type(rhs) is Weights,
         array_type=_array_type(lhs),
     )
-    generation = registry.generation()
+    generation = staleness.generation()
     plan = dispatch.select(problem, request, type(lhs))
     place = _Place(key, options) if is_key else None
     _keep(place, plan, generation)

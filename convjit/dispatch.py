@@ -19,6 +19,7 @@ from convjit import (
     config,
     cost,
     fallback,
+    health,
     precision,
     profiling,
     registry,
@@ -125,7 +126,7 @@ def _broken(
     )
     if request.is_forced and (request.algorithm == solver or request.backend == backend.name):
         raise BackendError(message) from error
-    registry.warn_once(f"{message}. It is not used for such problems.")
+    health.warn_once(f"{message}. It is not used for such problems.")
     return Refusal(Feature.BROKEN, message)
 
 
@@ -153,7 +154,7 @@ _failed: dict[str, str] = {}
 def exclude(solver: str, message: str) -> None:
     """Leave a solver that raised while it ran out of every later choice, warning once."""
     _failed[solver] = message
-    registry.warn_once(f"{message}. It is not used again in this process.")
+    health.warn_once(f"{message}. It is not used again in this process.")
 
 
 def has_failed(solver: str) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from convjit import calibration, config, registry, tunedb
+from convjit import calibration, config, health, registry, tunedb
 from convjit._version import __version__
 from convjit.errors import BackendError
 
@@ -102,7 +102,7 @@ def facts(*, load: bool = False) -> dict[str, Any]:
                 "distribution": row.distribution,
                 "version": row.version,
                 "reason": row.reason or None,
-                "target": _target(row.name) if row.state is registry.State.LOADED else None,
+                "target": _target(row.name) if row.state is health.State.LOADED else None,
             }
             for row in rows
         ],

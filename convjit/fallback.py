@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from convjit import discovery, registry
+from convjit import discovery, health, registry
 from convjit.arguments import Request
 from convjit.spi import Feature
 
@@ -63,7 +63,7 @@ def absent(chosen: str, request: Request) -> dict[str, str]:
         row.name: row.reason
         for row in registry.status()
         if row.name in before
-        and row.state in (registry.State.BROKEN, registry.State.UNAVAILABLE)
+        and row.state in (health.State.BROKEN, health.State.UNAVAILABLE)
         and row.device in ("", registry.get(chosen).device)
     }
 

@@ -16,7 +16,8 @@ from convjit.calls import (
     problem_and_request,
     shapes_and_dtype,
 )
-from convjit.plans import Plan, Weights
+from convjit.packing import Weights
+from convjit.plans import Plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable

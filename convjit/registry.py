@@ -5,46 +5,28 @@ Policy
 * Every backend, ours too, is found through the entry-point group ``convjit.backends``, by metadata
   alone: finding one imports nothing of it.  It is imported when a call needs it, and a call that
   names no backend needs our own and those that ``CONVJIT_PRIORITY`` or ``use(priority=)`` name.
-* Breaking is local.  A plugin that cannot be imported, exits, has another SPI version, a bad name
-  or the wrong type is one :class:`~convjit.errors.ConvjitWarning` and a ``broken`` row of
-  :func:`status`; asked for by name it raises its error again.
+* One that does not work is told of by a warning and is a row of :func:`status`; it touches no other
+  (:mod:`convjit.health`).
 * The names that the distribution ``convjit`` registers are reserved; a stranger's duplicate is the
   broken one.  Of two strangers with one name both are broken until one is disabled, by
   ``name@distribution``.
-* No lock is held while a plugin's code runs.  Two threads may therefore load one plugin at once,
-  of which the first result counts; but plugins that import convjit, or compute a convolution while
-  they load, cannot deadlock.  Inside its own loading code a plugin does not take part.
 """
 
 from __future__ import annotations
 
 import re
-import threading
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import cast
 
-from convjit import config
-from convjit.checks import DEVICES, backend_problems, bad_name, solver_problems
+from convjit import config, health, staleness
+from convjit.checks import DEVICES, backend_problems, bad_name
 from convjit.discovery import Entry, Found, scan
-from convjit.errors import BackendError, ConfigError, ConvjitWarning
+from convjit.errors import BackendError, ConfigError
 from convjit.locks import lock_held_over_forks
 from convjit.spi import SPI_VERSION, Backend, Solver
 
 REGISTERED = "(registered)"  # stands for the distribution of a backend given to register()
-
-
-class State(StrEnum):
-    """What is known of a backend."""
-
-    LAZY = "lazy"  # installed; nothing of it was imported
-    LOADED = "loaded"  # imported and healthy
-    UNAVAILABLE = "unavailable"  # imported; its probe says what it misses here
-    BROKEN = "broken"
-    BLOCKED = "blocked"  # named by CONVJIT_DISABLE or use(disable=)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +38,7 @@ class BackendInfo:
     name : str
     device : str
         ``"cpu"`` or ``"cuda"``; empty while the backend was not imported.
-    state : State
+    state : health.State
     distribution, version : str
         Where it came from.
     reason : str
@@ -65,22 +47,15 @@ class BackendInfo:
 
     name: str
     device: str
-    state: State
+    state: health.State
     distribution: str
     version: str
     reason: str = ""
 
 
-class _Broken(Exception):
-    """A rule of the SPI that a plugin breaks; the message is the reason."""
-
-
 _lock = lock_held_over_forks()
 _found: Found | None = None
 _registered: list[Entry] = []
-_warned: set[str] = set()
-_generation = 0
-_loading = threading.local()
 
 
 # -------------------------------------------------------------------- finding
@@ -99,10 +74,10 @@ def _entries() -> list[Entry]:
             found = _found = _found or scanned
         if found is scanned:  # and not another thread's
             for note in found.notes:
-                _warn(note)
+                health.warn_once(note)
             for entry in found.entries:
                 if reason := entry.reason or _collision(entry, disabled):
-                    _warn(_warning(entry, reason))
+                    health.warn_once(health.told(entry, reason))
     with _lock:
         return [*found.entries, *_registered]
 
@@ -127,121 +102,7 @@ def _collision(entry: Entry, disabled: Sequence[str]) -> str:
     )
 
 
-# -------------------------------------------------------------------- health
-
-
-def _unused(entry: Entry, reason: str) -> State:
-    """The state of an entry that is not used for a reason."""
-    return State.UNAVAILABLE if entry.answer and reason == entry.reason else State.BROKEN
-
-
-def _warning(entry: Entry, reason: str) -> str:
-    state = _unused(entry, reason)
-    return f"backend {entry.name!r} of {entry.origin} is {state} and not used: {reason}."
-
-
-def _warn(message: str, *, swallow: bool = False) -> None:
-    """Warn once per process.  ``swallow``: an exception that says the same follows."""
-    with _lock:
-        if message in _warned:
-            return
-        _warned.add(message)
-    try:
-        warnings.warn(message, ConvjitWarning, stacklevel=2)
-    except ConvjitWarning:  # the filter is "error"
-        if not swallow:
-            raise
-
-
-def warn_once(message: str) -> None:
-    """A :class:`~convjit.errors.ConvjitWarning` that is given once per process."""
-    _warn(message)
-
-
-def _break(entry: Entry, reason: str, error: BaseException | None) -> None:
-    global _generation
-    with _lock:
-        if entry.reason:
-            return
-        entry.reason, entry.error = reason.rstrip("."), error
-        _generation += 1
-
-
-def _cause(error: BaseException) -> str:
-    if isinstance(error, _Broken):
-        return str(error)
-    text = str(error).strip().replace("\n", " ")
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-@contextmanager
-def _guard(entry: Entry, doing: str) -> Iterator[None]:
-    """Run a plugin's code: what it raises breaks the entry, Ctrl-C passes through."""
-    active: set[Entry] = _loading.__dict__.setdefault("active", set())
-    active.add(entry)
-    try:
-        yield
-    except (Exception, SystemExit) as error:
-        if isinstance(error, _Broken):
-            _break(entry, str(error), None)
-        else:
-            _break(entry, f"it failed while it was {doing}: {_cause(error)}", error)
-    finally:
-        active.discard(entry)
-
-
-def _is_loading(entry: Entry) -> bool:
-    """Whether this very thread is inside the plugin's loading code."""
-    return entry in _loading.__dict__.get("active", ())
-
-
-def _load(entry: Entry) -> Backend | None:
-    """The backend object, imported and checked, not yet probed; None if broken."""
-    if entry.backend is None and not entry.reason:
-        with _guard(entry, "imported"):
-            made = entry.make()
-            if not callable(made):
-                raise _Broken(
-                    f"its entry point names a {type(made).__name__}, which is not callable; "
-                    "name a class or a function that returns the backend"
-                )
-            backend = made()
-            if problems := backend_problems(backend, entry.name):
-                raise _Broken("; ".join(problems))
-            with _lock:
-                entry.backend = entry.backend or backend
-    return None if entry.reason else entry.backend
-
-
-def _probe(entry: Entry) -> Backend | None:
-    """The backend if it is healthy; its probe runs once."""
-    backend = _load(entry)
-    if backend is None or entry.probed:
-        return backend
-    answer: str | None = None
-    with _guard(entry, "probed"):
-        answer = backend.probe()
-        if answer is not None and not isinstance(answer, str):
-            raise _Broken(f"its probe returned {answer!r}; return None, or the reason as a string")
-    with _lock:
-        entry.probed = True
-    if isinstance(answer, str):
-        entry.answer = answer or "its probe gives no reason"
-        _break(entry, entry.answer, None)
-    return None if entry.reason else backend
-
-
-def _solvers(entry: Entry) -> tuple[Solver, ...] | None:
-    """The solvers, asked for once and checked; None if broken."""
-    backend = _probe(entry)
-    if backend is not None and entry.solvers is None:
-        with _guard(entry, "asked for its solvers"):
-            offered = tuple(backend.solvers())
-            if problems := solver_problems(offered, entry.name):
-                raise _Broken("; ".join(problems))
-            with _lock:
-                entry.solvers = entry.solvers or offered
-    return None if entry.reason else entry.solvers
+# -------------------------------------------------------------------- which may be used
 
 
 def _blocked_by(entry: Entry) -> str:
@@ -256,13 +117,13 @@ def _blocked_by(entry: Entry) -> str:
 
 def _usable(entry: Entry) -> bool:
     """Whether an entry may be considered here; broken ones are warned about."""
-    if _is_loading(entry) or _blocked_by(entry):
+    if health.is_loading(entry) or _blocked_by(entry):
         return False
     reason = _collision(entry, config.current().disable)
-    if not reason and _solvers(entry) is None:
+    if not reason and health.solvers(entry) is None:
         reason = entry.reason
     if reason and not entry.is_quiet:
-        _warn(_warning(entry, reason))
+        health.warn_once(health.told(entry, reason))
     return not reason
 
 
@@ -279,18 +140,6 @@ def is_builtin(name: str) -> bool:
     return any(e.name == name and e.is_builtin for e in _entries())
 
 
-def generation() -> int:
-    """A number that grows whenever a cached choice may no longer hold."""
-    return _generation
-
-
-def outdate() -> None:
-    """Have every cached choice be made anew: what decides it changed."""
-    global _generation
-    with _lock:
-        _generation += 1
-
-
 def default_pool(device: str | None = None) -> list[Backend]:
     """The healthy backends that a call without ``backend=`` considers, the preferred ones first.
 
@@ -304,8 +153,8 @@ def default_pool(device: str | None = None) -> list[Backend]:
     chosen += [e for e in _entries() if e.is_builtin and e.name not in wanted]
     pool = []
     for entry in chosen:
-        if device is not None and not _blocked_by(entry) and not _is_loading(entry):
-            backend = _load(entry)
+        if device is not None and not _blocked_by(entry) and not health.is_loading(entry):
+            backend = health.load(entry)
             if backend is not None and backend.device != device:
                 continue
         if _usable(entry) and entry.backend is not None:
@@ -369,9 +218,9 @@ def _told(device: str | None) -> str:
 def get(name: str, *, source: str = "backend") -> Backend:
     """The healthy backend of a name, loaded; raises as :func:`resolve` does."""
     entry = _entry(name, source)
-    if _solvers(entry) is None or entry.backend is None:
-        _warn_before_raising(entry)
-        raise _replay(entry, entry.reason, entry.error)
+    if health.solvers(entry) is None or entry.backend is None:
+        health.warn_before_raising(entry)
+        raise health.error_of(entry, entry.reason, entry.error)
     return entry.backend
 
 
@@ -386,9 +235,9 @@ def without_device(name: str) -> Backend:
         As :func:`resolve`, for a backend that is unknown, blocked or cannot be loaded.
     """
     entry = _entry(name)
-    if entry.backend is None and _load(entry) is None:
-        _warn_before_raising(entry)
-        raise _replay(entry, entry.reason, entry.error)
+    if entry.backend is None and health.load(entry) is None:
+        health.warn_before_raising(entry)
+        raise health.error_of(entry, entry.reason, entry.error)
     assert entry.backend is not None
     return entry.backend
 
@@ -407,23 +256,11 @@ def _entry(name: str, source: str = "backend") -> Entry:
     )
     if blocker := _blocked_by(entry):
         raise BackendError(f"backend {name!r} of {entry.origin} is blocked by {blocker}.")
-    if _is_loading(entry):
+    if health.is_loading(entry):
         raise BackendError(f"backend {name!r} of {entry.origin} was asked for while it loads.")
     if reason := _collision(entry, config.current().disable):
-        raise _replay(entry, reason, None)
+        raise health.error_of(entry, reason, None)
     return entry
-
-
-def _warn_before_raising(entry: Entry) -> None:
-    if not entry.is_quiet:
-        _warn(_warning(entry, entry.reason), swallow=True)
-
-
-def _replay(entry: Entry, reason: str, cause: BaseException | None) -> BackendError:
-    state = _unused(entry, reason)
-    error = BackendError(f"backend {entry.name!r} of {entry.origin} is {state}: {reason}.")
-    error.__cause__ = cause
-    return error
 
 
 def _choices() -> str:
@@ -463,10 +300,10 @@ def solvers(backend: Backend | str) -> tuple[Solver, ...]:
     """
     name = backend if isinstance(backend, str) else backend.name
     entry = _entry(name)
-    offered = _solvers(entry)
+    offered = health.solvers(entry)
     if offered is None:
-        _warn_before_raising(entry)
-        raise _replay(entry, entry.reason, entry.error)
+        health.warn_before_raising(entry)
+        raise health.error_of(entry, entry.reason, entry.error)
     return offered
 
 
@@ -479,9 +316,9 @@ def probe_answer(name: str) -> str | None:
         As :func:`resolve`, for a backend that is broken otherwise.
     """
     entry = _entry(name)
-    if _probe(entry) is None and not entry.answer:
-        _warn_before_raising(entry)
-        raise _replay(entry, entry.reason, entry.error)
+    if health.probe(entry) is None and not entry.answer:
+        health.warn_before_raising(entry)
+        raise health.error_of(entry, entry.reason, entry.error)
     return entry.answer or None
 
 
@@ -493,14 +330,14 @@ def mark_broken(
     ``raises`` says that the caller raises the error, so that a warning must not stand in its way.
     """
     entry = _entry(name)
-    _break(entry, reason, error)
-    _warn(_warning(entry, entry.reason), swallow=raises)
+    health.mark_broken(entry, reason, error)
+    health.warn_once(health.told(entry, entry.reason), swallow=raises)
 
 
 def broken_error(name: str) -> BackendError:
     """The error of a backend that is broken, to be raised from its cause."""
     entry = _entry(name)
-    return _replay(entry, entry.reason, entry.error)
+    return health.error_of(entry, entry.reason, entry.error)
 
 
 def status(load: Iterable[str] = ()) -> list[BackendInfo]:
@@ -510,17 +347,17 @@ def status(load: Iterable[str] = ()) -> list[BackendInfo]:
     rows = []
     for entry in _entries():
         if blocker := _blocked_by(entry):
-            state, reason = State.BLOCKED, f"by {blocker}"
+            state, reason = health.State.BLOCKED, f"by {blocker}"
         elif collision := _collision(entry, disabled):
-            state, reason = State.BROKEN, collision
+            state, reason = health.State.BROKEN, collision
         else:
-            if entry.name in loading and not _is_loading(entry):
+            if entry.name in loading and not health.is_loading(entry):
                 _usable(entry)
             reason = entry.reason
             loaded = entry.solvers is not None
-            state = State.LOADED if loaded else State.LAZY
+            state = health.State.LOADED if loaded else health.State.LAZY
             if reason:
-                state = _unused(entry, reason)
+                state = health.unused_state(entry, reason)
         rows.append(
             BackendInfo(
                 entry.name,
@@ -539,7 +376,7 @@ def status(load: Iterable[str] = ()) -> list[BackendInfo]:
 
 def loaded() -> list[Backend]:
     """The healthy backends that are in use so far; loads none."""
-    return [get(row.name) for row in status() if row.state is State.LOADED]
+    return [get(row.name) for row in status() if row.state is health.State.LOADED]
 
 
 def register(backend: Backend) -> None:
@@ -552,7 +389,6 @@ def register(backend: Backend) -> None:
     BackendError
         For a name that is bad or taken, and another version of the SPI.
     """
-    global _generation
     if isinstance(backend, type):
         raise TypeError(f"register takes a backend, not its class; give {backend.__name__}().")
     name = getattr(backend, "name", None)
@@ -571,23 +407,22 @@ def register(backend: Backend) -> None:
             )
         _registered.append(Entry(backend.name, REGISTERED, "", lambda: lambda: backend))
         _registered[-1].backend = backend
-        _generation += 1
+    staleness.outdate()
 
 
 def unregister(name: str) -> None:
     """Remove a backend that :func:`register` added."""
-    global _generation
     with _lock:
         kept = [e for e in _registered if e.name != name]
         if len(kept) == len(_registered):
             raise BackendError(f"unregister: no backend was registered as {name!r}.")
         _registered[:] = kept
-        _generation += 1
+    staleness.outdate()
 
 
 def refresh() -> None:
     """Look at the environment and at what is installed anew, and try broken backends again."""
-    global _found, _generation
+    global _found
     import importlib
 
     importlib.invalidate_caches()
@@ -597,4 +432,4 @@ def refresh() -> None:
         for entry in _registered:
             entry.probed, entry.solvers, entry.error = False, None, None
             entry.reason = entry.answer = ""
-        _generation += 1
+    staleness.outdate()

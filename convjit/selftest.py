@@ -10,7 +10,7 @@ from typing import Any
 
 from convjit import registry
 from convjit.errors import BackendError
-from convjit.registry import State
+from convjit.health import State
 from convjit.tables import markdown, table
 from convjit.testing.cases import CASES, QUICK, Case
 from convjit.testing.check import Outcome, check

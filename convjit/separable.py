@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from convjit import arena, calibration, config, dispatch, profiling, registry
+from convjit import arena, calibration, config, dispatch, profiling, registry, staleness
 from convjit.arguments import Problem
 from convjit.calls import kinds_of
 from convjit.errors import BackendError
 from convjit.locks import lock_held_over_forks
-from convjit.plans import Weights, empty
+from convjit.operands import empty
+from convjit.packing import Weights
 from convjit.separable_offer import Offer, offer
 from convjit.spi import Config, SeparableExecutable
 
@@ -169,10 +170,10 @@ def find(
             x.shape, x.dtype, w_depth.shape, type(w_depth), w_point.shape, type(w_point),
             depth_bias is None, bias is None, given, config.current(),
         )  # fmt: skip
-        if _generation != registry.generation():
+        if _generation != staleness.generation():
             with _lock:
                 _layers.clear()
-                _generation = registry.generation()
+                _generation = staleness.generation()
         kept = _layers.get(key)
         if kept is not None:
             # Equal arguments of different types are not checked alike: 1 == 1.0 == True.

@@ -14,7 +14,8 @@ from convjit.explanation import (
     plan_of,
     random_operands,
 )
-from convjit.plans import Plan, Weights
+from convjit.packing import Weights
+from convjit.plans import Plan
 from convjit.precision import numpy_dtype
 from convjit.separable import Layer, planned
 from convjit.separable_offer import Offer

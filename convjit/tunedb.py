@@ -23,7 +23,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from convjit import registry
+from convjit import staleness
 from convjit.errors import ConvSpecError
 from convjit.spec import ConvSpec
 from convjit.spi import Config
@@ -344,7 +344,7 @@ def _changed(changes: Mapping[str, Entry | None]) -> bool:
     try:
         return DATABASE.update(changes)
     finally:
-        registry.outdate()
+        staleness.outdate()
 
 
 def everything() -> list[tuple[str, str, Found]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from emulated import missing
 
-from convjit import calibration, registry, tunedb
+from convjit import calibration, registry, staleness, tunedb
 from convjit.store import Store
 from convjit.testing import plugin
 
@@ -70,7 +70,7 @@ def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]
     with monkeypatch.context() as patch:
         patch.setattr(tunedb, "DATABASE", empty_database(tmp_path))
         yield tunedb.DATABASE
-    registry.outdate()
+    staleness.outdate()
 
 
 def empty_database(directory: Path) -> Store:

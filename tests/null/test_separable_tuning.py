@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 
 import convjit
-from convjit import calls, registry, revisions, separable, separable_tuning, tunedb, tuner, turns
+from convjit import (
+    calls,
+    registry,
+    revisions,
+    separable,
+    separable_tuning,
+    staleness,
+    tunedb,
+    tuner,
+    turns,
+)
 from convjit.errors import ConvSpecError, UnsupportedError
 from convjit.precision import Numerics
 from convjit.spi import Feature, Phase, Refusal, Work
@@ -79,9 +89,9 @@ def one(database, monkeypatch):
     monkeypatch.setattr(type(registry.get("numba")), "separable", lambda self: made)
     monkeypatch.setattr(separable_tuning, "plans_of", lambda offer: (_Half(made),) * 2)
     monkeypatch.setattr(turns, "low_quartile", measure)
-    registry.outdate()
+    staleness.outdate()
     yield made
-    registry.outdate()
+    staleness.outdate()
 
 
 def tune(x=X, depth=DEPTH, point=POINT, **options):
@@ -139,7 +149,7 @@ def test_measurements_decide_nothing_for_deterministic_calls(one):
     assert offered().remembered is not None
     assert offered(deterministic=True).remembered is None
     one.predicted = 1.0  # as for another number of threads
-    registry.outdate()
+    staleness.outdate()
     assert offered(deterministic=True).why_not == ""
     told = convjit.explain_separable(X, DEPTH, POINT, deterministic=True, **OPTIONS)
     assert "runs: with deterministic=True it does for every number of threads" in str(told)

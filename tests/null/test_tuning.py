@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import convjit
-from convjit import calls, dispatch, environment, registry, revisions, tunedb, turns
+from convjit import calls, dispatch, environment, registry, revisions, staleness, tunedb, turns
 from convjit.arguments import Request
 from convjit.errors import ConfigError, ConvjitWarning, ConvSpecError, UnsupportedError
 from convjit.precision import Policy
@@ -470,14 +470,14 @@ def test_entries_of_another_form_are_ignored(clock, database):
             key: {**entry, "colour": "red", "rows": [{**row, "more": 1} for row in entry["rows"]]},
         }
     )
-    registry.outdate()
+    staleness.outdate()
     assert chosen() == ("gemm", T8)
 
 
 def test_a_corrupt_file_is_one_warning_and_everything_works(clock, database):
     tune()
     database.path.write_text("{")
-    registry.outdate()
+    staleness.outdate()
     with pytest.warns(ConvjitWarning, match="damaged") as told:
         assert chosen() == ("winograd", T4)
     assert len(told) == 1

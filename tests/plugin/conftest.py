@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import convjit
-from convjit import registry
+from convjit import health
 from convjit.discovery import GROUP
 
 # A healthy plugin.  Its solver is the oracle, and predicts that it costs nothing, so that it is the
@@ -97,7 +97,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     """An empty :class:`Site` on ``sys.path``; nothing of it is left behind."""
     made = Site(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(registry, "_warned", set())
+    monkeypatch.setattr(health, "_warned", set())
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     convjit.refresh()
     yield made

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import convjit
-from convjit import calibration, cli, config, dispatch, environment, registry
+from convjit import calibration, cli, config, dispatch, environment, registry, staleness
 from convjit.arguments import Request
 from convjit.calibration import calibrate
 from convjit.errors import BackendError, ConvjitWarning
@@ -131,10 +131,10 @@ def note_of(found: calibration.Calibration, key: str) -> str:
 def test_measured_figures_are_used_and_unmeasured_rates_follow_their_peak(gauged: Gauged) -> None:
     assert calibration.target(gauged) is TABLE
     assert calibration.state(gauged) == "from a table"
-    before = registry.generation()
+    before = staleness.generation()
     found = calibrate(["gauged"])
     assert found.kept == ("gauged",)
-    assert registry.generation() > before  # plans are made anew
+    assert staleness.generation() > before  # plans are made anew
     target = calibration.target(gauged)
     assert target.measured
     assert target.peak == {"float32": 2e11, "float64": 5e10}
@@ -223,7 +223,7 @@ def test_a_changed_kernel_voids_its_own_rates_alone(
     monkeypatch.setattr(gauged, "solvers", lambda: [Shy(), Other()])
     monkeypatch.setattr(gauged, "gauges", gauges)
     monkeypatch.setattr(calibration.revisions, "revision", lambda solver: known[type(solver)])
-    registry.outdate()
+    staleness.outdate()
     calibrate(["gauged"])
     before = calibration.target(gauged)
     assert before.rates == {**dict.fromkeys(TABLE.rates, 2e11), fft: 1e11}

@@ -11,7 +11,8 @@ import convjit
 from convjit import fallback, registry
 from convjit.arguments import Request
 from convjit.dispatch import Candidate
-from convjit.registry import BackendInfo, State
+from convjit.health import State
+from convjit.registry import BackendInfo
 from convjit.spec import ConvSpec
 from convjit.spi import Feature, Refusal
 

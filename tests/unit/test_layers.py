@@ -16,7 +16,7 @@ import pytest
 # From the left to the right.  A module may also import from its own layer, without a circle.
 # "x.*" is the package x and everything below it that has no line of its own.
 LAYERS = (
-    ("errors", "_version", "locks", "tables"),
+    ("errors", "_version", "locks", "staleness", "tables"),
     ("config", "store", "algorithms", "algorithms.geometry"),
     ("layout", "precision", "spec"),
     ("algorithms.*",),
@@ -33,11 +33,11 @@ LAYERS = (
         "arguments",
         "machinecode",
     ),
-    ("checks", "discovery"),
+    ("checks", "discovery", "health"),
     ("records", "profiling", "profiled"),
     ("registry", "devices", "steps", "rules", "lowering", "guard", "fallback", "transfers"),
     ("calibration", "revisions", "tunedb", "ranking", "rank1"),
-    ("plans", "dispatch", "calls", "settings"),
+    ("packing", "operands", "plans", "dispatch", "calls", "settings"),
     ("environment", "separable_offer", "separable", "sweeps", "pictures"),
     (
         "turns",
