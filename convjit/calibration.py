@@ -7,26 +7,25 @@ another version of the toolchain begins with the table again; and a rate of a so
 their revision (:mod:`convjit.revisions`), so that another kernel does, while what was measured of
 the machine and of other kernels stays.
 
-A machine that others use at the same time is measured nevertheless: there are several passes over
-all the gauges, of each the calls that were disturbed least count, and a figure that passes do not
-agree on, or that no machine has, is not kept.
+What has to be compiled first is compiled by several processes at once, where a backend says what
+that is and keeps it on disk; each figure is then measured in this one alone.
 """
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
-from convjit import cost, health, registry, revisions, staleness
+from convjit import cost, gauging, health, registry, revisions, staleness, together
 from convjit._version import __version__
 from convjit.errors import BackendError, ConvjitWarning
-from convjit.gauges import SECONDS, TABLES, Gauge, Run
+from convjit.gauges import SECONDS, TABLES
+from convjit.gauging import Figure, Series, is_figure, judged, measure
 from convjit.spi import Backend, Target
 from convjit.store import Store
 
@@ -35,21 +34,6 @@ Progress = Callable[[int], AbstractContextManager[Callable[[str], None]]]
 VERSION = 2  # 1 did not know the kernels of its rates
 STORE = Store("calibration.json", VERSION)
 
-PASSES = 3
-MOST_PASSES = 5  # over figures that the first ones do not agree on
-BUDGET = 8.0  # seconds, after which nothing is measured a second time
-TURN = 0.02  # seconds of calls in a pass, beside the first one
-CALLS = 3, 200  # in a turn, at least and at most
-OWN = 0.1  # of a gauge's time, at least, is its own
-TURNS = 20  # until rates that share calls stand: each turn halves the error at least
-QUANTILE = 0.1  # of a turn's calls, the least disturbed
-
-# Best pass over the median one.  Above the first the figure is measured again, above the second it
-# is not kept.
-STEADY, UNSTEADY = 1.15, 1.6
-# Measured over the table's: beyond the first it is said, beyond the second it is not believed.
-# Rows of processors that nobody measured are off by a factor of two.
-TELLING, INCREDIBLE = 3.0, 12.0
 # Of a backend's gauges; with more refused than this, the machine is too busy to calibrate it.
 REFUSED = 1 / 3
 
@@ -130,7 +114,7 @@ def _laid_over(shipped: Target, entry: Mapping[str, Any], outdated: set[str]) ->
     figures: dict[str, Any] = {}
     for name in TABLES:
         table = entry.get(name, {})
-        if not isinstance(table, dict) or not all(map(_is_figure, table.values())):
+        if not isinstance(table, dict) or not all(map(is_figure, table.values())):
             return shipped
         figures[name] = {**getattr(shipped, name), **{str(k): float(v) for k, v in table.items()}}
     figures["rates"] |= {key: shipped.rates[key] for key in outdated & shipped.rates.keys()}
@@ -141,46 +125,23 @@ def _laid_over(shipped: Target, entry: Mapping[str, Any], outdated: set[str]) ->
             figures["rates"][key] *= cost.peak(key, now) / cost.peak(key, shipped)
     for name in SECONDS:
         value = entry.get(name, getattr(shipped, name))
-        if not (_is_figure(value) or value == 0.0):
+        if not (is_figure(value) or value == 0.0):
             return shipped
         figures[name] = float(value)
     return replace(shipped, **figures, measured=True)
 
 
-def _is_figure(value: object) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value) and value > 0.0
-
-
 # -------------------------------------------------------------------- measuring
 
 
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """A figure of a target as it was measured.
-
-    Attributes
-    ----------
-    backend, figure, key : str
-        As in :class:`~convjit.gauges.Gauge`.
-    table : float
-        What was shipped, 0 where there is nothing.
-    measured : float
-        Flop/s, byte/s or seconds.
-    spread : float
-        The median pass over the best, in time: 1 where all passes agree.
-    kept : bool
-    note : str
-        Why it is not kept, or what is remarkable.
-    """
+class _Job(NamedTuple):
+    """Gauges of a backend, to be prepared by another process."""
 
     backend: str
-    figure: str
-    key: str
-    table: float
-    measured: float
-    spread: float
-    kept: bool
-    note: str = ""
+    gauges: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.backend} {self.gauges[0]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +190,9 @@ class Calibration:
         return table(columns, rows, caption="\n" + "\n".join(last))
 
 
-def calibrate(names: Iterable[str] = (), *, progress: Progress | None = None) -> Calibration:
+def calibrate(
+    names: Iterable[str] = (), *, progress: Progress | None = None, processes: int = 1
+) -> Calibration:
     """Measure the devices of backends with the threads in force, and use the figures from then on.
 
     Parameters
@@ -238,6 +201,8 @@ def calibrate(names: Iterable[str] = (), *, progress: Progress | None = None) ->
         Backends; every healthy one that has gauges if not given.
     progress : callable, optional
         From a number of steps to a context manager, which gives what is told each step's name.
+    processes : int
+        How many compile at once, before anything is measured.
 
     Returns
     -------
@@ -256,7 +221,7 @@ def calibrate(names: Iterable[str] = (), *, progress: Progress | None = None) ->
     start = time.perf_counter()
     names = tuple(names)
     chosen = [registry.get(name) for name in names] or _healthy()
-    gauged: list[tuple[Backend, Target, list[_Series]]] = []
+    gauged: list[tuple[Backend, Target, list[Series]]] = []
     without = []
     for backend in chosen:
         offer = getattr(backend, "gauges", None)
@@ -266,21 +231,26 @@ def calibrate(names: Iterable[str] = (), *, progress: Progress | None = None) ->
             without.append(backend.name)
             continue
         shipped = backend.target()
-        gauged.append((backend, shipped, [_Series(backend.name, g) for g in offer(shipped)]))
-    steps = (1 + PASSES) * sum(len(series) for *_, series in gauged)
+        gauged.append((backend, shipped, [Series(backend.name, g) for g in offer(shipped)]))
+    jobs = [job for backend, _, series in gauged for job in _uncompiled(backend, series)]
+    if min(processes, len(jobs)) < 2:
+        jobs = []
+    steps = len(jobs) + (1 + gauging.PASSES) * sum(len(series) for *_, series in gauged)
     with progress(steps) if progress is not None else nullcontext(_silent) as began:
+        if jobs:
+            together.run(_compile, jobs, processes, began=lambda left: _tell(began, left))
         for *_, series in gauged:
             for one in series:
                 began(f"{one.name} (compiling)")
                 one.rehearse()
         ready = time.perf_counter()
         for number, (*_, series) in enumerate(gauged, 1):
-            for name in _measure(series, ready + BUDGET * number / len(gauged)):
+            for name in measure(series, ready + gauging.BUDGET * number / len(gauged)):
                 began(name)
     figures: list[Figure] = []
     kept = []
     for backend, shipped, series in gauged:
-        found = _judged(series, shipped)
+        found = judged(series, shipped)
         refused = [one for one in found if not one.kept]
         if found and len(refused) <= REFUSED * len(found):
             kept.append(backend.name)
@@ -307,6 +277,31 @@ def _silent(name: str) -> None:
     """Nobody is told."""
 
 
+def _uncompiled(backend: Backend, series: Sequence[Series]) -> list[_Job]:
+    """What processes of their own may compile: gauges that begin with the same kernel together."""
+    ask = getattr(backend, "uncompiled", None)
+    found: dict[str, list[str]] = {}
+    if callable(ask):
+        for one in series:
+            for kernel in ask(one.gauge.prepare)[:1]:
+                found.setdefault(kernel, []).append(one.gauge.name)
+    return [_Job(backend.name, tuple(names)) for names in found.values()]
+
+
+def _compile(job: _Job) -> None:
+    """What a process does: prepare gauges, and drop what they are prepared with."""
+    backend: Any = registry.get(job.backend)
+    for gauge in backend.gauges(backend.target()):
+        if gauge.name in job.gauges:
+            gauge.prepare()
+
+
+def _tell(began: Callable[[str], None], left: Sequence[_Job]) -> None:
+    """What is being compiled, if anything is."""
+    if left:
+        began(f"{left[0]} (compiling, {len(left)} left)")
+
+
 def measured_now(backend: Backend, figure: str) -> dict[str, float]:
     """The figures of one table as a backend's gauges show them now; nothing is kept.
 
@@ -315,10 +310,10 @@ def measured_now(backend: Backend, figure: str) -> dict[str, float]:
     offer, shipped = getattr(backend, "gauges", None), backend.target()
     if not callable(offer):
         return {}
-    series = [_Series(backend.name, gauge) for gauge in offer(shipped) if gauge.figure == figure]
-    for _ in _measure(series, time.perf_counter() + BUDGET):
+    series = [Series(backend.name, gauge) for gauge in offer(shipped) if gauge.figure == figure]
+    for _ in measure(series, time.perf_counter() + gauging.BUDGET):
         pass
-    found = _judged(series, shipped)
+    found = judged(series, shipped)
     return {one.key: one.measured for one in found if one.kept}
 
 
@@ -338,139 +333,8 @@ def _healthy() -> list[Backend]:
     return [registry.get(row.name) for row in rows if row.state is health.State.LOADED]
 
 
-class _Series:
-    """The passes of one gauge."""
-
-    def __init__(self, backend: str, gauge: Gauge) -> None:
-        self.backend, self.gauge = backend, gauge
-        self.passes: list[float] = []  # seconds for one unit of the amount
-        self.beside: dict[str, float] = {}  # flops of other rates, for one of the own
-
-    @property
-    def name(self) -> str:
-        return f"{self.backend} {self.gauge.name}"
-
-    @property
-    def spread(self) -> float:
-        """The median pass over the best one."""
-        ordered = sorted(self.passes)
-        return ordered[len(ordered) // 2] / ordered[0] if ordered[0] > 0.0 else math.inf
-
-    def rehearse(self) -> None:
-        """A call that is not timed: what has to be compiled for it is."""
-        with self._blamed():
-            self.gauge.prepare().call()
-
-    def measure(self) -> None:
-        """One more pass."""
-        with self._blamed():
-            run = self.gauge.prepare()
-            self.beside = {key: flops / run.amount for key, flops in run.beside.items()}
-            self.passes.append(_seconds(run))
-
-    @contextmanager
-    def _blamed(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            raise BackendError(
-                f"backend {self.backend!r}: the gauge of {self.gauge.name} failed: "
-                f"{type(error).__name__}: {error}"
-            ) from error
-
-    def best(self, rates: Mapping[str, float], shipped: Target) -> float:
-        """Seconds for one unit of the amount, without what other rates take of the best pass.
-
-        Flop/s of those are in ``rates``, or else the table's.  However slow they are said to be,
-        a tenth of the time is left.
-        """
-        whole = min(self.passes)
-        others = (n / (rates.get(k) or cost.rate(k, shipped)) for k, n in self.beside.items())
-        return max(whole - sum(others), OWN * whole)
-
-    def judged(self, shipped: Target, best: float) -> Figure:
-        """The figure for so many seconds a unit, and whether it is to be believed."""
-        gauge = self.gauge
-        seconds = gauge.figure in SECONDS
-        if seconds:
-            table = float(getattr(shipped, gauge.figure))
-        else:
-            table = float(getattr(shipped, gauge.figure).get(gauge.key, 0.0))
-        value = best if seconds else 1.0 / best if best > 0.0 else math.inf
-        kept, note = _verdict(value, table, self.spread)
-        return Figure(
-            self.backend, gauge.figure, gauge.key, table, value, self.spread, kept, note
-        )  # fmt: skip
-
-
-def _judged(series: Sequence[_Series], shipped: Target) -> list[Figure]:
-    """The figures: those of rates that share calls are solved for by turns, from the table on."""
-    rates: dict[str, float] = {}
-    for _ in range(TURNS if any(one.beside for one in series) else 1):
-        best = [one.best(rates, shipped) for one in series]
-        rates = {
-            one.gauge.key: 1.0 / seconds
-            for one, seconds in zip(series, best, strict=True)
-            if one.gauge.figure == "rates" and seconds > 0.0
-        }
-    return [one.judged(shipped, seconds) for one, seconds in zip(series, best, strict=True)]
-
-
-def _verdict(value: float, table: float, spread: float) -> tuple[bool, str]:
-    """(whether a figure is kept, why not or what is remarkable)."""
-    if not _is_figure(value):
-        return False, "no time passed, or less than without it"
-    if spread > UNSTEADY:
-        return False, f"passes differ {spread:.1f} times: something else was running"
-    if table <= 0.0:
-        return True, ""
-    ratio = value / table
-    if not 1 / INCREDIBLE < ratio < INCREDIBLE:
-        return False, f"{ratio:.2g} times the table's, which is not credible"
-    if not 1 / TELLING < ratio < TELLING:
-        return True, f"{ratio:.2g} times the table's"
-    return True, ""
-
-
-def _measure(series: Sequence[_Series], until: float) -> Iterator[str]:
-    """All passes: over everything, then over what the first ones do not agree on.
-
-    On a machine that is too slow for all of them there is one at least, and no more ``until``.
-
-    Yields the name of each gauge before it is measured.
-    """
-    for number in range(MOST_PASSES):
-        for one in series:
-            if number > 0 and time.perf_counter() > until:
-                return
-            if number < PASSES or one.spread > STEADY:
-                yield one.name
-                one.measure()
-
-
-def _seconds(run: Run) -> float:
-    """Seconds of one unit of a run's amount: those of the least disturbed calls."""
-    taken = _least(run.call)
-    if run.without is not None:
-        taken -= _least(run.without)
-    return taken / run.amount
-
-
-def _least(call: Callable[[], Any]) -> float:
-    """A low quantile of a turn's calls, the first of which (compiling, cold) is not counted."""
-    call()
-    times: list[float] = []
-    end = time.perf_counter() + TURN
-    least, most = CALLS
-    while len(times) < least or (len(times) < most and time.perf_counter() < end):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return sorted(times)[int(QUANTILE * len(times))]
-
-
 def _store(
-    backend: str, shipped: Target, found: Sequence[Figure], series: Sequence[_Series]
+    backend: str, shipped: Target, found: Sequence[Figure], series: Sequence[Series]
 ) -> None:
     entry: dict[str, Any] = {
         "backend": backend, "fingerprint": shipped.fingerprint,

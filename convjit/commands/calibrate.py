@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Do it; returns the exit code."""
-    from convjit import calibration, registry, warmup
+    from convjit import calibration, config, registry, warmup
 
     if options.forget:
         for name in options.backend:
@@ -40,7 +40,11 @@ def run(options: argparse.Namespace) -> int:
             tell(f"{count} calibrations forgotten" if count != 1 else "1 calibration forgotten")
         return OK
     quiet = options.quiet or options.json
-    found = calibration.calibrate(options.backend, progress=None if quiet else warmup.progress)
+    found = calibration.calibrate(
+        options.backend,
+        progress=None if quiet else warmup.progress,
+        processes=config.available_cores(),
+    )
     if options.json:
         print_json(found.as_dict())
     else:

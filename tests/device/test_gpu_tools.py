@@ -13,7 +13,7 @@ import pytest
 from emulated import GPU, EmulatedBackend, EmulatedDevice, missing, registered
 
 import convjit
-from convjit import calibration, cli, gpus, registry, selftest
+from convjit import calibration, cli, gauging, gpus, registry, selftest
 from convjit.bench import gpu
 from convjit.spec import ConvSpec
 from convjit.store import Store
@@ -105,10 +105,10 @@ def test_a_gpu_is_calibrated(
 ) -> None:
     store = Store(str(tmp_path / "calibration.json"), 1)
     monkeypatch.setattr(calibration, "STORE", store)
-    monkeypatch.setattr(calibration, "PASSES", 1)
-    monkeypatch.setattr(calibration, "MOST_PASSES", 1)
-    monkeypatch.setattr(calibration, "TURN", 0.0)
-    monkeypatch.setattr(calibration, "INCREDIBLE", math.inf)  # the emulator is no GPU
+    monkeypatch.setattr(gauging, "PASSES", 1)
+    monkeypatch.setattr(gauging, "MOST_PASSES", 1)
+    monkeypatch.setattr(gauging, "TURN", 0.0)
+    monkeypatch.setattr(gauging, "INCREDIBLE", math.inf)  # the emulator is no GPU
     monkeypatch.setattr(calibration, "REFUSED", 1.0)
     found = calibration.calibrate([NAME])
     keys = {one.key for one in found.figures if one.figure == "rates"}
@@ -133,10 +133,10 @@ def test_a_gpu_is_calibrated(
 
 def test_a_gpu_is_calibrated_through_cupy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(calibration, "STORE", Store(str(tmp_path / "calibration.json"), 1))
-    monkeypatch.setattr(calibration, "PASSES", 1)
-    monkeypatch.setattr(calibration, "MOST_PASSES", 1)
-    monkeypatch.setattr(calibration, "TURN", 0.0)
-    monkeypatch.setattr(calibration, "INCREDIBLE", math.inf)
+    monkeypatch.setattr(gauging, "PASSES", 1)
+    monkeypatch.setattr(gauging, "MOST_PASSES", 1)
+    monkeypatch.setattr(gauging, "TURN", 0.0)
+    monkeypatch.setattr(gauging, "INCREDIBLE", math.inf)
     monkeypatch.setattr(calibration, "REFUSED", 1.0)
     # As slow as the processor that stands for it.
     monkeypatch.setattr(gpus, "figures", lambda device: gpus.Figures(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import convjit
-from convjit import calibration, cli, config, dispatch, environment, registry, staleness
+from convjit import calibration, cli, config, dispatch, environment, gauging, registry, staleness
 from convjit.arguments import Request
 from convjit.calibration import calibrate
 from convjit.errors import BackendError, ConvjitWarning
@@ -104,7 +104,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A directory of the user, and a clock that shows what a call says it takes."""
     monkeypatch.setenv("CONVJIT_CACHE_DIR", str(tmp_path))
     config.reload_environment()
-    monkeypatch.setattr(calibration, "_least", lambda call: call())
+    monkeypatch.setattr(gauging, "_least", lambda call: call())
     monkeypatch.setattr(calibration, "STORE", Store("calibration.json", calibration.VERSION))
     yield tmp_path
     monkeypatch.undo()
@@ -123,6 +123,50 @@ def note_of(found: calibration.Calibration, key: str) -> str:
     (figure,) = [one for one in found.figures if one.key == key]
     assert not figure.kept or not figure.note
     return figure.note
+
+
+# -------------------------------------------------------------------- compiling
+
+
+def test_what_has_to_be_compiled_is_shared_among_processes_and_told(
+    gauged: Gauged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gauged.readings[("bandwidth", "memory")] = [1e-3]
+    kernels = {"float32": ["fma"], "gauged.gemm.float32": ["gemm", "pack"], "memory": ["fma"]}
+
+    def uncompiled(make: Any) -> list[str]:
+        make()
+        return kernels[gauged.prepared.pop()]
+
+    class Bar:
+        def __enter__(self) -> Any:
+            return told.append
+
+        def __exit__(self, *_: object) -> None: ...
+
+    def here(function: Any, jobs: Any, processes: int, began: Any) -> None:
+        assert processes == 2
+        for number, job in enumerate(jobs):
+            began(jobs[number:])
+            function(job)
+        began([])
+
+    told: list[str] = []
+    steps: list[int] = []
+    monkeypatch.setattr(gauged, "uncompiled", uncompiled, raising=False)
+    monkeypatch.setattr(calibration.together, "run", here)
+
+    def bar(total: int) -> Any:
+        steps.append(total)
+        return Bar()
+
+    calibrate(["gauged"], progress=bar, processes=2)
+    assert told[:2] == [
+        "gauged peak float32 (compiling, 2 left)",
+        "gauged rates gauged.gemm.float32 (compiling, 1 left)",
+    ]
+    assert gauged.prepared[:3] == ["float32", "memory", "gauged.gemm.float32"]
+    assert steps == [len(told)] == [2 + 3 * (1 + gauging.PASSES)]
 
 
 # -------------------------------------------------------------------- what is used
@@ -289,12 +333,12 @@ def test_passes_that_disagree_are_repeated_and_the_least_disturbed_counts(gauged
     found = calibrate(["gauged"])
     assert found.kept == ("gauged",)
     assert calibration.target(gauged).peak["float32"] == 2e11
-    assert gauged.prepared.count("float32") == 1 + calibration.MOST_PASSES
-    assert gauged.prepared.count("gauged.gemm.float32") == 1 + calibration.PASSES
+    assert gauged.prepared.count("float32") == 1 + gauging.MOST_PASSES
+    assert gauged.prepared.count("gauged.gemm.float32") == 1 + gauging.PASSES
 
 
 def test_a_slow_machine_is_measured_once(gauged: Gauged, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibration, "BUDGET", 0.0)
+    monkeypatch.setattr(gauging, "BUDGET", 0.0)
     found = calibrate(["gauged"])
     assert found.kept == ("gauged",)
     # Once each to compile it, once to measure it.
@@ -341,7 +385,7 @@ def test_progress_is_told(gauged: Gauged) -> None:
         yield names.append
 
     calibrate(["gauged"], progress=progress)
-    assert totals == [len(names)] == [2 * (1 + calibration.PASSES)]
+    assert totals == [len(names)] == [2 * (1 + gauging.PASSES)]
     assert names[::2][:2] == ["gauged peak float32 (compiling)", "gauged peak float32"]
 
 
@@ -387,7 +431,7 @@ def test_what_shares_a_call_leaves_something_of_it(
         gauged, "gauges", lambda target: [Gauge("rates", "gauged.gemm.float32", prepare)]
     )
     (figure,) = calibrate(["gauged"]).figures
-    assert figure.measured == pytest.approx(2e7 / (calibration.OWN * 1e-3))
+    assert figure.measured == pytest.approx(2e7 / (gauging.OWN * 1e-3))
 
 
 @pytest.mark.parametrize(("figure", "key"), [("speed", "x"), ("peak", ""), ("launch", "x")])
@@ -417,7 +461,7 @@ def test_a_solver_s_rate_is_its_flops_by_the_time_of_a_call() -> None:
 
 
 def test_the_clock_takes_a_low_quantile() -> None:
-    assert 0.0 < calibration._least(lambda: None) < 1.0
+    assert 0.0 < gauging._least(lambda: None) < 1.0
 
 
 def test_fingerprints_follow_threads_and_toolchain(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ import pytest
 # From the left to the right.  A module may also import from its own layer, without a circle.
 # "x.*" is the package x and everything below it that has no line of its own.
 LAYERS = (
-    ("errors", "_version", "locks", "staleness", "tables"),
+    ("errors", "_version", "locks", "staleness", "tables", "together"),
     ("config", "store", "algorithms", "algorithms.geometry"),
     ("layout", "precision", "spec"),
     ("algorithms.*",),
@@ -36,7 +36,7 @@ LAYERS = (
     ("checks", "discovery", "health"),
     ("records", "profiling", "profiled"),
     ("registry", "devices", "steps", "rules", "lowering", "guard", "fallback", "transfers"),
-    ("calibration", "revisions", "tunedb", "ranking", "rank1"),
+    ("gauging", "calibration", "revisions", "tunedb", "ranking", "rank1"),
     ("packing", "operands", "plans", "dispatch", "calls", "settings"),
     ("environment", "separable_offer", "separable", "sweeps", "pictures"),
     (

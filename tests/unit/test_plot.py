@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from convjit import calibration, cli, pictures, sweeps
+from convjit import cli, gauging, pictures, sweeps
 from convjit.bench import engines, family, peak, plot, runner, verify, worker
 from convjit.bench.cases import Case
 from convjit.bench.runner import Report, Row, Timing
@@ -256,7 +256,7 @@ def test_bandwidths_are_measured_unless_they_are_remembered(
         def gauges(self, target: Target) -> list[Gauge]:
             return [Gauge("bandwidth", "l2", lambda: Run(lambda: 0.5, 1.0))]
 
-    monkeypatch.setattr(calibration, "_least", lambda call: call())
+    monkeypatch.setattr(gauging, "_least", lambda call: call())
     monkeypatch.setattr(peak, "target_of", lambda name: table)
     monkeypatch.setattr(peak.registry, "default_pool", lambda device: [Plain(), Measuring()])
     measured = {"bandwidth": {"l2": 2.0}, "how": "measured by measuring"}
