@@ -222,17 +222,19 @@ class Explanation:
         label = self.winner.label if self.winner is not None else "nothing"
         return f"<convjit.Explanation of {self.spec}: {label}>"
 
-    def table(self, *, refused: bool = True) -> str:
+    def table(self, *, refused: bool = True, most: int | None = None) -> str:
         """The candidates, the problem above them, what is ruled out and the reason below.
 
         Parameters
         ----------
         refused : bool
             Whether to list the refused candidates with their reasons.
+        most : int, optional
+            How many of those that could run to list; all if not given.
         """
         from convjit import showing
 
-        return showing.text(self, refused=refused)
+        return showing.text(self, refused=refused, most=most)
 
     def share_of_peak(self, candidate: Candidate, seconds: float | None) -> float | None:
         """Effective rate over the device's peak; above 1 where an algorithm saves arithmetic."""

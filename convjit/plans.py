@@ -75,9 +75,9 @@ class Plan:
 
     __slots__ = (
         "_dtype", "_empty", "_lhs_view", "_namespace", "_operands", "_peak", "_result_dtype",
-        "_result_view", "_rhs_view", "_spare", "_warm", "algorithm", "array_type", "backend", "config",
-        "error_bound", "executable", "fallback", "label", "problem", "reason", "request",
-        "seconds", "solver", "spec", "work", "workspace",
+        "_result_view", "_rhs_view", "_spare", "_warm", "algorithm", "array_type", "backend",
+        "config", "error_bound", "executable", "fallback", "label", "problem", "reason",
+        "request", "seconds", "solver", "spec", "work", "workspace",
     )  # fmt: skip
 
     def __init__(

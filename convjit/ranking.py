@@ -259,5 +259,5 @@ def reason(request: Request, admitted: Sequence[Candidate]) -> str:
 def _milliseconds(candidate: Candidate, request: Request) -> str:
     """Of a call, and where they are from if that is another source than the rule's."""
     if candidate.remembered is not None:
-        return f"{candidate.remembered.seconds * 1e3:.3g} ms"
-    return f"{candidate.total(request.packed) * 1e3:.3g} ms"
+        return f"{candidate.remembered.seconds * 1e3:#.3g} ms"
+    return f"{candidate.total(request.packed) * 1e3:#.3g} ms"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
+from convjit import showing
 from convjit.explanation import (
     Explanation,
     explain_problem,
@@ -23,6 +24,7 @@ from convjit.tables import milliseconds, size, table
 from convjit.tunedb import Remembered, sizes
 
 ONE_PASS, TWO_CALLS = "one pass", "two calls"
+LISTED = 5  # candidates of each of the two convolutions: all of it is one screen
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +83,9 @@ class SeparableExplanation:
     def __str__(self) -> str:
         offer = self.offer
         flops = offer.depth.spec.flops + offer.point.spec.flops
-        packing = "packed once" if offer.request.packed else "packed in each call"
         head = (
-            f"{offer.depth.spec}\nthen {offer.point.spec}\n{flops / 1e9:.3g} G operations "
-            f"directly; weights {packing}"
+            f"{offer.depth.spec}\nthen {offer.point.spec}\n"
+            f"{showing.conditions(flops, offer.request.packed)}"
         )
         columns = ["way", "algorithm", ">predicted ms"]
         is_remembered = any(known for *_, known in self._ways())
@@ -98,7 +99,7 @@ class SeparableExplanation:
             if self.measured is not None:
                 row += [milliseconds(self.measured.get(way))]
             rows.append([*row, size(space)])
-        halves = [e.table(refused=False) for e in (self.depth, self.point)]
+        halves = [e.table(refused=False, most=LISTED) for e in (self.depth, self.point)]
         return "\n\n".join([head, table([*columns, ">workspace"], rows), self._ending(), *halves])
 
     def __repr__(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,14 +20,11 @@ if TYPE_CHECKING:
     from convjit.explanation import Explanation
 
 
-def text(explained: Explanation, *, refused: bool = True) -> str:
-    """The candidates, the problem above them, what is ruled out and the reason below.
+_TILES = re.compile(r"^F\([^)]*\) ")  # of a Winograd solver's refusals
 
-    Parameters
-    ----------
-    refused : bool
-        Whether to list the refused candidates with their reasons.
-    """
+
+def text(explained: Explanation, *, refused: bool = True, most: int | None = None) -> str:
+    """What :meth:`convjit.explanation.Explanation.table` returns."""
     has_times = bool(explained.measured)
     has_errors = any(m.error is not None for m in explained.measured.values())
     is_remembered = any(c.remembered is not None for c in explained.admitted)
@@ -36,7 +34,7 @@ def text(explained: Explanation, *, refused: bool = True) -> str:
     columns += [">pack ms", ">workspace", ">weights", ">error ≤"]
     columns += [">error"] if has_errors else []
     rows: list[list[object]] = []
-    for number, c in enumerate(explained.admitted, 1):
+    for number, c in enumerate(explained.admitted[:most], 1):
         row: list[object] = [number, c.label, milliseconds(c.seconds)]
         if is_remembered:
             kept = c.remembered
@@ -58,28 +56,48 @@ def text(explained: Explanation, *, refused: bool = True) -> str:
             known = found is not None and found.error is not None
             row += [f"{found.error:.1e}" if found is not None and known else "-"]
         rows.append(row)
-    macs = explained.spec.macs
-    packing = "packed once" if explained.request.packed else "packed in each call"
-    parts = [f"{explained.spec}\n{2 * macs / 1e9:.3g} G operations directly; weights {packing}"]
-    parts += [table(columns, rows)] if rows else []
+    parts = [f"{explained.spec}\n{conditions(explained.spec.flops, explained.request.packed)}"]
+    if rows:
+        parts[0] += "\nerror ≤: modelled bound, relative to the largest sum of magnitudes |x|·|w|"
+        more = len(explained.admitted) - len(rows)
+        tail = f"and {more} more: python -m convjit explain {explained.spec}" if more else ""
+        parts += [table(columns, rows, caption=tail)]
     if refused and (explained.refused or explained.absent):
         parts += [table(["ruled out", "~because"], _ruled_out(explained))]
     return "\n\n".join([*parts, _ending(explained)])
 
 
+def conditions(flops: float, packed: bool) -> str:
+    """How much there is to do, and what of packing the weights counts."""
+    packing = "once, before" if packed else "in each call: predicted + pack ms counts"
+    return f"{flops / 1e9:.3g} GFLOP directly; weights packed {packing}"
+
+
 def _ruled_out(explained: Explanation) -> list[tuple[str, str]]:
-    """(labels, reason), the candidates of one reason together."""
-    by_reason: dict[str, list[str]] = {}
+    """(labels, reason), the candidates of one reason together.
+
+    Reasons that differ only in the tiles that they begin with, ``F(4, 5)``, are one: the labels
+    name those.
+    """
+    groups: dict[str, list[Candidate]] = {}
     for c in explained.refused:
-        reason = c.refusal.reason if c.refusal is not None else ""
-        if c.seconds is not None:
-            reason += f" (it would take {c.total(explained.request.packed) * 1e3:.3g} ms)"
-        by_reason.setdefault(reason, []).append(c.label)
+        groups.setdefault(_TILES.sub("", _reason(c)), []).append(c)
     rows = [
         (f"all of {name}", f"it does not work here: {why}")
         for name, why in explained.absent.items()
     ]
-    return rows + [(", ".join(labels), reason) for reason, labels in by_reason.items()]
+    for shared, group in groups.items():
+        reason = shared if len(set(map(_reason, group))) > 1 else _reason(group[0])
+        taken = [f"{c.total(explained.request.packed) * 1e3:#.3g}" for c in group if c.seconds]
+        if taken:
+            they = "it" if len(group) == 1 else "they"
+            reason += f" ({they} would take {', '.join(taken)} ms)"
+        rows.append((", ".join(c.label for c in group), reason))
+    return rows
+
+
+def _reason(candidate: Candidate) -> str:
+    return candidate.refusal.reason if candidate.refusal is not None else ""
 
 
 def _ending(explained: Explanation) -> str:

@@ -48,22 +48,29 @@ def table(
     from rich.table import Table
 
     cells = [["" if cell is None else escape(str(cell)) for cell in row] for row in rows]
-    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for number, heading in enumerate(columns):
-        name = heading.lstrip(">~")
+    sentences = any(heading.startswith("~") for heading in columns)
+    wide = columns_wide or width(FOLDED if sentences else UNFOLDED)
+    names = [heading.lstrip(">~") for heading in columns]
+    texts = [[name, *(row[number] for row in cells)] for number, name in enumerate(names)]
+    longest = [max(map(len, column)) for column in texts]
+    fits = sum(longest) + 3 * (len(names) - 1) <= wide
+    # Where not everything fits, gaps are narrower, and names are folded before sentences.
+    gap = (0, 1) if fits else (0, 1, 0, 0)
+    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=gap)
+    for heading, name, column, most in zip(columns, names, texts, longest, strict=True):
         numbers = heading.startswith(">")
-        longest = max([len(name), *(len(row[number]) for row in cells)])
+        words = max(len(word) for text in column for word in ("", *text.split()))
+        folded_first = sentences and not fits and not heading.startswith((">", "~"))
         drawn.add_column(
             name,
             justify="right" if numbers else "left",
             overflow="fold",
-            min_width=longest if numbers else None,
+            min_width=most if numbers else None,
+            max_width=words if folded_first else None,
         )
     for row in cells:
         drawn.add_row(*row)
     out = io.StringIO()
-    sentences = any(heading.startswith("~") for heading in columns)
-    wide = columns_wide or width(FOLDED if sentences else UNFOLDED)
     console = Console(file=out, width=wide, color_system=None, legacy_windows=False, emoji=False)
     console.print(drawn, highlight=False)
     body = "\n".join(line.rstrip() for line in out.getvalue().rstrip("\n").split("\n"))

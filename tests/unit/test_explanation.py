@@ -15,6 +15,7 @@ from convjit import calls, explanation
 from convjit.errors import ConvSpecError
 from convjit.explanation import Explanation, low_quartile, random_operands
 from convjit.spec import ConvSpec
+from convjit.spi import Feature, Refusal
 
 
 def explain(**options: Any) -> Explanation:
@@ -60,6 +61,41 @@ def test_what_is_ruled_out_for_one_reason_is_told_once() -> None:
     lines = str(replace(made, candidates=same)).splitlines()
     assert sum(str(reason) in line for line in lines) == 1
     assert ", ".join(c.label for c in same) in "\n".join(lines)
+
+
+def test_reasons_that_differ_in_their_tiles_alone_are_told_once() -> None:
+    made = explain(precision="exact")
+    first, second = made.admitted[:2]
+    tiles = tuple(
+        replace(c, refusal=Refusal(Feature.OTHER, f"F({n}, 5) takes 5 taps"), seconds=taken)
+        for c, n, taken in ((first, 4, 1e-3), (second, 2, None))
+    )
+    text = str(replace(made, candidates=tiles))
+    assert text.count("takes 5 taps") == 1
+    assert "F(4, 5)" not in text
+    assert "takes 5 taps (they would take 1.00 ms)" in text
+    assert "F(4, 5) takes 5 taps (it would take 1.00 ms)" in str(
+        replace(made, candidates=tiles[:1])
+    )
+
+
+def test_a_common_layer_is_explained_on_one_screen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    made = convjit.explain((1, 64, 56, 56), (64, 64, 3, 3), padding=1)
+    lines = str(made).splitlines()
+    assert len(lines) <= 40
+    assert all(len(line) <= 80 for line in lines[:-1])
+    layer = convjit.explain_separable(
+        (1, 56, 56, 64), (64, 1, 3, 3), (128, 64), layout="NHWC", padding=1
+    )
+    assert len(str(layer).splitlines()) <= 48
+
+
+def test_a_table_may_be_cut_short_and_says_so() -> None:
+    made = explain()
+    text = made.table(refused=False, most=1)
+    assert made.admitted[1].label not in text.splitlines()[5:-2]
+    assert f"and {len(made.admitted) - 1} more: python -m convjit explain {made.spec}" in text
 
 
 def test_a_prediction_of_what_a_policy_rules_out_is_told() -> None:

@@ -26,6 +26,13 @@ def test_sentences_are_folded_and_numbers_never() -> None:
     assert max(len(line) for line in text.splitlines()) <= 48
 
 
+def test_where_not_everything_fits_names_are_folded_before_sentences() -> None:
+    names = ", ".join(["a.long.name.of.a.solver"] * 3)
+    lines = tables.table(["who", "~why"], [(names, LONG[:50])], columns_wide=80).splitlines()
+    assert LONG[:50] in lines[2]
+    assert [line.split(" ")[0].rstrip(",") for line in lines[2:]] == names.split(", ")
+
+
 def test_a_table_without_sentences_is_as_wide_as_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("COLUMNS", raising=False)
     cell = "conv_" + "x" * 300
