@@ -11,6 +11,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import NoReturn
 
 from convjit._version import __version__
 from convjit.commands import COMMANDS
@@ -20,8 +21,15 @@ from convjit.errors import BackendError, ConfigError, ConvSpecError, Unsupported
 _EXIT_CODES = "exit codes: 0 well, 1 failed, 2 wrong arguments or settings, 3 no such device"
 
 
+class _Parser(argparse.ArgumentParser):
+    """Tells of a wrong argument in one line, and where the right ones are listed."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; {self.prog} --help lists what there is")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m convjit",
         description="Convolutions of NumPy arrays: what would run, why, how fast, and how exactly.",
         epilog=_EXIT_CODES,
@@ -48,8 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a narrow encoding must not break a table
             stream.reconfigure(errors="replace")
-    options = _parser().parse_args(arguments)
     try:
+        options = _parser().parse_args(arguments)
         code: int = options.run(options)
     except (ConvSpecError, ConfigError, UnsupportedError, BackendError, UsageError) as error:
         kind = "usage" if isinstance(error, UsageError) else type(error).__name__

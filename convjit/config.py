@@ -88,12 +88,19 @@ def _threads(variable: str, text: str) -> int:
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
-def _bytes(variable: str, text: str) -> int:
+def size_in_bytes(source: str, text: str) -> int:
+    """Bytes from ``"1048576"``, ``"512MiB"`` or ``"2G"``.
+
+    Raises
+    ------
+    ConfigError
+        For anything else, naming the ``source`` that it came from.
+    """
     digits = text.strip().rstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ ")
     unit = text.strip()[len(digits) :].strip().lower()
     if not digits.isdecimal() or unit not in _UNITS:
         raise ConfigError(
-            f"{variable}={text!r} is not a size; give bytes, or a number with one of "
+            f"{source}={text!r} is not a size; give bytes, or a number with one of "
             "KiB, MiB, GiB (e.g. 512MiB)."
         )
     return int(digits) * _UNITS[unit]
@@ -115,7 +122,7 @@ _PARSERS: Mapping[str, tuple[str, Any]] = {
     "CONVJIT_DISABLE": ("disable", _names),
     "CONVJIT_NUM_THREADS": ("num_threads", _threads),
     "CONVJIT_CACHE_DIR": ("cache_dir", _directory),
-    "CONVJIT_WORKSPACE_LIMIT": ("workspace_limit", _bytes),
+    "CONVJIT_WORKSPACE_LIMIT": ("workspace_limit", size_in_bytes),
 }
 VARIABLES = tuple(_PARSERS)
 

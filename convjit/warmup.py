@@ -18,7 +18,7 @@ import numpy as np
 
 from convjit import calls, config, dispatch, precision, registry
 from convjit.bench import cases
-from convjit.errors import BackendError, UnsupportedError
+from convjit.errors import BackendError, ConvSpecError, UnsupportedError
 from convjit.guard import Guarded
 from convjit.plans import Plan
 from convjit.spec import ConvSpec
@@ -87,8 +87,14 @@ def named(
         if source is not None or word in cases.networks():
             names = [word] if source is None else list(source)
             chosen += cases.network_cases(names, source, batch=batch, dtype=dtype)
-        else:
+            continue
+        try:
             chosen += cases.spec_cases([word])
+        except ConvSpecError as error:
+            raise ConvSpecError(
+                f"{error} Nor is it a file that ends in .json or .onnx, or one of the networks "
+                f"{', '.join(cases.networks())}."
+            ) from error
     return [case.spec for case in chosen]
 
 

@@ -13,6 +13,12 @@ class UsageError(Exception):
     """An argument that argparse cannot judge; the message is the line to print."""
 
 
+def check_budget(seconds: float | None) -> None:
+    """What ``--budget`` says; raises :class:`UsageError` unless it is more than 0."""
+    if seconds is not None and not seconds > 0:
+        raise UsageError(f"--budget {seconds:g} must be more than 0 seconds")
+
+
 def print_json(value: Any) -> None:
     """One document on the standard output."""
     sys.stdout.write(json.dumps(value, indent=1, default=str) + "\n")

@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 
 from convjit.commands import machinecode
-from convjit.commands.common import FAILED, OK, UsageError, print_json, tell
+from convjit.commands.common import FAILED, OK, UsageError, check_budget, print_json, tell
 from convjit.commands.problem import add_choice, add_convolution, described
-from convjit.commands.values import activation, shape
+from convjit.commands.values import activation, seconds, shape
 
 TOLD = "rank what could compute a convolution, and say what rules out the rest"
 EXAMPLES = (
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="measure every candidate's time and error (and what --plot shows)",
     )  # fmt: skip
     group.add_argument(
-        "--budget", type=float, default=30.0, metavar="SECONDS",
+        "--budget", type=seconds, default=30.0, metavar="SECONDS",
         help="of --compare, for the candidates and for each panel of --plot (default: %(default)g)",
     )  # fmt: skip
     group.add_argument(
@@ -63,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Do it; returns the exit code."""
+    check_budget(options.budget)
     if options.ptx is not None:
         return machinecode.show(options)
     if len(options.problem) == 3:

@@ -7,7 +7,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from convjit.commands.common import UsageError
-from convjit.commands.values import activation, one_or_more, padding, positive, shape, sizes, words
+from convjit.commands.values import (
+    activation,
+    one_or_more,
+    padding,
+    positive,
+    shape,
+    size_in_bytes,
+    sizes,
+    words,
+)
 
 _PROBLEM = (
     "direction", "dtype", "stride", "padding", "dilation", "groups", "pad_mode", "flip", "layout",
@@ -21,28 +30,47 @@ def add_convolution(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the convolution (with shapes)")
     group.add_argument("--direction", help="forward, transposed, input_grad or weight_grad")
     group.add_argument("--dtype", help="of both operands (default: float32)")
-    group.add_argument("--stride", type=sizes, metavar="N[,N]")
+    group.add_argument("--stride", type=sizes, metavar="N[,N]", help="(default: 1)")
     group.add_argument("--padding", type=padding, metavar="P", help="1 or 1,2 or 0:1,2:2 or same")
-    group.add_argument("--dilation", type=sizes, metavar="N[,N]")
-    group.add_argument("--groups", type=positive, metavar="N")
-    group.add_argument("--pad-mode", metavar="MODE")
-    group.add_argument("--flip", action="store_true", default=None)
+    group.add_argument("--dilation", type=sizes, metavar="N[,N]", help="(default: 1)")
+    group.add_argument("--groups", type=positive, metavar="N", help="(default: 1)")
+    group.add_argument(
+        "--pad-mode", metavar="MODE",
+        help="zeros, reflect, replicate, circular or symmetric (default: zeros)",
+    )  # fmt: skip
+    group.add_argument(
+        "--flip", action="store_true", default=None,
+        help="the mathematical convolution, not the correlation",
+    )  # fmt: skip
     group.add_argument("--layout", help="such as NCHW, NHWC, HW")
-    group.add_argument("--bias", action="store_true", default=None)
-    group.add_argument("--activation", type=activation, metavar="NAME[,NUMBER]")
-    group.add_argument("--output-padding", type=sizes, metavar="N[,N]")
-    group.add_argument("--output-size", type=sizes, metavar="N[,N]")
+    group.add_argument("--bias", action="store_true", default=None, help="add one, per channel")
+    group.add_argument(
+        "--activation", type=activation, metavar="NAME[,NUMBER]",
+        help="relu, or leaky_relu,0.1, or clip,0,6",
+    )  # fmt: skip
+    group.add_argument(
+        "--output-padding", type=sizes, metavar="N[,N]", help="of a transposed convolution"
+    )
+    group.add_argument("--output-size", type=sizes, metavar="N[,N]", help="of a transposed one")
 
 
 def add_choice(parser: argparse.ArgumentParser) -> Any:
     """What constrains the choice; returns the group of arguments."""
     group = parser.add_argument_group("the choice")
-    group.add_argument("--backend", type=words, metavar="NAME[,NAME]")
+    group.add_argument(
+        "--backend", type=words, metavar="NAME[,NAME]",
+        help="such as numba, or a device: cpu or cuda",
+    )  # fmt: skip
     group.add_argument("--algorithm", metavar="NAME", help="a family or a solver's id")
     group.add_argument("--precision", help="exact, default or fast")
-    group.add_argument("--nonfinite", help="local or spread")
-    group.add_argument("--workspace-limit", type=int, metavar="BYTES")
-    group.add_argument("--deterministic", action="store_true", default=None)
+    group.add_argument("--nonfinite", help="what a NaN may reach: local or spread")
+    group.add_argument(
+        "--workspace-limit", type=size_in_bytes, metavar="SIZE", help="bytes, or such as 64MiB"
+    )
+    group.add_argument(
+        "--deterministic", action="store_true", default=None,
+        help="the same bits in every run, for every number of threads",
+    )  # fmt: skip
     return group
 
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from convjit.commands.common import FAILED, OK, UsageError, print_json, tell
+from convjit.commands.common import FAILED, OK, UsageError, check_budget, print_json, tell
 from convjit.commands.problem import (
     add_choice,
     add_convolution,
@@ -15,7 +15,7 @@ from convjit.commands.problem import (
     described,
     is_given,
 )
-from convjit.commands.values import positive, shape
+from convjit.commands.values import positive, seconds, shape
 
 TOLD = "measure what could compute convolutions here, and remember what is fastest"
 EXAMPLES = (
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group = parser.add_argument_group("how")
     group.add_argument(
-        "--budget", type=float, metavar="SECONDS",
+        "--budget", type=seconds, metavar="SECONDS",
         help="for all problems together, compiling included (default: 30 for each)",
     )  # fmt: skip
     group.add_argument(
@@ -68,8 +68,7 @@ def run(options: argparse.Namespace) -> int:
     """Do it; returns the exit code."""
     from convjit import tunedb, tuner
 
-    if options.budget is not None and not options.budget > 0:
-        raise UsageError(f"--budget {options.budget:g} must be more than 0 seconds")
+    check_budget(options.budget)
     wants = (options.list, options.export, options.imported, options.forget)
     if not options.problems and not any(wants):
         raise UsageError("name what to tune, or give --list, --export, --import or --forget")

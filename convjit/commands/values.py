@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import math
 from typing import Any
+
+from convjit import config
+from convjit.errors import ConfigError
 
 
 def shape(text: str) -> tuple[int, ...]:
@@ -18,7 +22,12 @@ def shape(text: str) -> tuple[int, ...]:
 
 def sizes(text: str) -> int | tuple[int, ...]:
     """``2`` or ``2,1``: one number for every axis, or one for each."""
-    values = shape(text)
+    try:
+        values = shape(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a size; write 2 for every axis, or 2,1 for one after the other"
+        ) from None
     return values[0] if len(values) == 1 else values
 
 
@@ -53,6 +62,27 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
+
+
+def seconds(text: str) -> float:
+    """A number of seconds."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds; write 10")
+    return value
+
+
+def size_in_bytes(text: str) -> int:
+    """``1048576``, ``512MiB`` or ``2G``."""
+    try:
+        return config.size_in_bytes("--workspace-limit", text)
+    except ConfigError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a size; write bytes, or a number with one of KiB, MiB, GiB"
+        ) from None
 
 
 def capabilities(text: str) -> tuple[tuple[int, int], ...]:
