@@ -22,6 +22,26 @@ from convjit.spec import ConvSpec, Direction
 
 Layer = Mapping[str, Any]
 
+_LIKE = (
+    'it must be like {"network": [{"x": [1, 3, 8, 8], "w": [4, 3, 3, 3], "stride": [1, 1], ...}]}.'
+)
+_EACH = "a list of whole numbers, one for each spatial axis of w"
+_NUMBER, _TRUE = "a whole number above 0", "true or false"
+# What a layer of a file may say, and how.
+_KEYS = {
+    "w": "a list of 3 to 5 sizes, (K, C/groups, *kernel)",
+    "x": "a list of sizes, as many as w has",
+    "stride": _EACH,
+    "padding": "a list of pairs [lo, hi], one for each spatial axis of w",
+    "dilation": _EACH,
+    "output_padding": _EACH,
+    "groups": _NUMBER,
+    "bias": _TRUE,
+    "transposed": _TRUE,
+    "count": _NUMBER,
+    "name": "a string",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Case:
@@ -91,17 +111,68 @@ def read_networks(
         return {Path(path).stem: onnxfile.read(path, batch=batch, input_shape=input_shape)}
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
-        layers = [layer for rows in found.values() for layer in rows]
-        missing = {"x", "w"} - set.intersection(*(set(layer) for layer in layers))
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise ConvSpecError(
-            f"{path} is not a file of layers ({error}); it must be like "
-            '{"network": [{"x": [1, 3, 8, 8], "w": [4, 3, 3, 3], "stride": [1, 1], ...}]}.'
-        ) from error
-    if missing:
-        raise ConvSpecError(f"{path} has a layer without {', '.join(sorted(missing))}.")
+    except (OSError, ValueError) as error:
+        raise ConvSpecError(f"{path} is not a file of layers ({error}); {_LIKE}") from error
+    rows = list(found.values()) if isinstance(found, dict) else []
+    if not any(rows) or not all(isinstance(layers, list) for layers in rows):
+        raise ConvSpecError(f"{path} is not a file of layers by network; {_LIKE}")
+    for name, layers in found.items():
+        for number, layer in enumerate(layers):
+            _check_layer(path, f"layer {number} of {name!r}", layer)
     checked: dict[str, list[Layer]] = found
     return checked
+
+
+def _check_layer(path: str | Path, place: str, layer: Any) -> None:
+    """Raise a ConvSpecError unless :func:`layer_spec` understands all of a layer."""
+    if not isinstance(layer, dict):
+        raise ConvSpecError(f"{path}: {place} is {layer!r}; {_LIKE}")
+    if missing := [key for key in ("x", "w") if key not in layer]:
+        raise ConvSpecError(f"{path} has a layer without {', '.join(missing)}: {place}; {_LIKE}")
+    if unknown := sorted(layer.keys() - set(_KEYS)):
+        raise ConvSpecError(
+            f"{path}: {place} has {', '.join(map(repr, unknown))}, which is not known; choose from "
+            f"{', '.join(_KEYS)}."
+        )
+    for key in (key for key in _KEYS if key in layer):
+        if not _is_right(key, layer):
+            raise ConvSpecError(f"{path}: {place} has {key}={layer[key]!r}; give {_KEYS[key]}.")
+    channels, groups = layer["x"][1], layer.get("groups", 1)
+    taken = layer["w"][0] if layer.get("transposed") else layer["w"][1] * groups
+    if channels != taken or layer["w"][0] % groups:
+        raise ConvSpecError(
+            f"{path}: {place} has x={layer['x']} and w={layer['w']} with groups={groups}, but such "
+            f"a w takes {taken} channels, {groups} groups of them."
+        )
+    spec = layer_spec(layer)
+    if min(spec.in_size + spec.out_size) < 1:
+        raise ConvSpecError(
+            f"{path}: {place} has a kernel {layer['w'][2:]} that does not fit into x="
+            f"{layer['x']} with its padding; pad more, or use a smaller one."
+        )
+
+
+def _is_right(key: str, layer: Layer) -> bool:
+    """Whether the value of a key is of the form that :data:`_KEYS` says."""
+    value = layer[key]
+    if _KEYS[key] == _NUMBER:
+        return _is_size(value) and value > 0
+    if _KEYS[key] == _TRUE:
+        return isinstance(value, bool)
+    if key == "name":
+        return isinstance(value, str)
+    if not isinstance(value, list):
+        return False
+    if key == "padding":
+        return len(value) == len(layer["w"]) - 2 and all(
+            isinstance(pair, list) and len(pair) == 2 and all(map(_is_size, pair)) for pair in value
+        )
+    count = {"w": len(value) if len(value) in (3, 4, 5) else -1, "x": len(layer["w"])}
+    return len(value) == count.get(key, len(layer["w"]) - 2) and all(map(_is_size, value))
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def layer_spec(layer: Layer, *, batch: int | None = None, dtype: str = "float32") -> ConvSpec:

@@ -110,9 +110,12 @@ def _nodes(
 def _row(path: str | Path, node: Any, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     x, w = (shapes.get(name, ()) for name in node.input[:2])
     if len(x) < 3 or len(w) != len(x) or 0 in x or 0 in w:
+        gives = f"{node.op_type} that gives {node.output[0]!r}"
+        told = f"node {node.name!r}" if node.name else gives
         raise ConvSpecError(
-            f"{path}: the node {node.name!r} reads {_told(x)} and {_told(w)}, whose sizes the file "
-            "leaves open; say the shape of the model's input (--input-shape 1,3,224,224)."
+            f"{path}: the {told} reads {_told(x)} and "
+            f"{_told(w)}, whose sizes the file leaves open; say the shape of the model's input "
+            "(--input-shape 1,3,224,224)."
         )
     import onnx
 

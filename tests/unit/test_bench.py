@@ -89,12 +89,39 @@ def test_a_file_of_layers_is_read_and_checked(tmp_path: Path) -> None:
     path = tmp_path / "layers.json"
     path.write_text(json.dumps({"mine": [{"x": [1, 3, 8, 8], "w": [4, 3, 3, 3]}]}))
     (case,) = cases.network_cases(["mine"], cases.read_networks(path))
+    path.with_name("all.json").write_text(json.dumps(cases.networks()))
+    assert cases.read_networks(path.with_name("all.json")) == cases.networks()
     assert case.spec == "conv_f32_NCHW_n1c3k4g1_i8x8_w3x3"
     path.write_text('{"mine": [{"x": [1, 3, 8, 8]}]}')
     with pytest.raises(ConvSpecError, match="has a layer without w"):
         cases.read_networks(path)
-    path.write_text("[1]")
-    with pytest.raises(ConvSpecError, match="is not a file of layers"):
+    for wrong in ("[1]", '{"mine": 3}', "{}", '{"mine": []}', "{"):
+        path.write_text(wrong)
+        with pytest.raises(ConvSpecError, match="is not a file of layers"):
+            cases.read_networks(path)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"strid": [1, 1]}, "layer 0 of 'mine' has 'strid', which is not known; choose from w, x"),
+        ({"padding": 1}, r"has padding=1; give a list of pairs \[lo, hi\]"),
+        ({"padding": [[1], [1]]}, "has padding="),
+        ({"stride": [1]}, "has stride=.*; give a list of whole numbers, one for each spatial axis"),
+        ({"dilation": [1, True]}, "has dilation="),
+        ({"x": [1, 3, 8]}, "has x=.*; give a list of sizes, as many as w has"),
+        ({"w": "4333"}, "has w='4333'; give a list of 3 to 5 sizes"),
+        ({"groups": "a"}, "has groups='a'; give a whole number above 0"),
+        ({"bias": 2}, "has bias=2; give true or false"),
+        ({"w": [4, 2, 3, 3]}, "has x=.* and w=.*, but such a w takes 2 channels"),
+        ({"w": [4, 1, 3, 3], "groups": 3}, "takes 3 channels, 3 groups of them"),
+        ({"w": [4, 3, 9, 9]}, r"layer 0 of 'mine' has a kernel \[9, 9\] that does not fit"),
+    ],
+)
+def test_a_wrong_layer_of_a_file_is_named(given: Any, told: str, tmp_path: Path) -> None:
+    path = tmp_path / "layers.json"
+    path.write_text(json.dumps({"mine": [{"x": [1, 3, 8, 8], "w": [4, 3, 3, 3], **given}]}))
+    with pytest.raises(ConvSpecError, match=told):
         cases.read_networks(path)
 
 
