@@ -9,14 +9,22 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from convjit._version import __version__
 from convjit.commands import COMMANDS
 from convjit.commands.common import OK, USAGE, UsageError, complain
-from convjit.errors import BackendError, ConfigError, ConvSpecError, UnsupportedError
+from convjit.errors import (
+    BackendError,
+    ConfigError,
+    ConvjitWarning,
+    ConvSpecError,
+    UnsupportedError,
+)
 
 _EXIT_CODES = "exit codes: 0 well, 1 failed, 2 wrong arguments or settings, 3 no such device"
 
@@ -51,6 +59,23 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    """Ours are for people who know nothing of files and lines of Python."""
+    before = warnings.formatwarning
+
+    def told(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> str:
+        if issubclass(category, ConvjitWarning):
+            return f"convjit: warning: {' '.join(str(message).split())}\n"
+        return before(message, category, *where, **more)
+
+    warnings.formatwarning = told
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     for stream in (sys.stdout, sys.stderr):
@@ -58,7 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")
     try:
         options = _parser().parse_args(arguments)
-        code: int = options.run(options)
+        with _warnings_in_one_line():
+            code: int = options.run(options)
     except (ConvSpecError, ConfigError, UnsupportedError, BackendError, UsageError) as error:
         kind = "usage" if isinstance(error, UsageError) else type(error).__name__
         complain(f"{kind}: {error}")

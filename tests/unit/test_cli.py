@@ -377,6 +377,15 @@ def test_a_bad_environment_is_one_line() -> None:
 
 
 @pytest.mark.subprocess
+def test_a_warning_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "tuning.json").write_text("{")
+    told = convjit_process("tune", "--list", CONVJIT_CACHE_DIR=str(tmp_path))
+    assert told.returncode == 0
+    assert told.stderr.startswith(f"convjit: warning: {tmp_path / 'tuning.json'} was damaged")
+    assert told.stderr.count("\n") == 1
+
+
+@pytest.mark.subprocess
 def test_a_narrow_encoding_does_not_break_a_table() -> None:
     told = convjit_process("info", "--lazy", PYTHONIOENCODING="ascii")
     assert told.returncode == 0
