@@ -412,10 +412,17 @@ def problem_and_request(
         )
     else:
         if extra:
-            raise ConvSpecError(f"{next(iter(extra))} belongs to direction='transposed'.")
+            name, value = next(iter(extra.items()))
+            raise ConvSpecError(
+                f"{name}={value!r} was given with direction={chosen.value!r}; it is of "
+                "direction='transposed' alone, leave it out."
+            )
         is_forward = chosen is Direction.FORWARD
         if not is_forward and operator.get("activation") is not None:
-            raise ConvSpecError("activation belongs to the forward and transposed directions.")
+            raise ConvSpecError(
+                f"activation={operator['activation']!r} was given with direction={chosen.value!r}; "
+                "gradients have none, leave it out."
+            )
         problem = arguments.forward_problem(
             x_shape, w_shape, direction=chosen, dtype=common, bias=with_bias and is_forward,
             **operator,

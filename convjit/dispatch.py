@@ -443,14 +443,19 @@ def _unsupported(
             ("algorithm", request.algorithm),
             ("precision", request.policy.precision),
             ("nonfinite", request.policy.nonfinite),
+            ("deterministic", request.policy.deterministic or None),
+            ("workspace_limit", request.policy.workspace_limit),
         )
         if value is not None
     )
     told = "".join(f"\n  {name}: {refusal.reason}" for name, refusal in refusals)
     if not told:
         told = "\n  (no solver of that family in these backends)"
+    repair = "Allow more (drop backend= or algorithm=), or relax the policy that refuses."
+    large = [c for c in refused if c.refusal and c.refusal.feature is Feature.WORKSPACE]
+    if large:
+        least = min(large, key=lambda c: c.workspace)
+        repair = f"workspace_limit={least.workspace} would admit {least.label}. {repair}"
     return UnsupportedError(
-        f"nothing that was allowed ({asked}) computes {spec}:{told}\n"
-        "Allow more (drop backend= or algorithm=), or relax the policy that refuses.",
-        refusals,
+        f"nothing that was allowed ({asked}) computes {spec}:{told}\n{repair}", refusals
     )

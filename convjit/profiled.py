@@ -214,7 +214,11 @@ def _wastes(row: _Row) -> Iterable[tuple[float, str]]:
     if reasons:
         yield (
             row.seconds,
-            (f"{calls} calls of {row.spec} ran on a fallback, {row.label}: {'; '.join(reasons)}."),
+            (
+                f"{calls} calls of {row.spec} ran on a fallback, {row.label}: "
+                f"{'; '.join(reasons)}. Mend or allow that; or name the choice (backend=, "
+                "algorithm=), if it is meant."
+            ),
         )
 
 

@@ -57,6 +57,7 @@ def table(
     # Where not everything fits, gaps are narrower, and names are folded before sentences.
     gap = (0, 1) if fits else (0, 1, 0, 0)
     drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=gap)
+    left = wide - sum(longest) - 2 * (len(names) - 1)
     for heading, name, column, most in zip(columns, names, texts, longest, strict=True):
         numbers = heading.startswith(">")
         words = max(len(word) for text in column for word in ("", *text.split()))
@@ -66,7 +67,7 @@ def table(
             justify="right" if numbers else "left",
             overflow="fold",
             min_width=most if numbers else None,
-            max_width=words if folded_first else None,
+            max_width=max(words, most + left) if folded_first else None,
         )
     for row in cells:
         drawn.add_row(*row)

@@ -134,6 +134,20 @@ def test_a_family_that_a_backend_lacks_is_unsupported(solvers):
         convjit.plan(X, W, backend="null", algorithm="fft")
 
 
+def test_a_refusal_for_memory_says_what_would_be_enough() -> None:
+    spec = "conv_f32_NCHW_n1c8k8g1_i9x9_w3x3"
+    needs = {
+        c.label: c.workspace
+        for c in convjit.explain((1, 8, 9, 9), (8, 8, 3, 3), backend="scipy").candidates
+    }
+    least = min(needs, key=lambda label: needs[label])
+    with pytest.raises(convjit.UnsupportedError) as caught:
+        convjit.plan((1, 8, 9, 9), (8, 8, 3, 3), bias=False, backend="scipy", workspace_limit=1)
+    told = str(caught.value)
+    assert f"workspace_limit=1) computes {spec}:" in told
+    assert f"\nworkspace_limit={needs[least]} would admit {least}. Allow more" in told
+
+
 def test_the_first_configuration_is_planned(solvers):
     plan = convjit.plan(X, W, backend="null", algorithm="direct")
     assert plan.executable.config == (("tile", 4),)

@@ -280,7 +280,8 @@ def test_a_slow_fallback_is_told_with_the_reason() -> None:
     calls = [record(A, 0.1, fallback="backend 'numba' does not work here") for _ in range(3)]
     quick = [record(B, 0.001, fallback="never mind") for _ in range(3)]
     assert of(*calls, *quick).advice == (
-        f"3 calls of {A} ran on a fallback, numba.gemm: backend 'numba' does not work here.",
+        f"3 calls of {A} ran on a fallback, numba.gemm: backend 'numba' does not work here. "
+        "Mend or allow that; or name the choice (backend=, algorithm=), if it is meant.",
     )
 
 
