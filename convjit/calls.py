@@ -350,7 +350,13 @@ def shapes_and_dtype(
     if dtype is not None:
         # NumPy knows bfloat16 as a type alone, not by its name.
         by_name = isinstance(dtype, str) and dtype in precisions.SHORT
-        given = precisions.numpy_dtype(dtype) if by_name else np.dtype(dtype)
+        try:
+            given = precisions.numpy_dtype(dtype) if by_name else np.dtype(dtype)
+        except TypeError:
+            raise TypeError(
+                f"dtype={dtype!r} is not a dtype; give a NumPy one, or one of "
+                f"{', '.join(precisions.SHORT)}."
+            ) from None
         kinds = dict.fromkeys(operands, given)
     fallback = next(iter(kinds.values()), np.dtype("float32"))
     left, *others = [(name, kinds.get(name, fallback)) for name in operands]
@@ -387,7 +393,8 @@ def problem_and_request(
     unknown = [name for name in options if name not in known]
     if unknown:
         raise TypeError(
-            f"plan, explain and tune do not take {unknown[0]!r}; they take "
+            f"plan, explain and tune do not take {unknown[0]!r}; beside the shapes, bias, "
+            "direction and dtype (plan and explain: packed; tune: budget_s, again) they take "
             f"{', '.join(sorted(known))}."
         )
     try:
@@ -414,14 +421,15 @@ def problem_and_request(
         if extra:
             name, value = next(iter(extra.items()))
             raise ConvSpecError(
-                f"{name}={value!r} was given with direction={chosen.value!r}; it is of "
-                "direction='transposed' alone, leave it out."
+                f"{name} belongs to direction='transposed'; {name}={value!r} was given with "
+                f"direction={chosen.value!r}, leave it out."
             )
         is_forward = chosen is Direction.FORWARD
         if not is_forward and operator.get("activation") is not None:
             raise ConvSpecError(
-                f"activation={operator['activation']!r} was given with direction={chosen.value!r}; "
-                "gradients have none, leave it out."
+                "activation belongs to the forward and transposed directions; "
+                f"activation={operator['activation']!r} was given with "
+                f"direction={chosen.value!r}, leave it out."
             )
         problem = arguments.forward_problem(
             x_shape, w_shape, direction=chosen, dtype=common, bias=with_bias and is_forward,

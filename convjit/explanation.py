@@ -136,9 +136,12 @@ class Explanation:
 
         Raises
         ------
+        ConvSpecError, TypeError
+            For ``seconds`` and ``budget`` that are below 0 or no numbers.
         BackendError
             If a candidate fails while it runs.
         """
+        sweeps.check_seconds(seconds=seconds, budget=budget)
         given = operands if operands is not None else random_operands(self.problem)
         error_of = reference if reference is not None else _oracle_of(self.problem, given)
         measured: dict[str, Measurement] = {}
@@ -185,6 +188,7 @@ class Explanation:
         BackendError
             If a candidate fails while it runs.
         """
+        sweeps.check_seconds(seconds=seconds, budget=budget)
         found = sweeps.predicted(self.spec, self.request, over, sizes)
         own = sweeps.own_size(self.spec, over)
         for curve in found.curves.values():

@@ -20,6 +20,7 @@ from convjit.guard import Guarded
 from convjit.lowering import Lowered, copy_of, lower
 from convjit.spec import ConvSpec
 from convjit.spi import DEFAULT_CONFIG, Backend, Config, Executable, Refusal, Target, Work
+from convjit.tables import three_digits
 from convjit.transfers import Transferred
 from convjit.tunedb import Remembered
 
@@ -259,5 +260,5 @@ def reason(request: Request, admitted: Sequence[Candidate]) -> str:
 def _milliseconds(candidate: Candidate, request: Request) -> str:
     """Of a call, and where they are from if that is another source than the rule's."""
     if candidate.remembered is not None:
-        return f"{candidate.remembered.seconds * 1e3:#.3g} ms"
-    return f"{candidate.total(request.packed) * 1e3:#.3g} ms"
+        return f"{three_digits(candidate.remembered.seconds * 1e3)} ms"
+    return f"{three_digits(candidate.total(request.packed) * 1e3)} ms"

@@ -13,7 +13,7 @@ from convjit.environment import cpu_name
 from convjit.errors import ConvSpecError
 from convjit.spi import Refusal
 from convjit.sweeps import Sweep
-from convjit.tables import milliseconds, percent, size, table
+from convjit.tables import milliseconds, percent, size, table, three_digits
 from convjit.tunedb import sizes
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def _ruled_out(explained: Explanation) -> list[tuple[str, str]]:
     ]
     for shared, group in groups.items():
         reason = shared if len(set(map(_reason, group))) > 1 else _reason(group[0])
-        taken = [f"{c.total(explained.request.packed) * 1e3:#.3g}" for c in group if c.seconds]
+        taken = [three_digits(c.total(explained.request.packed) * 1e3) for c in group if c.seconds]
         if taken:
             they = "it" if len(group) == 1 else "they"
             reason += f" ({they} would take {', '.join(taken)} ms)"

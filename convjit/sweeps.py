@@ -110,8 +110,9 @@ def members(spec: ConvSpec, over: str, sizes: Sequence[int] | None = None) -> di
         raise ConvSpecError(f"over={over!r} is not known; choose one of {', '.join(OVER)}.")
     own = own_size(spec, over)
     asked = sizes if sizes is not None else KERNELS[spec.ndim] if over == "kernel" else CHANNELS
-    if min(asked, default=0) < 1:
-        raise ConvSpecError(f"sizes={asked!r} must be numbers of at least 1.")
+    is_list = isinstance(asked, (list, tuple, range))
+    if not is_list or not all(isinstance(size, int) and size >= 1 for size in asked) or not asked:
+        raise ConvSpecError(f"sizes={asked!r} must be a list of whole numbers of at least 1.")
     found = {}
     for size in sorted({*asked, *([own] if own is not None and sizes is None else [])}):
         try:
@@ -321,6 +322,15 @@ def in_order(names: Mapping[str, Any] | set[str]) -> list[str]:
     """Algorithms in the declared order, strangers last."""
     known = [name for name in FAMILIES if name in names]
     return known + sorted(set(names) - set(known))
+
+
+def check_seconds(**given: object) -> None:
+    """Raise unless each is a number of seconds, naming it."""
+    for name, value in given.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"{name}={value!r} is not a number of seconds; give one such as 10.")
+        if not value >= 0:
+            raise ConvSpecError(f"{name}={value!r} must be at least 0: seconds.")
 
 
 def predicted(

@@ -98,6 +98,11 @@ def milliseconds(seconds: float | None) -> str:
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 1 else f"{value:.3f}"
 
 
+def three_digits(value: float) -> str:
+    """A number above 0 with three significant digits, ``0.420`` or ``500``."""
+    return f"{value:.0f}" if value >= 99.95 else f"{value:#.3g}"
+
+
 def size(count: float | None) -> str:
     """Bytes with a binary unit, ``-`` for none."""
     if not count:

@@ -138,6 +138,27 @@ def test_the_budget_ends_measuring_after_the_choice() -> None:
     assert f"not measured, for they take too long: {made.left_out[0]}" in str(made)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [("budget", "10", TypeError), ("budget", -1, ConvSpecError), ("seconds", True, TypeError)],
+)
+def test_what_is_no_number_of_seconds_is_named(name: str, value: Any, error: Any) -> None:
+    for measure in (explain().compare, explain().sweep):
+        with pytest.raises(error, match=f"{name}={value!r} "):
+            measure(**{name: value})
+
+
+@pytest.mark.parametrize("sizes", [3, [], [0], ["3"], [1.5]])
+def test_sizes_of_a_sweep_that_are_none_are_told(sizes: Any) -> None:
+    with pytest.raises(ConvSpecError, match=r"sizes=.* must be a list of whole numbers"):
+        explain().sweep(sizes=sizes)
+
+
+def test_an_unknown_dtype_is_named() -> None:
+    with pytest.raises(TypeError, match="dtype='float33' is not a dtype; give a NumPy one"):
+        explain(dtype="float33")
+
+
 def test_errors_are_found_by_the_oracle_and_lie_within_the_bound() -> None:
     made = explain(bias=True).compare(seconds=0.0)
     for candidate in made.admitted:

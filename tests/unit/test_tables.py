@@ -71,6 +71,13 @@ def test_sizes(count: float | None, text: str) -> None:
     assert tables.size(count) == text
 
 
+@pytest.mark.parametrize(
+    ("value", "text"), [(500.0, "500"), (0.42, "0.420"), (12.84, "12.8"), (1234.5, "1234")]
+)
+def test_three_digits(value: float, text: str) -> None:
+    assert tables.three_digits(value) == text
+
+
 def test_percentages() -> None:
     assert tables.percent(0.1234) == "12.3"
     assert tables.percent(None) == tables.percent(0.0) == "-"
