@@ -35,14 +35,15 @@ THREADS = 128
 REGISTERS = 64  # of a thread of the transforms, at most in float32
 
 
-def _line(dtype: str, m: int, columns: int) -> tuple[int, int]:
-    """(pitch, numbers) of a line of so many columns for each tile of a block, in shared memory.
+def _line(dtype: str, m: int) -> tuple[int, int]:
+    """(pitch, numbers) of a line of m columns for each tile of a block, in shared memory.
 
-    Column c lies at ``c % m * pitch + c // m``, so that one column of all tiles lies in one run,
-    and the m runs that neighbouring columns lie in begin in banks of their own.
+    Column c lies at ``c % m * pitch + c // m``: one column of all tiles in one run, which the
+    tiles' threads find in banks beside each other, and the m runs that neighbouring columns lie in
+    begin in banks of their own, for the threads to which those belong.
     """
     banks = 32 * 4 // precision.numpy_dtype(dtype).itemsize
-    pitch = THREADS * columns // m + banks // m
+    pitch = THREADS + banks // m
     return pitch, m * pitch
 
 
@@ -50,13 +51,17 @@ def _line(dtype: str, m: int, columns: int) -> tuple[int, int]:
 def data_kernel(dtype: str, my: int, mx: int, ry: int, rx: int) -> Kernel:
     """x to V (points, channels, tiles), for tiles of my by mx outputs of ry by rx taps.
 
-    Tiles of a row, which share columns, are one run of columns; a block goes on from row to row.
+    The first mx columns of each tile go through shared memory; a block goes on from row to row. The
+    others are the first of the next tile. A row's last tile, and a block's, has no next one: its
+    thread reads them from x. In shared memory they would lie between those of two rows, and the
+    same column of 32 tiles in 33 banks.
     """
     real = problem.real(dtype)
     vertical, horizontal = winograd.transforms(my, ry), winograd.transforms(mx, rx)
     ny, nx = vertical.n, horizontal.n
-    points = ny * nx
-    pitch, line = _line(dtype, mx, nx)
+    points, beyond = ny * nx, nx - mx
+    assert beyond <= mx
+    pitch, line = _line(dtype, mx)
     lines = 2 * line
     down = along_axis(vertical.data_program(), dtype)
     across = along_axis(horizontal.data_program(), dtype)
@@ -69,40 +74,46 @@ def data_kernel(dtype: str, my: int, mx: int, ry: int, rx: int) -> Kernel:
         thread = uint32(cuda.threadIdx.x)
         first = uint32(uint32(cuda.blockIdx.x) * uint32(THREADS))
         first_row = uint32(first // tiles_x)
-        first_x = uint32(first - first_row * tiles_x)
-        run = uint32(tiles_x * uint32(mx) + uint32(nx - mx))
+        first_column = uint32((first - first_row * tiles_x) * uint32(mx))
+        run = uint32(tiles_x * uint32(mx))
         images = uint32(tiles // (tiles_y * tiles_x))
-        last = uint32(THREADS - 1)
-        columns = uint32(last * uint32(mx) + (first_x + last) // tiles_x * uint32(nx - mx))
-        columns = uint32(columns + uint32(nx))
-        # The columns that this thread reads of each line: where they begin in x, and their row, or
-        # one below the image for what lies beside it.
+        own = uint32(first_column + thread * uint32(mx))
+        last = thread == uint32(THREADS - 1) or own % run == uint32(run - uint32(mx))
+        # The columns that this thread reads of each line, mx of the block's and those beyond its
+        # own tile: where they begin in x, and their row, or one below the image for none.
         for r in range(nx):
-            slot = uint32(thread + uint32(r * THREADS))
-            in_run = uint32(first_x * uint32(mx) + slot)
+            in_run = uint32(first_column + thread + uint32(r * THREADS))
+            column = uint32(in_run % run)
+            if r >= mx:
+                in_run = own
+                column = uint32(own % run + uint32(r))
             row = uint32(first_row + in_run // run)
-            column = uint32(in_run % run - pad_x)
+            column = uint32(column - pad_x)
             plane = uint32(row // tiles_y)
             channel = uint32(plane // images)
             n = uint32(plane - channel * images)
             starts[r] = uint32((n * channels + channel) * height * width + column)
             tops[r] = height
-            if slot < columns and column < width and uint32(row * tiles_x) < total:
+            if (r < mx or last) and column < width and uint32(row * tiles_x) < total:
                 tops[r] = uint32((row - plane * tiles_y) * uint32(my) - pad_y)
         into = uint32(thread % uint32(mx) * uint32(pitch) + thread // uint32(mx))
-        own = uint32(thread * uint32(mx) + (first_x + thread) // tiles_x * uint32(nx - mx))
         for i in range(ny):
             for r in range(nx):
                 y = uint32(tops[r] + uint32(i))
                 value = real(0)
                 if y < height:
                     value = x[uint32(starts[r] + y * width)]
-                shared[uint32(into + uint32(i % 2 * line + r * THREADS // mx))] = value
+                if r < mx:
+                    shared[uint32(into + uint32(i % 2 * line + r * THREADS // mx))] = value
+                else:
+                    tile[i * nx + r] = value
             cuda.syncthreads()  # the other line's buffer has been read by all, too
-            for j in range(nx):
-                column = uint32(own + uint32(j))
-                at = uint32(column % uint32(mx) * uint32(pitch) + column // uint32(mx))
-                tile[i * nx + j] = shared[uint32(at + uint32(i % 2 * line))]
+            for j in range(mx):
+                tile[i * nx + j] = shared[uint32(thread + uint32(i % 2 * line + j * pitch))]
+            if not last:
+                for j in range(beyond):
+                    at = uint32(thread + uint32(i % 2 * line + j * pitch + 1))
+                    tile[i * nx + mx + j] = shared[at]
         index = uint32(first + thread)
         if index >= total:
             return
@@ -125,7 +136,7 @@ def output_kernel(dtype: str, my: int, mx: int, ry: int, rx: int) -> Kernel:
     vertical, horizontal = winograd.transforms(my, ry), winograd.transforms(mx, rx)
     ny, nx = vertical.n, horizontal.n
     points, middle, inside = ny * nx, ny * mx, my * mx
-    pitch, line = _line(dtype, mx, mx)
+    pitch, line = _line(dtype, mx)
     lines = my * line
     down = along_axis(vertical.output_program(), dtype)
     across = along_axis(horizontal.output_program(), dtype)

@@ -180,11 +180,6 @@ LIMITS = {
         "gemm": Limit(0.6),
         "direct": Limit(0.6),
         "depthwise": Limit(0.0, reason=MOVES),
-        "winograd.data": Limit(
-            0.0, wavefronts=1.55,
-            reason=f"{MOVES}; where a row of tiles ends within a warp, its last columns are a gap "
-            "between those of 32 lanes, which 33 banks hold: two wavefronts, of four bytes a lane",
-        ),
         "winograd": Limit(0.0, reason=MOVES),
     },
     "cupy": {

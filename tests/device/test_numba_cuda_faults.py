@@ -35,7 +35,7 @@ SHAPES = {
     gemm: "NCHW_n1c9k65g1_i13x5_w3x3_p1",
     direct: "NCHW_n1c12k33g1_i9x33_w3x3_p1",
     depthwise: "NCHW_n1c5k5g5_i9x33_w3x3_p1",
-    winograd: "NCHW_n1c9k65g1_i9x7_w3x3_p1",
+    winograd: "NCHW_n1c17k65g1_i9x12_w3x3_p1",  # a block ends within a row of tiles
 }
 
 
@@ -108,8 +108,11 @@ FAULTS = {
         winograd, "        cuda.syncthreads()\n        # Columns", "        # Columns",
         "race|uninitialised",
     ),
-    "winograd, rows of tiles without the columns that their last tile shares": Planted(
-        winograd, "(first_x + thread) // tiles_x * uint32(nx - mx)", "uint32(0)", "wrong",
+    "winograd, a row's last tile with columns of the next row": Planted(
+        winograd, " or own % run == uint32(run - uint32(mx))", "", "wrong",
+    ),
+    "winograd, a block's last tile with columns of the next block": Planted(
+        winograd, "thread == uint32(THREADS - 1) or ", "", "uninitialised",
     ),
     "a short patch": Planted(
         direct, "while column < patch_width:", "while column + uint32(1) < patch_width:",
