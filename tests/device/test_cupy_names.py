@@ -1,9 +1,9 @@
 """What is used of CuPy exists in the CuPy that is installed, with the keywords that are used.
 
-The sources that run on CuPy are parsed: the backends', and those of the core that compute over an
-array module.  In them a name ``cupy``, ``xp`` or ``self._xp`` is the module, and ``self._fft`` its
-Fourier transforms; what hangs on it is looked up in the real package, which is imported without a
-driver.  Methods of arrays are looked up by what the stand-in has, which is all that may be called.
+The sources that may run on CuPy are parsed: the backends', and the core's.  In them a name
+``cupy``, ``xp`` or ``self._xp`` is the module, and ``self._fft`` its Fourier transforms; what
+hangs on it is looked up in the real package, which is imported without a driver.  Methods of
+arrays are looked up by what the stand-in has, which is all that may be called.
 """
 
 from __future__ import annotations
@@ -30,10 +30,8 @@ CORE = Path(convjit.__file__).parent
 SOURCES = (
     *sorted(Path(convjit_cupy.__file__).parent.glob("*.py")),
     *sorted(Path(convjit_numba_cuda.__file__).parent.glob("*.py")),
-    *(CORE / "algorithms" / f"{name}.py" for name in (
-        "composed", "composed_winograd", "epilogue", "straightline")),
-    *(CORE / f"{name}.py" for name in ("cupyarrays", "guard", "lowering", "plans", "transfers")),
-)  # fmt: skip
+    *sorted(CORE.rglob("*.py")),
+)
 
 # How the sources call the module, and what each is.
 ROOTS = {
@@ -50,6 +48,7 @@ RESULTS = {
     "cupy.cuda.get_current_stream()": "cupy.cuda.Stream",
     "cupy.get_default_memory_pool()": "cupy.cuda.MemoryPool",
     "cupy.isfinite(array)": "cupy.ndarray",
+    "cupy.asarray(rhs)": "cupy.ndarray",
     "cupy.ascontiguousarray(panelled)": "cupy.ndarray",
 }
 
@@ -119,6 +118,7 @@ def test_the_walk_sees_what_is_used() -> None:
     names = {use.name for use in USES}
     assert {"cupy.matmul", "cupy.fft.rfftn", "cupy.RawModule", "cupy.cuda.Device"} <= names
     assert {"cupy.empty", "cupy.add", "cupy.isfinite", "cupy.may_share_memory"} <= names
+    assert {"planes.py", "gauges.py", "suite.py"} <= {use.where.partition(":")[0] for use in USES}
 
 
 @pytest.mark.parametrize("use", USES, ids=lambda use: f"{use.where}-{use.name}")
@@ -152,6 +152,36 @@ def test_a_property_of_a_device_has_cupys_name(name: str) -> None:
     module = Path(cupy.cuda.runtime.__file__).read_bytes()
     assert name.encode() in module
     assert b"multiProcessorsCount" not in module
+
+
+# Of the stand-in's own, which tests set or read.
+OWN = {"checked", "launches", "used", "loaded", "waited"}
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "name"),
+    [
+        (ours, theirs, name)
+        for ours, theirs in (
+            ("RawModule", "cupy.RawModule"), ("RawKernel", "cupy.RawKernel"),
+            ("Stream", "cupy.cuda.ExternalStream"),
+        )
+        for name in vars(getattr(standin_cupy, ours))
+        if name not in OWN and (not name.startswith("_") or name == "__call__")
+    ],
+)  # fmt: skip
+def test_what_a_kernel_and_a_stream_of_the_stand_in_have_is_cupys(
+    ours: str, theirs: str, name: str
+) -> None:
+    assert hasattr(found(theirs), name)
+
+
+def test_what_is_set_of_a_kernel_is_cupys() -> None:
+    import cupy
+
+    made = standin_cupy.RawKernel(standin_cupy.RawModule(code=""), "none")
+    for name in vars(made):
+        assert name.startswith("_") or hasattr(cupy.RawKernel, name)
 
 
 def test_the_stand_ins_device_has_what_cupys_has() -> None:
