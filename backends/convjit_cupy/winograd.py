@@ -71,7 +71,7 @@ class Shape(NamedTuple):
 
 
 SHAPES = {
-    2: Shape(32, 4, 2, 8, 4, 2, 2, 120),
+    2: Shape(32, 4, 2, 8, 4, 2, 2, 122),
     4: Shape(16, 4, 4, 4, 4, 1, 1, 156),
     6: Shape(16, 4, 4, 4, 4, 1, 1, 128),
 }
@@ -109,6 +109,10 @@ constexpr int PASSED = PASS * LANES_Y * TILES;
 constexpr int COLUMNS = TILES * N;               // of a channel, at most: where no two tiles share
 constexpr int ROUNDS = (COLUMNS * CHANNELS + THREADS - 1) / THREADS;
 static_assert(THREADS % TILES == 0 && COLUMNS % 32 == 0 && N % 2 == 0, "lanes have whole tiles");
+// Rows of tiles of a small image lie M lines apart, and no two share a sector.  With M = 2 every
+// second row of tiles reads the last of its lines first, and writes its second one first: then a
+// request is of pairs of lines beside each other.
+constexpr bool TURNS = M == 2;
 
 template <int COUNT> __device__ __forceinline__ void load_vector(float (&to)[COUNT],
                                                                  const float *from) {
@@ -157,7 +161,8 @@ winograd(const Real *__restrict__ x, const float *__restrict__ w, const Real *__
     // Tiles beside each other share columns.  Those of a row of tiles are numbered in one run,
     // which is N - M longer than the tiles' outputs, and a block's go on from row to row.  The
     // columns that this thread reads in each step: where they begin in x, and a bit for each line
-    // inside the image; its number would be kept in a register, of which the sums leave too few.
+    // inside the image, and whether it turns; a number would be kept in a register, of which the
+    // sums leave too few.
     const u32 first_row = first_tile / tiles_x, first_x = first_tile - first_row * tiles_x;
     auto column_of = [&](u32 tile) { return tile * M + (first_x + tile) / tiles_x * (N - M); };
     const u32 columns = column_of(TILES - 1) + N, run = tiles_x * M + (N - M);
@@ -168,12 +173,15 @@ winograd(const Real *__restrict__ x, const float *__restrict__ w, const Real *__
         const u32 row = first_row + in_run / run, column = in_run % run - pad_x;
         const u32 n = row / tiles_y, top = (row - n * tiles_y) * M - pad_y;
         const bool inside = row * tiles_x < tiles && task % COLUMNS < columns && column < width;
-        lines[r] = 0;
+        const u32 turn = TURNS ? (row - n * tiles_y) % 2 : 0;
+        lines[r] = turn << N;
 #pragma unroll
-        for (int i = 0; i < N; i++) lines[r] |= u32(inside && top + i < height) << i;
+        for (int i = 0; i < N; i++)
+            lines[r] |= u32(inside && top + i < height) << (i + turn) % N;
         const u32 plane = (n * groups + group) * channels + task / COLUMNS;
-        at[r] = (plane * height + top) * width + column;
+        at[r] = (plane * height + top - turn) * width + column;
     }
+    auto turned = [&](int r) { return TURNS && lines[r] >> N; };
     Real next[ROUNDS][N];
     auto fetch = [&](u32 step) {
 #pragma unroll
@@ -181,8 +189,10 @@ winograd(const Real *__restrict__ x, const float *__restrict__ w, const Real *__
             const u32 channel = step * CHANNELS + (thread + r * THREADS) / COLUMNS;
             const u32 inside = channel < channels ? lines[r] : 0;
 #pragma unroll
-            for (int i = 0; i < N; i++)
-                next[r][i] = inside >> i & 1 ? x[at[r] + i * width] : Real(0.f);
+            for (int i = 0; i < N; i++) {
+                const u32 line = i == 0 && turned(r) ? N : i;
+                next[r][i] = inside >> i & 1 ? x[at[r] + line * width] : Real(0.f);
+            }
             at[r] += CHANNELS * height * width;
         }
         float *to = weights + step % 2 * (POINTS * WEIGHTS);
@@ -201,9 +211,11 @@ winograd(const Real *__restrict__ x, const float *__restrict__ w, const Real *__
         for (int r = 0; r < ROUNDS; r++) {
             const u32 task = thread + r * THREADS;
             if (task < COLUMNS * CHANNELS) {
-                float samples[N], down[N];
+                float read[N], samples[N], down[N];
 #pragma unroll
-                for (int i = 0; i < N; i++) samples[i] = float(next[r][i]);
+                for (int i = 0; i < N; i++) read[i] = float(next[r][i]);
+#pragma unroll
+                for (int i = 0; i < N; i++) samples[i] = turned(r) ? read[(i + 1) % N] : read[i];
                 data_transform(samples, down);
 #pragma unroll
                 for (int i = 0; i < N; i++) stage[i * CHANNELS * COLUMNS + task] = down[i];
@@ -289,10 +301,12 @@ winograd(const Real *__restrict__ x, const float *__restrict__ w, const Real *__
                 const u32 plane = (n * groups + end.group) * outputs + k;
 #pragma unroll
                 for (int i = 0; i < M; i++) {
-                    const u32 row_y = tile_y * M + i;
+                    const u32 turn = TURNS ? tile_y % 2 : 0;
+                    const u32 row_y = tile_y * M + (i ^ turn);
                     if (row_y < out_height) {
+                        const float sum = turn ? down[i ^ 1] : down[i];
                         y[(plane * out_height + row_y) * out_width + column_x]
-                            = Real(finish(down[i] + added, slope, lowest, highest));
+                            = Real(finish(sum + added, slope, lowest, highest));
                     }
                 }
             }

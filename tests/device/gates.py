@@ -196,13 +196,6 @@ LIMITS = {
         # Two words of a mask a tap, beside the fewest products.
         "implicit_gemm: implicit_gemm -DREAL=double -DWARPS_K=2 -DWARPS_P=1 -DDEPTH=16 -DTENSOR=1 "
         "-DMASK=64": Limit(0.23, reason=DOUBLE),
-        "winograd.f2x3: winograd -DM=2 -DREAL=float": Limit(
-            0.85, sectors=1.35,
-            reason="a row of 7 numbers, 28 bytes anywhere among sectors of 32, lies in 1 + 24/32 "
-            "of them on average; a request is of four such rows, two lines of the image apart, "
-            "and 7 sectors, where 4 would hold what it reads; the lines between are read by the "
-            "next requests, which find their sectors in the cache",
-        ),
     },
 }  # fmt: skip
 # How much worse than recorded a figure may be: compilers of one toolkit differ by patch releases.
