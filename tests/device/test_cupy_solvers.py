@@ -181,7 +181,7 @@ def test_no_instance_spills(
     solver: str, sizes: str, taps: str, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = f"conv_{dtype}_{sizes}_i8x64_{taps}"
-    monkeypatch.setattr(gates, "CUPY", ((solver, text),))
+    monkeypatch.setitem(gates.CUPY, "cupy", ((solver, text),))
     for kernel, figures in gates.static("cupy", (8, 0)).items():
         assert (figures["spilled_bytes"], figures["local"]) == (0, 0), kernel
 
