@@ -6,14 +6,10 @@ compile is kept on disk, so that the processes need hand nothing back.
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from multiprocessing import get_context
 from typing import Any, TypeVar
 
 MOST = 8  # processes: each imports numba, which takes some 200 MiB
@@ -44,6 +40,11 @@ def run(
     began : callable
         Told the jobs that are left, at first and whenever one is done.
     """
+    # A first call imports this module, and has no use for what makes processes.
+    from concurrent.futures import ProcessPoolExecutor, as_completed
+    from concurrent.futures.process import BrokenProcessPool
+    from multiprocessing import get_context
+
     left = list(jobs)
     began(left)
     count = min(processes, MOST, len(left))
@@ -62,6 +63,7 @@ def run(
 
 def _quietly() -> None:
     """Leave speaking to the parent, which Ctrl-C interrupts too."""
+    import logging
 
     def leave(*_: Any) -> None:
         os._exit(130)

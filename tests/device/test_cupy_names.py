@@ -36,8 +36,8 @@ SOURCES = (
 # How the sources call the module, and what each is.
 ROOTS = {
     "cupy": "cupy", "xp": "cupy", "self._xp": "cupy", "self._cupy": "cupy", "self.cupy": "cupy",
-    "self.device.cupy": "cupy",
-    "self._namespace": "cupy", "self._fft": "cupy.fft", "self.array_namespace()": "cupy",
+    "self.device.cupy": "cupy", "self._namespace": "cupy", "self.namespace": "cupy",
+    "self._fft": "cupy.fft", "self.array_namespace()": "cupy",
     "namespace(out)": "cupy", "namespace(array)": "cupy",
 }  # fmt: skip
 
