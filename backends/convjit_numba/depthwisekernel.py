@@ -52,6 +52,7 @@ def build_line(
 
     @njit(**OPTIONS)
     def fetch_pixels(write, place, step, count):
+        """Fetch ``count`` lines of memory, ``step`` bytes apart, to be read or written."""
         for _ in range(count):
             fetch_line(write, place)
             place += step
@@ -148,6 +149,7 @@ def build(
     f = dict(FIELD)
     GROUPS, KG = f["groups"], f["kg"]
     D, H, W, OD, OH, OW = f["d"], f["h"], f["w"], f["od"], f["oh"], f["ow"]
+    SD, PD = f["sd"], f["pd"]
     KH, SH, SW, PH, PW = f["kh"], f["sh"], f["sw"], f["ph"], f["pw"]
     DH, DW = f["dh"], f["dw"]
     ROWS, COLS, HBLOCKS, WBLOCKS = f["rows"], f["cols"], f["hblocks"], f["wblocks"]
@@ -177,6 +179,7 @@ def build(
                         number = (c + lane) * m + j
                         move_real(bits, add + to * size, bias + number * size)
         h, sh, ph = load_int(g + H), load_int(g + SH), load_int(g + PH)
+        plane = z * load_int(g + SD) - load_int(g + PD)
         reach = (load_int(g + KH) - 1) * load_int(g + DH) + 1
         for r in range(r0, r1):
             rows = row_table(g, mine, z, r, line)
@@ -189,7 +192,7 @@ def build(
                     y_ahead = ow * channels * size
             depthwise_line(
                 g, mine, rows, source, channels, weights, add, to, buffer,
-                vector0, vector1, col0, col1, (z * h + first) * line, rows_ahead, y_ahead,
+                vector0, vector1, col0, col1, (plane * h + first) * line, rows_ahead, y_ahead,
             )  # fmt: skip
 
     @njit(**OPTIONS)

@@ -66,7 +66,7 @@ def _build_entry(arrays: int) -> Callable[..., None]:
 def _entry(arrays: int, brief: bool) -> Callable[[tuple[Any, ...]], None] | None:
     """What calls a kernel on so many arrays; None if objects do not lie in memory as supposed.
 
-    It takes a tuple of a head (:meth:`Launch._head`) and of the arrays, any of which may be None.
+    It takes a tuple of a head (:attr:`Launch.head`) and of the arrays, any of which may be None.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ def _entry(arrays: int, brief: bool) -> Callable[[tuple[Any, ...]], None] | None
 
 
 class Launch:
-    """A kernel and its geometry, to be called on arrays; immutable.
+    """A kernel and its geometry, to be called on arrays; safe from several threads.
 
     Parameters
     ----------
@@ -106,16 +106,8 @@ class Launch:
     """
 
     __slots__ = (
-        "_alone",
-        "_enter",
-        "_geometry",
-        "_kernel",
-        "_last",
-        "_seconds",
-        "_slots",
-        "enter",
-        "head",
-    )
+        "_alone", "_enter", "_geometry", "_kernel", "_last", "_seconds", "_slots", "enter", "head",
+    )  # fmt: skip
 
     def __init__(
         self, kernel: Any, geometry: np.ndarray[Any, Any], arrays: int, slots: int, seconds: float
@@ -184,9 +176,8 @@ class PanelExecutable:
         self, lhs: Array, packed: Any, bias: Array | None, out: Array, workspace: Array | None
     ) -> None:
         """Compute into ``out`` on as many threads as are in force and had been at planning."""
-        if (
-            self._enter is not None
-        ):  # a call of microseconds, where each look at an attribute counts
+        # In a call of microseconds each look at an attribute counts.
+        if self._enter is not None:
             self._enter((self._head, lhs, packed, bias, out, workspace))
         else:
             self._launch(lhs, packed, bias, out, workspace)

@@ -1,8 +1,8 @@
 """What the solvers share: the problem on three axes, geometry, phases of work.
 
-Both compute ``y[k, p] = sum over (c, t) of w[k, (c, t)] * x[(c, t), p]`` with the register tile of
-:mod:`convjit_numba.microkernel`, on weights packed alike, and differ in how a task prepares its
-pixels.  Both treat a 1-D or 2-D problem as a 3-D one with leading axes of size 1.
+They compute ``y[k, p] = sum over (c, t) of w[k, (c, t)] * x[(c, t), p]`` with register tiles, and
+differ in what their lanes are and in how a task prepares its pixels.  All treat a 1-D or 2-D
+problem as a 3-D one with leading axes of size 1, and hand their sizes to a kernel as one array.
 """
 
 from __future__ import annotations
