@@ -9,6 +9,7 @@ counts.
 from __future__ import annotations
 
 import math
+import random
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -109,8 +110,10 @@ def measured(trial: Trial, seconds: float = 0.03) -> Row:
         first = [_timed(run) for _ in range(FIRST_CALLS if predicted < LONG else 1)]
         running.append((candidate.label, predicted, run, [min(first)]))
     best = min(times[0] for *_, times in running)
+    shuffled = random.Random(0)
     for _ in range(ROUNDS):
-        for number, (_, _, call, times) in enumerate(running):
+        for number in shuffled.sample(range(len(running)), len(running)):
+            _, _, call, times = running[number]
             if number == 0 or times[0] <= BEATEN * best:
                 end, least = time.perf_counter() + seconds / ROUNDS, LEAST_CALLS
                 while least > 0 or time.perf_counter() < end:
