@@ -26,10 +26,11 @@ CYCLES = {3: 3.1, 4: 3.0, 5: 4.8, 6: 4.8, 8: 4.0}
 MOVE = 2.8  # of a complex vector into a tile or out of it
 TURN = 4.0  # of a complex vector in a transpose
 TWISTED = 4.0  # of a complex vector between the columns and the rows of a line
-PRODUCT = 4.0  # of a product of complex vectors
+PRODUCT = 2.1  # of a product of complex vectors, and its sum
 APART = 3.0  # times as long a butterfly takes whose vectors lie in as many pages
 TASK = 400.0
-EXPOSED = 0.5  # part of the shorter of multiplying and streaming that the longer one does not hide
+SPECTRA = 28.0  # bytes a cycle that products read of spectra beyond L2, at most
+EXPOSED = 0.3  # part of the shorter of multiplying and streaming that the longer one does not hide
 MOST_CORES = 16  # for which tiles are made small enough
 
 # Of products with many channels: output channels of a panel, tiles of a task.
@@ -336,9 +337,9 @@ def _tiling_of(
                 away = 2 * held / memory
             product = p.cg * outs * PRODUCT * vectors * task_pairs
             # Spectra that no cache holds come from further away for every task.
-            rate = 64.0 if weights <= caches["l2"] // 2 else min(12.0, shared)
+            rate = 64.0 if weights <= caches["l2"] // 2 else min(SPECTRA, shared)
             if weights > caches["l3"] // 2:
-                rate = min(8.0, memory)
+                rate = min(SPECTRA, memory)
             stream = outs * p.cg * tile_bytes / rate
             product = max(product, stream) + EXPOSED * min(product, stream)
             cycles = task_pairs * (p.cg + outs) * one * missing + away + product + TASK

@@ -69,7 +69,7 @@ _ZEN4 = Microarchitecture(
     3.67e9,
     {
         "direct": 1.0, "gemm": 1.07, "indirect": 1.07, "winograd": 1.08,
-        "winograd.transform": 1.08, "fft": 0.88, "fft.multiply": 0.88,
+        "winograd.transform": 1.08, "fft": 1.0, "fft.multiply": 0.88,
         "depthwise": 0.8, "depthwise.slab": 0.9, "planes": 1.13, "transposed": 1.09,
         "weight_grad": 1.1,
     },
