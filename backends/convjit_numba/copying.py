@@ -98,7 +98,10 @@ def _plan(
     if kind == ELEMENTS and not tiny and first[1:] == (size, step * size) and size < 16:
         kind = PICKED + step if 1 < step <= MOST_PICKED else kind
     inside = unit * prod(n for n, _, _ in tiny)
-    wide, deep = _tile(first[0], second[0], inside)
+    if across is not None and along is not None and abs(across[2]) <= abs(along[2]):
+        deep, wide = _tile(second[0], first[0], inside, first[0])  # the same axis is both sides'
+    else:
+        wide, deep = _tile(first[0], second[0], inside, WIDEST)
     tasks = prod(n for n, _, _ in rest) * -(-first[0] // wide) * -(-second[0] // deep)
     grain = max(1, min(tasks // MOST_TASKS, GRAIN_BYTES // (wide * deep * inside)))
     geometry = np.zeros(3 * (MOST_OUTER + 2 + MOST_TINY) + 4, np.int64)
@@ -140,10 +143,10 @@ def _tile_axis(axes: list[Axis], side: int) -> Axis | None:
     return min(long, key=lambda axis: abs(axis[side]), default=None)
 
 
-def _tile(first: int, second: int, unit: int) -> tuple[int, int]:
-    """Elements of a tile along the destination's axis and the source's."""
+def _tile(first: int, second: int, unit: int, most: int) -> tuple[int, int]:
+    """Elements of a tile along two axes, of the second up to ``most`` before any of the first."""
     room = max(1, TILE_BYTES // unit)
-    deep = min(second, WIDEST, room)
+    deep = min(second, most, room)
     return max(1, min(first, room // deep)), deep
 
 
@@ -196,6 +199,36 @@ def _build(bits: int, numbers: int, kind: int, lanes: int) -> Callable[..., None
                         for k in range(n2):
                             move_vectors(bits, numbers, 1, to + k * d2, of + k * s2)
 
+    def mover(lanes):
+        # Runs of one to two such vectors: the second overlaps.  (A call to copy some ten bytes
+        # takes longer than to move them.)
+        @njit(**OPTIONS)
+        def move(target, into, source, out_of, count, unit):
+            last = unit - lanes * 4
+            for _ in range(count):
+                move_vectors(32, lanes, 1, target, source)
+                move_vectors(32, lanes, 1, target + last, source + last)
+                target += into
+                source += out_of
+
+        return move
+
+    move_2, move_4, move_8, move_16 = mover(2), mover(4), mover(8), mover(16)
+
+    @njit(**OPTIONS)
+    def runs(target, into, source, out_of, count, unit):
+        if unit <= 16:
+            move_2(target, into, source, out_of, count, unit)
+        elif unit <= 32:
+            move_4(target, into, source, out_of, count, unit)
+        elif unit <= 64:
+            move_8(target, into, source, out_of, count, unit)
+        elif unit <= 128:
+            move_16(target, into, source, out_of, count, unit)
+        else:
+            for i in range(count):
+                copy_bytes(target + i * into, source + i * out_of, unit)
+
     @njit(**OPTIONS)
     def tile(g, target, source, count, second):
         across = g + 24 * (MOST_OUTER + 1)
@@ -213,9 +246,7 @@ def _build(bits: int, numbers: int, kind: int, lanes: int) -> Callable[..., None
                 elements(tiny, target + j * down, into, source + j * from_, out_of, count)
         elif kind == RUNS:
             for j in range(second):
-                for i in range(count):
-                    copy_bytes(target + j * down + i * into, source + j * from_ + i * out_of,
-                               unit)  # fmt: skip
+                runs(target + j * down, into, source + j * from_, out_of, count, unit)
         elif kind > PICKED:
             for j in range(second):
                 to, of = target + j * down, source + j * from_
