@@ -201,8 +201,8 @@ def _work(inner: Work, steps: tuple[Step, ...]) -> Work:
         pack = None if pack is None else _times(pack, step.repeats)
         launches *= step.repeats
         packed *= step.repeats
-        calls = 1 + calls * step.repeats
-        pack_calls = 1 + pack_calls * step.repeats
+        calls = step.copies + calls * step.repeats
+        pack_calls = step.pack_copies + pack_calls * step.repeats
         workspace = aligned(workspace) + step.workspace
         if step.fill_rhs:
             moved = Phase("pack", bytes={step.level: step.moved("rhs")})

@@ -222,11 +222,14 @@ def _space_to_depth(spec: ConvSpec) -> Step | None:
     split = SpaceToDepth(spec)
     name, inner = "space to depth", split.inner
     if spec.direction is Direction.WEIGHT_GRAD:
-        return Step(name, spec, inner, fill_lhs=split.fill_x, fill_result=split.fill_from_w)
+        return Step(
+            name, spec, inner, fill_lhs=split.fill_x, fill_result=split.fill_from_w,
+            copies=split.copies,
+        )  # fmt: skip
     # Taps filled up are zeros, and a zero times a NaN is a NaN.
     return Step(
         name, spec, inner, fill_lhs=split.fill_x, fill_rhs=split.fill_w,
-        spreads_nonfinite=split.is_filled,
+        copies=split.copies, pack_copies=split.phases, spreads_nonfinite=split.is_filled,
     )  # fmt: skip
 
 

@@ -36,6 +36,8 @@ class Step:
         into which the inner problem writes.
     fill_bias
         The inner problem's bias, where it is not the outer one's.
+    copies, pack_copies : int
+        Assignments that the fills of the first and of the second operand consist of.
     repeats : int
         Number of inner problems (one per group), sliced by :class:`_Groups`.
     spreads_nonfinite : bool
@@ -54,6 +56,8 @@ class Step:
     fill_result: Fill | None = None
     view_result: View | None = None
     fill_bias: View | None = None
+    copies: int = 1
+    pack_copies: int = 1
     repeats: int = 1
     spreads_nonfinite: bool = False
     exact: bool = False

@@ -143,6 +143,8 @@ class SpaceToDepth:
         Of stride 1 and without padding.
     is_filled : bool
         Whether the inner kernel has taps that are none of the outer's; they are zeros.
+    phases, copies : int
+        How many phases there are, and how many assignments fill them from x.
     """
 
     def __init__(self, spec: ConvSpec) -> None:
@@ -151,6 +153,8 @@ class SpaceToDepth:
         self._axes = axes = tuple(Axis.of(*size) for size in zip(*sizes, strict=True))
         self._counts = tuple(axis.count for axis in axes)
         self._each = spec.in_channels // spec.groups
+        self.phases = prod(self._counts)
+        self.copies = prod(len(axis.moves()) for axis in axes)
         self.is_filled = any(
             axis.count * axis.taps > k for axis, k in zip(axes, spec.kernel_size, strict=True)
         )
