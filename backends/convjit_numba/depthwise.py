@@ -31,7 +31,7 @@ from math import prod
 from convjit.precision import Numerics
 from convjit.spec import ConvSpec
 from convjit.spi import DEFAULT_CONFIG, Config, Executable, Feature, Phase, Refusal, Target, Work
-from convjit_numba import cache, problem, targets
+from convjit_numba import cache, problem, targets, threads
 from convjit_numba.depthwisekernel import build
 from convjit_numba.depthwiseplan import Blocking, Slot, blocking, multiplier, packed_shape, packer
 from convjit_numba.executable import PanelExecutable
@@ -88,7 +88,7 @@ class Depthwise:
             Numerics("direct"),
             problem.pack_phase(p, weights),
             launches=int(wakes),
-            workspace=slots * self._slot(p, b).bytes,
+            workspace=threads.slots_bytes(slots, self._slot(p, b).bytes),
             packed_bytes=int(weights),
         )
 

@@ -34,7 +34,7 @@ from convjit.spi import (
     Target,
     Work,
 )
-from convjit_numba import cache, problem, targets, taskloop
+from convjit_numba import cache, problem, targets, taskloop, threads
 from convjit_numba.executable import PanelExecutable
 from convjit_numba.problem import FIELD, FIELDS, Problem
 
@@ -248,7 +248,7 @@ class DepthwiseWeightGrad:
             # Each lane of a vector sums its part of the columns.
             Numerics("direct", chain=p.batch * p.out[0] * p.out[1] * -(-p.out[2] // lanes)),
             launches=int(wakes),
-            workspace=slots * plan.places["slot_bytes"],
+            workspace=threads.slots_bytes(slots, plan.places["slot_bytes"]),
         )
 
     def configs(self, spec: ConvSpec, target: Target) -> Iterable[Config]:

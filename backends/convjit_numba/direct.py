@@ -24,7 +24,7 @@ import numpy as np
 from convjit.precision import Numerics
 from convjit.spec import ConvSpec
 from convjit.spi import DEFAULT_CONFIG, Config, Executable, Feature, Refusal, Target, Work
-from convjit_numba import cache, pack, problem, targets, taskloop
+from convjit_numba import cache, pack, problem, targets, taskloop, threads
 from convjit_numba.executable import PanelExecutable, address
 from convjit_numba.problem import FIELD, Problem, Scratch
 from convjit_numba.targets import Tile
@@ -363,7 +363,7 @@ class Direct:
             self.algorithm, p, b.tile, weights,
             cycles=b.makespan * target.cores if wakes else b.cycles,
             streamed=b.tasks * b.task_panels * b.tile.mr * p.depth * p.bytes,
-            workspace=slots * _scratch(p, b).bytes,
+            workspace=threads.slots_bytes(slots, _scratch(p, b).bytes),
             wakes=wakes,
             numerics=Numerics("direct"),
         )  # fmt: skip

@@ -170,7 +170,7 @@ class PanelExecutable:
         self._enter, self._head = self._launch.enter, self._launch.head
         self.pack = pack  # panels of weights, see convjit_numba.pack
         self._keep = keep  # what the geometry has addresses of
-        self.workspace = slots * slot_bytes
+        self.workspace = threads.slots_bytes(slots, slot_bytes)
 
     def run(
         self, lhs: Array, packed: Any, bias: Array | None, out: Array, workspace: Array | None

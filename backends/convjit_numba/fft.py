@@ -127,7 +127,7 @@ class Fft:
             Numerics("fft", shape.lengths, spreads_nonfinite=True),
             Phase("pack", pack, rate, {"memory": float(packed)}),
             launches=int(wakes),
-            workspace=slots * t.slot(p.cg, p.kg)["slot_bytes"],
+            workspace=threads.slots_bytes(slots, t.slot(p.cg, p.kg)["slot_bytes"]),
             packed_bytes=packed,
         )
 

@@ -25,7 +25,7 @@ from convjit.algorithms.workspace import aligned
 from convjit.precision import Numerics
 from convjit.spec import ConvSpec
 from convjit.spi import DEFAULT_CONFIG, Config, Executable, Feature, Refusal, Target, Work
-from convjit_numba import cache, pack, problem, targets
+from convjit_numba import cache, pack, problem, targets, threads
 from convjit_numba.executable import PanelExecutable
 from convjit_numba.gemmkernel import build
 from convjit_numba.problem import Problem
@@ -231,7 +231,7 @@ class Gemm:
             self.algorithm, p, b.tile, weights,
             cycles=b.makespan * target.cores if wakes else b.cycles * target.cores,
             streamed=float(p.batch * b.strips * weights),
-            workspace=slots * _slot_bytes(b, isa),
+            workspace=threads.slots_bytes(slots, _slot_bytes(b, isa)),
             wakes=wakes,
             numerics=Numerics("gemm"),
         )  # fmt: skip

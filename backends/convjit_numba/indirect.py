@@ -28,7 +28,7 @@ from math import prod
 from convjit.precision import Numerics
 from convjit.spec import ConvSpec
 from convjit.spi import Config, Executable, Feature, Phase, Refusal, Target, Work
-from convjit_numba import cache, pack, problem, targets
+from convjit_numba import cache, pack, problem, targets, threads
 from convjit_numba.executable import PanelExecutable
 from convjit_numba.indirectkernel import build
 from convjit_numba.indirectplan import (
@@ -94,7 +94,7 @@ class Indirect:
             Numerics("gemm"),
             problem.pack_phase(p, packed),
             launches=int(wakes),
-            workspace=slots * Slot.of(p, b).bytes,
+            workspace=threads.slots_bytes(slots, Slot.of(p, b).bytes),
             packed_bytes=packed,
         )
 

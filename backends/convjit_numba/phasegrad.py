@@ -27,7 +27,7 @@ from convjit.algorithms.workspace import aligned
 from convjit.precision import Numerics
 from convjit.spec import ConvSpec, Direction
 from convjit.spi import Config, Executable, Feature, Phase, Refusal, Target, Work
-from convjit_numba import cache, problem, targets
+from convjit_numba import cache, problem, targets, threads
 from convjit_numba.executable import PanelExecutable
 from convjit_numba.phasegradkernel import build, build_sum
 from convjit_numba.problem import Problem
@@ -255,7 +255,7 @@ class PhaseGrad:
 
 
 def _workspace(b: Blocking, target: Target) -> int:
-    return b.partial_bytes + min(target.cores, b.tasks) * _places(b)[1]
+    return b.partial_bytes + threads.slots_bytes(min(target.cores, b.tasks), _places(b)[1])
 
 
 def _geometry(b: Blocking, tasks: int, grain: int) -> Any:

@@ -30,7 +30,7 @@ from convjit.spi import (
     Target,
     Work,
 )
-from convjit_numba import cache, problem, targets, taskloop
+from convjit_numba import cache, problem, targets, taskloop, threads
 from convjit_numba.executable import PanelExecutable
 from convjit_numba.planeplan import (
     PAD_MODES,
@@ -317,7 +317,7 @@ class Planes:
             Numerics("direct"),
             problem.pack_phase(p, weights) if reverses(spec, b) else None,
             launches=int(wakes),
-            workspace=slots * b.slot_bytes,
+            workspace=threads.slots_bytes(slots, b.slot_bytes),
             packed_bytes=weights,
         )
 

@@ -253,13 +253,17 @@ def activation_fields(spec: ConvSpec) -> dict[str, int]:
 
 
 def pack_geometry(values: Mapping[str, int], tail: tuple[int, ...] = ()) -> np.ndarray[Any, Any]:
-    """The geometry array; ``tail`` follows the named fields."""
+    """The geometry array; ``tail`` follows the named fields.
+
+    ``slot_bytes`` is given as what a thread uses of the workspace, and kept as how far it is to the
+    next thread's part.
+    """
     unknown = set(values) - set(FIELDS)
     if unknown:
         raise KeyError(f"no geometry fields {sorted(unknown)}")
     array = np.zeros(len(FIELDS) + len(tail), np.int64)
     for name, value in values.items():
-        array[FIELD[name] // 8] = value
+        array[FIELD[name] // 8] = threads.slot_step(value) if name == "slot_bytes" else value
     array[len(FIELDS) :] = tail
     return array
 

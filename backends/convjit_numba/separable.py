@@ -37,6 +37,7 @@ from convjit_numba import (
     rowtables,
     targets,
     taskloop,
+    threads,
 )
 from convjit_numba.depthwise import Depthwise
 from convjit_numba.depthwisekernel import build_line
@@ -289,7 +290,7 @@ class SeparableExecutable:
             }
         )
         self._launch = Launch(kernel, geometry, 7, slots, seconds)
-        self.workspace = slots * slot_bytes
+        self.workspace = threads.slots_bytes(slots, slot_bytes)
 
     def run(
         self, x: Array, depth: Array, depth_bias: Array | None, point: Array, bias: Array | None,
@@ -339,7 +340,7 @@ class SeparableLayer:
             Numerics("direct"),
             Phase("pack", bytes=problem.by_level(4.0 * packed)),
             launches=int(wakes),
-            workspace=slots * _places(p, q, b)[1],
+            workspace=threads.slots_bytes(slots, _places(p, q, b)[1]),
             packed_bytes=packed,
         )  # fmt: skip
 

@@ -27,7 +27,7 @@ from math import prod
 from convjit.precision import Numerics
 from convjit.spec import ConvSpec, Direction
 from convjit.spi import Config, Executable, Feature, Phase, Refusal, Target, Work
-from convjit_numba import cache, pack, problem, targets
+from convjit_numba import cache, pack, problem, targets, threads
 from convjit_numba.executable import PanelExecutable
 from convjit_numba.problem import Problem
 from convjit_numba.transposedkernel import build
@@ -78,7 +78,7 @@ class Transposed:
             Numerics("gemm"),
             problem.pack_phase(p, packed),
             launches=int(wakes),
-            workspace=slots * Slot.of(b).bytes,
+            workspace=threads.slots_bytes(slots, Slot.of(b).bytes),
             packed_bytes=packed,
         )
 

@@ -39,7 +39,7 @@ from convjit.spi import (
     Target,
     Work,
 )
-from convjit_numba import cache, problem, targets
+from convjit_numba import cache, problem, targets, threads
 from convjit_numba.executable import PanelExecutable
 from convjit_numba.problem import Problem
 from convjit_numba.weightgradkernel import build, build_sum
@@ -147,7 +147,7 @@ class WeightGrad:
 
 
 def _workspace(b: Blocking, target: Target) -> int:
-    return b.partial_bytes + min(target.cores, b.tasks) * Slot.of(b).bytes
+    return b.partial_bytes + threads.slots_bytes(min(target.cores, b.tasks), Slot.of(b).bytes)
 
 
 def as_it_is(rhs: Array) -> Array:

@@ -398,7 +398,7 @@ class Winograd:
             Numerics("winograd", tile=b.m[3 - spec.ndim :], spreads_nonfinite=True),
             problem.pack_phase(p, weights),
             launches=int(wakes),
-            workspace=slots * Slot(b, p.cg, p.bytes).fields["slot_bytes"],
+            workspace=threads.slots_bytes(slots, Slot(b, p.cg, p.bytes).fields["slot_bytes"]),
             packed_bytes=weights,
         )
 
