@@ -37,6 +37,9 @@ from convjit.spi import (
 from convjit.steps import Split, Step
 
 MAX_STEPS = 20
+# Bytes as which one of a filled second operand counts: the taps of a kernel are few, and so copies
+# of them go number by number.
+NUMBERS = 3.0
 
 # What is removed from a problem before it is split rather than from each of its parts: operands are
 # then copied or cast once.  The number of axes is no such feature, since that step splits too.
@@ -205,7 +208,7 @@ def _work(inner: Work, steps: tuple[Step, ...]) -> Work:
         pack_calls = step.pack_copies + pack_calls * step.repeats
         workspace = aligned(workspace) + step.workspace
         if step.fill_rhs:
-            moved = Phase("pack", bytes={step.level: step.moved("rhs")})
+            moved = Phase("pack", bytes={step.level: NUMBERS * step.moved("rhs")})
             pack = moved if pack is None else _plus(pack, moved)
         numerics = replace(
             numerics,

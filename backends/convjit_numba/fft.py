@@ -69,6 +69,7 @@ def _parts(values: np.ndarray[Any, Any], kind: Any) -> np.ndarray[Any, Any]:
 # Of the modelled cycles, what volumes take: 0.65 to 1.05 on those of 20 to 100 a side, with 1 to 16
 # channels.
 VOLUMES = 0.8
+PACKED = 1.6  # times the cycles of a transform that packing takes for each kernel
 
 
 class Fft:
@@ -111,7 +112,7 @@ class Fft:
             flops *= VOLUMES
         packed = prod(t.spectra_shape(p)) * p.bytes
         one = shape.transform_cycles(t.lanes, problem.caches()["l1"], p.bytes)
-        pack = 4.0 * t.lanes * one * p.groups * p.kg * p.cg
+        pack = PACKED * 4.0 * t.lanes * one * p.groups * p.kg * p.cg
         rate = f"numba.fft.{p.dtype}"
         return Work(
             tuple(

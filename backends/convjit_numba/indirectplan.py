@@ -82,9 +82,14 @@ def _merges(p: Problem, last: bool) -> bool:
     return p.kernel[2] > 1 and p.cg <= (MERGE if adjacent else MERGE_COPIED)
 
 
-def tile_cycles(rows: float, vectors: float) -> float:
-    """Of one step of a row tile: FMAs, loads and the wait for the sums."""
-    return max(rows * vectors / 2, (rows + vectors) / 2, FMA_LATENCY)
+def tile_cycles(rows: float, vectors: float, lag: float) -> float:
+    """Of one step of a row tile: FMAs, loads and the wait for the sums.
+
+    Two loads a cycle of the core's, of which half as many pass as of the model's where a vector is
+    computed by halves.
+    """
+    others = max((rows + vectors) / 2, FMA_LATENCY)
+    return max(rows * vectors / 2, others * min(1.0, lag / 2))
 
 
 def _panel_cycles(
@@ -94,7 +99,8 @@ def _panel_cycles(
     """Of the product of a task's pixels and one panel."""
     tiles = -(-pixels // tile.mr)
     rows, more = divmod(pixels, tiles)  # as even as possible
-    step = (tiles - more) * tile_cycles(rows, vectors) + more * tile_cycles(rows + 1, vectors)
+    step = (tiles - more) * tile_cycles(rows, vectors, lag)
+    step += more * tile_cycles(rows + 1, vectors, lag)
     lanes = vectors * tile.vl
     depth = p.depth * _met(p, tile.mr)
     others = tiles * passes * (CALL + (TAP + ADDRESS * tile.mr) * entries)

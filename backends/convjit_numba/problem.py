@@ -358,13 +358,15 @@ def wakes_helpers(target: Target, p: Problem, isa: str, cycles: float, slots: in
     return slots > 1 and seconds >= threads.WORTH_WAKING
 
 
-def pack_phase(p: Problem, packed: float) -> Phase:
-    """Reading the weights and writing ``packed`` bytes of them, to memory that is new.
+# How often a byte moves while weights are packed: one side of a transpose takes whole lines for
+# parts of them, and lines are read before they are written.
+PACKED = 4.0
 
-    Every byte moves about twice: one side of a transpose takes whole lines for parts of them, and
-    lines are read before they are written.
-    """
-    return Phase("pack", bytes=by_level(2.0 * (p.groups * p.kg * p.depth * p.bytes + packed)))
+
+def pack_phase(p: Problem, packed: float, moves: float = PACKED) -> Phase:
+    """Reading the weights and writing ``packed`` bytes of them, to memory that is new."""
+    once = by_level(p.groups * p.kg * p.depth * p.bytes + packed)
+    return Phase("pack", bytes={level: moves * moved for level, moved in once.items()})
 
 
 def phases(

@@ -133,7 +133,7 @@ def _task_cycles(
     def panel(vectors: float) -> float:
         lanes = vectors * t.vl
         results = pixels * phases * lanes
-        cycles = taps * p.kg * calls * tile_cycles(run / tiles, vectors)
+        cycles = taps * p.kg * calls * tile_cycles(run / tiles, vectors, lag)
         others = calls * passes * (CALL + (TAP + ADDRESS * t.mr) * taps)
         others += lanes * phases * taps * p.kg * p.bytes / WEIGHTS
         others += results * (0.0 if direct else COPY if last else TRANSPOSE_BACK * p.bytes)

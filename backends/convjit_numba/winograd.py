@@ -57,6 +57,7 @@ KINDS = {"data": 0, "output": 1, "taps": 2}
 
 EXPOSED = 0.15  # part of the shorter of computing and streaming that the longer one does not hide
 
+PACKED = 2.5  # how often a byte of transformed weights moves until it is packed
 MOST_OUTPUTS = 6  # of a tile along an axis
 NOMINAL_CORES = 2  # for which tiles are chosen
 
@@ -396,7 +397,7 @@ class Winograd:
         return Work(
             (*phases, Phase("results", bytes=problem.by_level(results))),
             Numerics("winograd", tile=b.m[3 - spec.ndim :], spreads_nonfinite=True),
-            problem.pack_phase(p, weights),
+            problem.pack_phase(p, weights, PACKED),
             launches=int(wakes),
             workspace=threads.slots_bytes(slots, Slot(b, p.cg, p.bytes).fields["slot_bytes"]),
             packed_bytes=weights,
