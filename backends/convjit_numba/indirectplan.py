@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from math import prod
 
 from convjit.algorithms.workspace import aligned
 from convjit.spi import DEFAULT_CONFIG, Config
@@ -125,11 +126,13 @@ def _met(p: Problem, pixels: int) -> float:
 @lru_cache(maxsize=1024)
 def _inside_tiles(p: Problem, pixels: int) -> float:
     """The part of the tiles of so many pixels of a row that meet no padding."""
-    share = 1.0
-    for axis, run in enumerate((1, 1, pixels)):
-        first, last = p.outputs_of_tap(axis, 0), p.outputs_of_tap(axis, p.kernel[axis] - 1)
-        share *= max(0, last.stop - first.start - run + 1) / p.out[axis]
-    return share
+    return prod(_inside(p, axis, run) for axis, run in enumerate((1, 1, pixels)))
+
+
+def _inside(p: Problem, axis: int, run: int) -> float:
+    """The part of the runs of so many outputs of an axis that meet no padding."""
+    first, last = p.outputs_of_tap(axis, 0), p.outputs_of_tap(axis, p.kernel[axis] - 1)
+    return max(0, last.stop - first.start - run + 1) / p.out[axis]
 
 
 def _task_cycles(
@@ -154,7 +157,7 @@ def _task_cycles(
         fixed += lag * TRANSPOSE * window * -(-p.cg // tile.vl) * tile.vl * p.bytes
     if merged:
         in_place = p.dilation[2] == 1 and (not last or p.groups == 1)
-        share = min(1.0, (p.kernel[2] - 1) / p.out[2]) if in_place else 1.0
+        share = 1.0 - _inside(p, 2, 1) if in_place else 1.0
         fixed += lag * COPY * share * pixels * p.depth
     # Pixels that do not stay in L2 are read from L3 once a panel.
     miss = 1.0 if window * p.cg * p.bytes <= image else 1.15
