@@ -339,7 +339,7 @@ def _tiling_of(
             # Spectra that no cache holds come from further away for every task.
             rate = 64.0 if weights <= caches["l2"] // 2 else min(SPECTRA, shared)
             if weights > caches["l3"] // 2:
-                rate = min(SPECTRA, memory)
+                rate = min(SPECTRA, 1.5 * memory)  # in one stream, which is seen coming
             stream = outs * p.cg * tile_bytes / rate
             product = max(product, stream) + EXPOSED * min(product, stream)
             cycles = task_pairs * (p.cg + outs) * one * missing + away + product + TASK

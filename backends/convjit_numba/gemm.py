@@ -49,6 +49,7 @@ PIXELS = 64.0  # bytes a cycle of pixels and results, which come from L3 or memo
 L2_BYTES = 60.0  # bytes a cycle from L2
 # Of weights, beside products: a panel is read once for each strip.
 WEIGHTS = 64.0
+FETCHES = (1, 4, 12)  # lines that are fetched with a product, more where panels are few
 
 
 # -------------------------------------------------------------------- blocking
@@ -247,10 +248,12 @@ class Gemm:
         b = blocking(p, isa, target.cores, config)
         bits, step = targets.BITS[p.dtype], problem.gathered_step(p.stride[2])
         masked = int(_reads_tail(b, isa))
+        lines = b.tile.nr * p.bytes // targets.LINE  # of a channel that a strip reads
+        fetches = next(n for n in FETCHES if n * b.task_panels >= lines or n == FETCHES[-1])
         kernel = cache.function(
-            f"gemm.{targets.SHORT[p.dtype]}.{b.tile}.{b.tail}.{step}.{masked}",
+            f"gemm.{targets.SHORT[p.dtype]}.{b.tile}.{b.tail}.{step}.{masked}.{fetches}",
             7,
-            partial(build, bits, *b.tile, b.tail, step, masked),
+            partial(build, bits, *b.tile, b.tail, step, masked, fetches),
         )
         slots = min(target.cores, b.tasks)
         slot_bytes = _slot_bytes(b, isa)

@@ -10,7 +10,7 @@ from convjit_numba.targets import LINE
 
 
 def build(
-    bits: int, mr: int, nv: int, vl: int, tail: int, step: int, masked: int
+    bits: int, mr: int, nv: int, vl: int, tail: int, step: int, masked: int, fetches: int
 ) -> Callable[..., None]:
     """The kernel for one size of tiles (imports numba).
 
@@ -25,6 +25,8 @@ def build(
         Stride along a row where vectors are gathered by shuffles, 0 for number by number.
     masked : int
         Whether the last vector is read in place.
+    fetches : int
+        Lines of a channel that are fetched while a panel is summed.
     """
     from numba import njit
 
@@ -94,22 +96,22 @@ def build(
              ahead, stride):  # fmt: skip
         if rows == mr:
             if last:
-                pixel_tile(bits, mr, nv, vl, tail, masked, kc, a, b, walk, c, ldc, accumulate,
+                pixel_tile(bits, mr, nv, vl, tail, masked, fetches, kc, a, b, walk, c, ldc, accumulate,
                            add, kind, slopes, count, ahead, stride)  # fmt: skip
             elif vectors == nv:
-                pixel_tile(bits, mr, nv, vl, 0, 0, kc, a, b, walk, c, ldc, accumulate,
+                pixel_tile(bits, mr, nv, vl, 0, 0, fetches, kc, a, b, walk, c, ldc, accumulate,
                            add, kind, slopes, count, ahead, stride)  # fmt: skip
             else:
-                pixel_tile(bits, mr, fewer_vectors, vl, 0, 0, kc, a, b, walk, c, ldc, accumulate,
+                pixel_tile(bits, mr, fewer_vectors, vl, 0, 0, fetches, kc, a, b, walk, c, ldc, accumulate,
                            add, kind, slopes, count, ahead, stride)  # fmt: skip
         elif last:
-            pixel_tile(bits, fewer_rows, nv, vl, tail, masked, kc, a, b, walk, c, ldc, accumulate,
+            pixel_tile(bits, fewer_rows, nv, vl, tail, masked, fetches, kc, a, b, walk, c, ldc, accumulate,
                        add, kind, slopes, count, ahead, stride)  # fmt: skip
         elif vectors == nv:
-            pixel_tile(bits, fewer_rows, nv, vl, 0, 0, kc, a, b, walk, c, ldc, accumulate,
+            pixel_tile(bits, fewer_rows, nv, vl, 0, 0, fetches, kc, a, b, walk, c, ldc, accumulate,
                        add, kind, slopes, count, ahead, stride)  # fmt: skip
         else:
-            pixel_tile(bits, fewer_rows, fewer_vectors, vl, 0, 0, kc, a, b, walk, c, ldc,
+            pixel_tile(bits, fewer_rows, fewer_vectors, vl, 0, 0, fetches, kc, a, b, walk, c, ldc,
                        accumulate, add, kind, slopes, count, ahead, stride)  # fmt: skip
 
     @njit(**OPTIONS)
@@ -141,7 +143,7 @@ def build(
                 gather(g, gathered, source, channels, p0, pixels)
             kind = load_int(g + ACTIVATION) if block == cblocks - 1 else 0
             accumulate = 1 if block > 0 else 0
-            # While a panel is summed, one line of every channel that is gathered next is fetched:
+            # While a panel is summed, lines of every channel that is gathered next are fetched:
             # they are far apart, so that no prefetcher of the processor sees them coming.
             ahead, lines = source + channels * channel + p0 * size, vectors * vl * size // LINE
             if block == cblocks - 1:
@@ -156,9 +158,9 @@ def build(
                 if bias != 0 and block == cblocks - 1:
                     add = bias + (group * kg + k0) * size
                 c = y + (unit * kg + k0) * ldc + p0 * size
-                fetched = ahead + (panel - low) * LINE
+                fetched = ahead + (panel - low) * fetches * LINE
                 stride = channel
-                if panel - low >= lines:
+                if (panel - low) * fetches >= lines:
                     fetched, stride = a, 0
                 tile(rows, vectors, last, channels * taps, a, b, walk, c, ldc, accumulate,
                      add, kind, g + SLOPES, count, fetched, stride)  # fmt: skip

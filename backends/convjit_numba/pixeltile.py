@@ -33,6 +33,7 @@ from convjit_numba.microkernel import (
     padded_row,
     prefetch,
 )
+from convjit_numba.targets import LINE
 from convjit_numba.transpose import masked_load, masked_store
 
 _INTEGERS = 13  # arguments of a pixel tile that are not literals
@@ -40,7 +41,7 @@ _INTEGERS = 13  # arguments of a pixel tile that are not literals
 
 @intrinsic(prefer_literal=True)
 def pixel_tile(
-    typingctx: Any, bits: Any, rows: Any, nv: Any, vl: Any, tail: Any, masked: Any,
+    typingctx: Any, bits: Any, rows: Any, nv: Any, vl: Any, tail: Any, masked: Any, fetches: Any,
     kc: Any, a: Any, b: Any, walk: Any, c: Any, ldc: Any, accumulate: Any,
     bias: Any, activation: Any, slopes: Any, count: Any, ahead: Any, stride: Any,
 ) -> Any:  # fmt: skip
@@ -54,6 +55,8 @@ def pixel_tile(
         0, or the lanes of the last vector, of which ``count`` exist.
     masked : literal int
         Whether lanes that do not exist must not be read from ``b`` either.
+    fetches : literal int
+        Lines to fetch with every product.
     kc : int
         Products to add, at least 1.
     a : address
@@ -67,26 +70,29 @@ def pixel_tile(
     count : int
         Lanes of the last vector that exist, if ``tail`` is not 0.
     ahead, stride : address, bytes
-        With every product a line is fetched into the second level, the first at ``ahead``, the
-        others ``stride`` bytes apart: what a later call will read comes from memory while this one
-        computes.  They may lie outside of any array.
+        With every product ``fetches`` consecutive lines are fetched into the second level, the
+        first at ``ahead``, those of the next product ``stride`` bytes on: what a later call will
+        read comes from memory while this one computes.  They may lie outside of any array.
     """
-    literals = _literals(bits, rows, nv, vl, tail, masked)
+    literals = _literals(bits, rows, nv, vl, tail, masked, fetches)
     if literals is None:
         return None
-    signature = types.void(bits, rows, nv, vl, tail, masked, *([types.int64] * _INTEGERS))
+    integers = [types.int64] * _INTEGERS
+    signature = types.void(bits, rows, nv, vl, tail, masked, fetches, *integers)
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        builder.call(_function(builder.module, *literals), arguments[6:])
+        builder.call(_function(builder.module, *literals), arguments[7:])
         return context.get_dummy_value()
 
     return signature, codegen
 
 
-def _function(module: Any, bits: int, rows: int, nv: int, vl: int, tail: int, masked: int) -> Any:
+def _function(
+    module: Any, bits: int, rows: int, nv: int, vl: int, tail: int, masked: int, fetches: int
+) -> Any:
     """The tile as a function of the module, whose registers are its own."""
     masked = masked if tail else 0
-    name = f"convjit.pixel_tile.{bits}.{rows}x{nv}x{vl}.{tail}.{masked}"
+    name = f"convjit.pixel_tile.{bits}.{rows}x{nv}x{vl}.{tail}.{masked}.{fetches}"
     if name in module.globals:
         return module.globals[name]
     kind = ir.FunctionType(ir.VoidType(), [I64] * _INTEGERS)
@@ -95,7 +101,7 @@ def _function(module: Any, bits: int, rows: int, nv: int, vl: int, tail: int, ma
     function.attributes.add("noinline")
     function.attributes.add("nounwind")
     builder = ir.IRBuilder(function.append_basic_block("entry"))
-    _emit(builder, bits, rows, nv, vl, tail, masked, *function.args)
+    _emit(builder, bits, rows, nv, vl, tail, masked, fetches, *function.args)
     builder.ret_void()
     return function
 
@@ -116,7 +122,7 @@ def lanes_below(builder: Any, lanes: int, first: Any, end: Any) -> Any:
 
 
 def _emit(
-    builder: Any, bits: int, rows: int, nv: int, vl: int, tail: int, masked: int,
+    builder: Any, bits: int, rows: int, nv: int, vl: int, tail: int, masked: int, fetches: int,
     kc: Any, a: Any, b: Any, walk: Any, c: Any, ldc: Any, accumulate: Any,
     bias: Any, activation: Any, slopes: Any, count: Any, ahead: Any, stride: Any,
 ) -> None:  # fmt: skip
@@ -158,7 +164,8 @@ def _emit(
         line.add_incoming(ahead, block)
         for phi, value in zip(sums, values, strict=True):
             phi.add_incoming(value, block)
-    prefetch(builder, line)
+    for number in range(fetches):
+        prefetch(builder, builder.add(line, _int(number * LINE)))
     new: list[Any] = [None] * len(places)
     at = [builder.add(weights, _int(i * size)) for i in range(rows)]
 

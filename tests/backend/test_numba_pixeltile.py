@@ -29,10 +29,10 @@ def _build(bits: int, mr: int, nv: int, vl: int, tail: int) -> Any:
         masked, kc, a, b, walk, c, ldc, accumulate, bias, activation, slopes, count, ahead, stride
     ):  # fmt: skip
         if masked != 0:
-            pixel_tile(bits, mr, nv, vl, tail, 1, kc, a, b, walk, c, ldc, accumulate, bias,
+            pixel_tile(bits, mr, nv, vl, tail, 1, 1, kc, a, b, walk, c, ldc, accumulate, bias,
                        activation, slopes, count, ahead, stride)  # fmt: skip
         else:
-            pixel_tile(bits, mr, nv, vl, tail, 0, kc, a, b, walk, c, ldc, accumulate, bias,
+            pixel_tile(bits, mr, nv, vl, tail, 0, 1, kc, a, b, walk, c, ldc, accumulate, bias,
                        activation, slopes, count, ahead, stride)  # fmt: skip
 
     return kernel
