@@ -18,12 +18,12 @@ from convjit.precision import Policy
 from convjit.spec import Direction
 
 _LINE = 96
-# Of the public call, what is made of a problem's two operands.
+# The public call, and what it takes first.
 _CALLS = {
-    Direction.FORWARD: "convjit.conv(x, w{bias}{keywords})",
-    Direction.TRANSPOSED: "convjit.conv_transpose(x, w{bias}{keywords})",
-    Direction.INPUT_GRAD: "convjit.conv_input_grad({result}, w, gy{keywords})",
-    Direction.WEIGHT_GRAD: "convjit.conv_weight_grad(x, {result}, gy{keywords})",
+    Direction.FORWARD: ("convjit.conv", "x", "w"),
+    Direction.TRANSPOSED: ("convjit.conv_transpose", "x", "w"),
+    Direction.INPUT_GRAD: ("convjit.conv_input_grad", "{result}", "w", "gy"),
+    Direction.WEIGHT_GRAD: ("convjit.conv_weight_grad", "x", "{result}", "gy"),
 }
 _NAMES = {
     Direction.FORWARD: ("x", "w"),
@@ -31,6 +31,7 @@ _NAMES = {
     Direction.INPUT_GRAD: ("gy", "w"),
     Direction.WEIGHT_GRAD: ("x", "gy"),
 }
+_LOOSEST = Policy(precision="fast", nonfinite="spread")  # refuses nothing that computes a problem
 
 
 def source(problem: Problem, request: Request, candidate: Candidate, seed: int) -> str:
@@ -40,7 +41,7 @@ def source(problem: Problem, request: Request, candidate: Candidate, seed: int) 
     ----------
     problem : Problem
     request : Request
-        Its policy is the call's.
+        Its policy is the call's, unless it refuses the candidate: then nothing is ruled out.
     candidate : Candidate
         With an error bound; it is forced.
     seed : int
@@ -55,10 +56,9 @@ def source(problem: Problem, request: Request, candidate: Candidate, seed: int) 
         *([_drawn("bias", (spec.result_channels,), spec.result_dtype)] if spec.bias else []),
     ]
     keywords = {**_operator(problem), **_choice(request, candidate, problem)}
-    call = _CALLS[spec.direction].format(
-        bias=", bias" if spec.bias else "", result=problem.result_shape,
-        keywords="".join(f", {name}={value!r}" for name, value in keywords.items()),
-    ).replace("'", '"')  # fmt: skip
+    name, *arguments = (part.format(result=problem.result_shape) for part in _CALLS[spec.direction])
+    arguments += ["bias"] if spec.bias else []
+    arguments += [f"{word}={value!r}".replace("'", '"') for word, value in keywords.items()]
     given = f"spec, {first}.reshape(spec.lhs_shape), {second}.reshape(spec.rhs_shape)"
     given += ", bias" if spec.bias else ""
     half = precision.HALF & {spec.dtype, spec.result_dtype} - {"float16"}
@@ -83,7 +83,7 @@ def source(problem: Problem, request: Request, candidate: Candidate, seed: int) 
         f"    rng = np.random.default_rng({seed})",
         *(f"    {line}" for line in operands),
         f"    with convjit.use(num_threads={config.num_threads()}):",
-        *_wrapped(f"        result = {call}"),
+        *_wrapped(f"        result = {name}", arguments),
         f"    given = {given}",
         "    result = result.reshape(spec.result_shape)",
         "    error = relative_error(spec, result, oracle(*given), magnitudes(*given))",
@@ -131,16 +131,17 @@ def _operator(problem: Problem) -> dict[str, Any]:
 def _choice(request: Request, candidate: Candidate, problem: Problem) -> dict[str, Any]:
     """The keywords that force the candidate, and the policies that are not the defaults."""
     usual = Policy(nonfinite="local" if problem.is_plain else "spread")
+    wanted = request.policy if candidate.refusal is None else _LOOSEST
     policy = {
-        name: getattr(request.policy, name)
+        name: getattr(wanted, name)
         for name in ("precision", "nonfinite", "workspace_limit", "deterministic")
-        if getattr(request.policy, name) != getattr(usual, name)
+        if getattr(wanted, name) != getattr(usual, name)
     }
     return {"backend": candidate.backend, "algorithm": candidate.solver_id, **policy}
 
 
 def _circumstances(candidate: Candidate) -> list[str]:
-    """Where the test was written: versions and the machine."""
+    """Where the test was written: versions, the machine, and what ruled the candidate out."""
     packages = ", ".join(f"{name} {v}" for name, v in versions(PACKAGES).items())
     lines = [
         f"convjit {__version__}, Python {platform.python_version()}, {platform.system()} "
@@ -148,6 +149,8 @@ def _circumstances(candidate: Candidate) -> list[str]:
         packages,
         f"{cpu_name()}, {config.num_threads()} threads",
     ]
+    if candidate.refusal is not None:
+        lines.append(f"ruled out where it was explained: {candidate.refusal.reason}")
     try:
         target = registry.get(candidate.backend).target()
     except BackendError:
@@ -155,10 +158,16 @@ def _circumstances(candidate: Candidate) -> list[str]:
     return [*lines, f"{candidate.backend}: {target.description} ({target.fingerprint})"]
 
 
-def _wrapped(line: str) -> list[str]:
-    """A call on several lines where one is too long."""
+def _wrapped(head: str, arguments: list[str]) -> list[str]:
+    """A call, its arguments on lines of their own where one line is too long."""
+    line = f"{head}({', '.join(arguments)})"
     if len(line) <= _LINE:
         return [line]
-    head, _, rest = line.partition("(")
-    indent = " " * (len(line) - len(line.lstrip()) + 4)
-    return [f"{head}(", f"{indent}{rest[:-1]},", f"{indent[4:]})"]
+    indent = " " * (len(line) - len(line.lstrip()))
+    rows: list[str] = []
+    for argument in arguments:
+        if rows and len(rows[-1]) + len(argument) + 2 <= _LINE:
+            rows[-1] += f" {argument},"
+        else:
+            rows.append(f"{indent}    {argument},")
+    return [f"{head}(", *rows, f"{indent})"]
