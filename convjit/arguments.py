@@ -428,7 +428,17 @@ def forward_problem(
     bias: bool = False,
     strided: bool = False,
 ) -> Problem:
-    """The problem of ``conv`` and of its two gradients, from the shapes of x and w."""
+    """The problem of ``conv`` and of its two gradients, from the shapes of x and w.
+
+    Gradients have neither bias nor activation: the one's own gradient is a sum over gy, and the
+    other's is applied to gy before.
+    """
+    for name, value in (("bias", bias or None), ("activation", activation)):
+        if direction is not Direction.FORWARD and value is not None:
+            raise ConvSpecError(
+                f"{name} belongs to the forward and transposed directions; {name}={value!r} was "
+                f"given with direction={direction.value!r}, leave it out."
+            )
     given = _read(x_shape, w_shape, layout, groups, stride, dilation)
     view, kernel, names = given.view, given.kernel, given.names
     ndim, strides, dilations = len(kernel), given.stride, given.dilation

@@ -16,6 +16,7 @@ from convjit import arguments, config, devices, staleness
 from convjit import precision as precisions
 from convjit.errors import BackendError, ConvSpecError
 from convjit.locks import lock_held_over_forks
+from convjit.operands import check_bias
 from convjit.packing import Weights
 from convjit.plans import Plan
 from convjit.spec import ConvSpec, Direction
@@ -367,6 +368,19 @@ def shapes_and_dtype(
     return shapes, common
 
 
+def says_bias(name: str, bias: Any, backend: Any = None) -> tuple[bool, Any]:
+    """Whether there is a bias, from a bool, None or the bias itself; and that as an array.
+
+    Raises
+    ------
+    TypeError
+        For another number.
+    """
+    if bias is None or isinstance(bias, (bool, int)):
+        return arguments.flag(name, bias or False), None
+    return True, as_array(name, bias, backend)
+
+
 def described(spec: ConvSpec) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], dict[str, Any]]:
     """The two shapes and the keyword arguments with which ``plan`` and ``explain`` mean a spec."""
     if spec.strided:
@@ -408,7 +422,7 @@ def problem_and_request(
     x_array = None if isinstance(x, tuple) else as_array("x", x, backend)
     (x_shape, w_shape), common = shapes_and_dtype({"x": x, "w": w}, dtype, backend)
     choice = {name: options.pop(name, None) for name in CHOICE}
-    with_bias = bool(bias is not None and bias is not False)
+    with_bias, array = says_bias("bias", bias, backend)
     operator = {**OPERATOR, **options}
     names = ("output_padding", "output_size")
     extra = {name: operator.pop(name) for name in names if name in operator}
@@ -424,17 +438,11 @@ def problem_and_request(
                 f"{name} belongs to direction='transposed'; {name}={value!r} was given with "
                 f"direction={chosen.value!r}, leave it out."
             )
-        is_forward = chosen is Direction.FORWARD
-        if not is_forward and operator.get("activation") is not None:
-            raise ConvSpecError(
-                "activation belongs to the forward and transposed directions; "
-                f"activation={operator['activation']!r} was given with "
-                f"direction={chosen.value!r}, leave it out."
-            )
         problem = arguments.forward_problem(
-            x_shape, w_shape, direction=chosen, dtype=common, bias=with_bias and is_forward,
-            **operator,
-        )  # fmt: skip
+            x_shape, w_shape, direction=chosen, dtype=common, bias=with_bias, **operator
+        )
+    if array is not None:
+        check_bias(problem, array)
     kind = "numpy:ndarray" if x_array is None else _array_type(x_array)
     request = make_request(choice, is_plain=problem.is_plain, packed=packed, array_type=kind)
     return problem, request, np.ndarray if x_array is None else type(x_array)

@@ -50,6 +50,27 @@ def is_plain(array: Array) -> bool:
     )
 
 
+def check_bias(problem: Problem, bias: Array) -> None:
+    """A number for each channel of the result, of a dtype that casts to it within its kind.
+
+    Raises
+    ------
+    ConvSpecError, TypeError
+    """
+    channels = problem.spec.result_channels
+    if bias.shape != (channels,) and not (problem.is_plain and bias.size == 1):
+        raise ConvSpecError(
+            f"bias has shape {tuple(bias.shape)}, it must be ({channels},): one number for each "
+            "channel of the result."
+        )
+    result_dtype = precision.numpy_dtype(problem.spec.result_dtype)
+    if not np.can_cast(bias.dtype, result_dtype, "same_kind"):
+        raise TypeError(
+            f"bias has dtype {bias.dtype}, which does not cast to the result's {result_dtype} "
+            "within its kind; cast it yourself."
+        )
+
+
 class Operands:
     """The operands, the bias and the result that a plan takes.
 
@@ -135,20 +156,9 @@ class Operands:
             return self._zero_bias
         if type(bias) is not self.array_type:
             bias = self._of_own_kind("bias", bias)
-        if bias.shape != (channels,):
-            if not (self._problem.is_plain and bias.size == 1):
-                raise ConvSpecError(
-                    f"bias has shape {tuple(bias.shape)}, it must be ({channels},): one number "
-                    "for each channel of the result."
-                )
-            bias = bias.reshape(1)
-        if bias.dtype != self.result_dtype:
-            if not np.can_cast(bias.dtype, self.result_dtype, "same_kind"):
-                raise TypeError(
-                    f"bias has dtype {bias.dtype}, which does not cast to the result's "
-                    f"{self.result_dtype} within its kind; cast it yourself."
-                )
-            return bias.astype(self.result_dtype)
+        if bias.shape != (channels,) or bias.dtype != self.result_dtype:
+            check_bias(self._problem, bias)
+            bias = bias.reshape(channels).astype(self.result_dtype, copy=False)
         return bias if is_plain(bias) else bias.copy()
 
     def _check_out(self, out: Any) -> None:

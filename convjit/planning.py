@@ -14,10 +14,12 @@ from convjit.calls import (
     as_array,
     is_strided,
     problem_and_request,
+    says_bias,
     shapes_and_dtype,
 )
 from convjit.packing import Weights
 from convjit.plans import Plan
+from convjit.spec import Direction
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,7 +57,7 @@ def plan(
     *,
     direction: str = "forward",
     dtype: Any = None,
-    bias: bool = True,
+    bias: Any = None,
     **options: Any,
 ) -> Plan:
     """Choose an algorithm once, to pack once and call often.
@@ -68,8 +70,9 @@ def plan(
         The plan is then called with ``(x, w)``, ``(x, w)``, ``(gy, w)`` or ``(x, gy)``.
     dtype : dtype, optional
         Of both operands, where only shapes are given; float32 if nothing says another.
-    bias : bool
-        Whether calls may give a bias (the gradients take none).
+    bias : bool or array, optional
+        Whether calls may give a bias; if not given they may, except to the gradients, which take
+        none.
     **options
         stride, padding, dilation, groups, pad_mode, flip, layout, activation, output_padding,
         output_size, backend, algorithm, precision, nonfinite, workspace_limit, deterministic, as
@@ -92,6 +95,8 @@ def plan(
     """
     from convjit import dispatch
 
+    if bias is None:
+        bias = direction in (Direction.FORWARD, Direction.TRANSPOSED)
     problem, request, kind = problem_and_request(x, w, bias, direction, dtype, True, options)
     return dispatch.select(problem, request, kind)
 
@@ -111,7 +116,8 @@ def explain(
     Parameters
     ----------
     x, w : arrays, or tuples that are shapes
-    bias : array or bool, optional
+    bias : bool or array, optional
+        Whether the call gives one; not if not given.  The gradients take none.
     direction, dtype
         As in :func:`plan`.
     packed : bool
@@ -164,8 +170,8 @@ def tune(
     ----------
     x, w : arrays, or tuples that are shapes
         Of arrays only shapes and dtypes count.
-    bias : array or bool, optional
-        Of no consequence for what is remembered.
+    bias : bool or array, optional
+        Of no consequence for what is remembered; the gradients take none.
     direction, dtype
         As in :func:`plan`.
     budget_s : float, optional
@@ -320,7 +326,9 @@ def _offers(
     pointwise = separable_offer.pointwise_shape(shapes[1], shapes[2])
     operator = {word: options.get(word, default) for word, default in OPERATOR.items()}
     view = arguments.view_data("x", shapes[0], shapes[1], operator["layout"])
-    with_bias = tuple(bias is not None and bias is not False for bias in biases)
+    with_bias = [
+        says_bias(word, bias)[0] for word, bias in zip(("depth_bias", "bias"), biases, strict=True)
+    ]
     return lambda packed: separable_offer.offer(
         (shapes[0], shapes[1], pointwise), common, (with_bias[0], with_bias[1]),
         {**operator, "groups": view.channels}, activations,

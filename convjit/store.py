@@ -160,6 +160,16 @@ class Store:
 
     def _document(self, text: str | bytes) -> dict[str, Any]:
         """The document that a file holds, without entries if its version is older."""
+        found = self._of_any_version(text)
+        return found if found["version"] == self.version else self._new()
+
+    def _of_any_version(self, text: str | bytes) -> dict[str, Any]:
+        """The document that a file holds, which this version or an older one wrote.
+
+        Raises
+        ------
+        _Corrupt, _Newer
+        """
         import json
 
         try:
@@ -173,9 +183,9 @@ class Store:
             raise _Corrupt('its "version" is not a whole number')
         if version > self.version:
             raise _Newer(f"its version is {version}, this convjit knows up to {self.version}")
-        if version < self.version:
-            return self._new()
-        if not isinstance(entries, dict) or not all(isinstance(e, dict) for e in entries.values()):
+        if version == self.version and not (
+            isinstance(entries, dict) and all(isinstance(e, dict) for e in entries.values())
+        ):
             raise _Corrupt('its "entries" are not objects by key')
         return found
 
@@ -277,7 +287,9 @@ class Store:
             If the file cannot be read or is none of that form and version.
         """
         try:
-            found = self._document(Path(path).read_bytes())
+            found = self._of_any_version(Path(path).read_bytes())
+            if found["version"] != self.version:
+                raise ValueError(f"its version is {found['version']}")
         except (OSError, ValueError) as error:
             raise ConfigError(
                 f"{path} cannot be imported ({error}); give a file that was exported as "

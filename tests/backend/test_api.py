@@ -221,6 +221,25 @@ def test_a_plan_takes_a_bias_or_none():
         without(X, W, bias)
 
 
+@pytest.mark.parametrize("call", [convjit.plan, convjit.explain, convjit.tune])
+@pytest.mark.parametrize("direction", ["input_grad", "weight_grad"])
+@pytest.mark.parametrize("bias", [True, data(4)], ids=["said", "given"])
+def test_the_gradients_have_no_bias(bias, direction, call):
+    with pytest.raises(convjit.ConvSpecError, match=rf"bias belongs .*'{direction}', leave it out"):
+        call(X.shape, W.shape, bias=bias, direction=direction)
+
+
+@pytest.mark.parametrize(
+    ("bias", "error", "told"),
+    [(data(3), convjit.ConvSpecError, r"bias has shape \(3,\), it must be \(4,\)"),
+     (np.zeros(4, complex), TypeError, "does not cast"), (3, TypeError, "bias=3 is not a bool")],
+    ids=["shape", "dtype", "number"],
+)  # fmt: skip
+def test_a_bias_that_only_explains_is_checked_as_any(bias, error, told):
+    with pytest.raises(error, match=told):
+        convjit.explain(X, W, bias)
+
+
 @pytest.mark.parametrize("kind", ["contiguous", "strided", "overlapping"])
 def test_out_is_what_is_returned(kind):
     x, w = data(1, 3, 8, 8), data(3, 3, 3, 3)

@@ -86,6 +86,7 @@ DAMAGED = {
     "no entries": b'{"convjit": "things.json", "version": 1, "entries": {"a": 3}}',
     "too deep": b"[" * 100_000,
 }
+OLDER = b'{"convjit": "things.json", "version": 0, "entries": {"a": {}}}'
 
 
 @pytest.mark.parametrize("data", DAMAGED.values(), ids=DAMAGED)
@@ -195,7 +196,7 @@ def test_what_is_exported_can_be_read_elsewhere(kept, tmp_path):
     assert made().read_file(tmp_path / "some.json") == {"b": {"x": 2}}
 
 
-@pytest.mark.parametrize("data", [None, b"", b"[]", DAMAGED["no entries"]])
+@pytest.mark.parametrize("data", [None, b"", b"[]", DAMAGED["no entries"], OLDER])
 def test_a_file_that_cannot_be_imported(data, kept, tmp_path):
     path = tmp_path / "given.json"
     if data is not None:
