@@ -99,7 +99,8 @@ def members(spec: ConvSpec, over: str, sizes: Sequence[int] | None = None) -> di
         Is among the members if its own size is a single number.
     over : {"kernel", "channels"}
     sizes : sequence of int, optional
-        Those of :data:`KERNELS` or :data:`CHANNELS` if not given, as far as they make sense.
+        Those of :data:`KERNELS` or :data:`CHANNELS` if not given, as far as they make sense, and
+        the problem's own in place of what is within a tenth of it.
 
     Raises
     ------
@@ -108,13 +109,13 @@ def members(spec: ConvSpec, over: str, sizes: Sequence[int] | None = None) -> di
     """
     if over not in OVER:
         raise ConvSpecError(f"over={over!r} is not known; choose one of {', '.join(OVER)}.")
-    own = own_size(spec, over)
-    asked = sizes if sizes is not None else KERNELS[spec.ndim] if over == "kernel" else CHANNELS
+    usual = KERNELS[spec.ndim] if over == "kernel" else CHANNELS
+    asked = sizes if sizes is not None else _beside(own_size(spec, over), usual)
     is_list = isinstance(asked, (list, tuple, range))
     if not is_list or not all(isinstance(size, int) and size >= 1 for size in asked) or not asked:
         raise ConvSpecError(f"sizes={asked!r} must be a list of whole numbers of at least 1.")
     found = {}
-    for size in sorted({*asked, *([own] if own is not None and sizes is None else [])}):
+    for size in sorted(set(asked)):
         try:
             member = with_kernel(spec, size) if over == "kernel" else with_channels(spec, size)
         except ConvSpecError:
@@ -128,6 +129,13 @@ def members(spec: ConvSpec, over: str, sizes: Sequence[int] | None = None) -> di
             continue
         found[size] = member
     return found
+
+
+def _beside(own: int | None, usual: Sequence[int]) -> tuple[int, ...]:
+    """A problem's own size among the usual ones, of which those that nearly equal it give way."""
+    if own is None:
+        return tuple(usual)
+    return (own, *(size for size in usual if max(size, own) > 1.1 * min(size, own)))
 
 
 def own_size(spec: ConvSpec, over: str) -> int | None:

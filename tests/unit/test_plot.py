@@ -89,6 +89,15 @@ def test_a_kernel_has_taps() -> None:
 # -------------------------------------------------------------------- sweeps
 
 
+def test_a_problems_own_size_stands_in_place_of_what_nearly_equals_it() -> None:
+    spec = ConvSpec.parse("conv_f32_NCL_n1c60k8g1_i1000_w31")
+    kernels, channels = sweeps.members(spec, "kernel"), sweeps.members(spec, "channels")
+    assert [size for size in kernels if 17 <= size <= 65] == [17, 31, 65]
+    assert [size for size in channels if 32 <= size <= 128] == [32, 60, 128]
+    assert kernels[31] == channels[60] == spec
+    assert list(sweeps.members(spec, "kernel", (31, 33))) == [31, 33]
+
+
 TIMES: dict[str, dict[int, tuple[float, float]]] = {  # milliseconds: measured, predicted
     "direct": {1: (1.0, 1.0), 3: (4.0, 2.0), 5: (20.0, 20.0)},
     "winograd": {3: (2.0, 3.0)},
