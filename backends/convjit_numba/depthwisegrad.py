@@ -18,14 +18,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from convjit.algorithms.workspace import aligned
 from convjit.precision import Numerics
 from convjit.spec import ConvSpec, Direction
 from convjit.spi import (
     DEFAULT_CONFIG,
-    Array,
     Config,
     Executable,
     Feature,
@@ -35,7 +33,7 @@ from convjit.spi import (
     Work,
 )
 from convjit_numba import cache, problem, targets, taskloop, threads
-from convjit_numba.executable import PanelExecutable
+from convjit_numba.executable import PanelExecutable, as_it_is
 from convjit_numba.problem import FIELD, FIELDS, Problem
 
 MOST_TAPS = 8  # of a kernel row that are summed together
@@ -275,10 +273,6 @@ class DepthwiseWeightGrad:
             plan.offsets,
         )
         return PanelExecutable(
-            kernel, _as_it_is, geometry, (),
+            kernel, as_it_is, geometry, (),
             slots=slots, slot_bytes=plan.places["slot_bytes"], seconds=seconds,
         )  # fmt: skip
-
-
-def _as_it_is(rhs: Array) -> Any:
-    return rhs

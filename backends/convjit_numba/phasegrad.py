@@ -10,30 +10,23 @@ phase of it, is copied once, with its padding; a row of the matrix is a run with
 the row tile (:mod:`convjit_numba.rowtile`) reads by its address.
 
 A task owns a range of the outputs, which it takes in blocks that stay in L2, with all their
-channels: those of channels-first gy are transposed to channels-last order.  Tasks have sums of
-their own, added by a second kernel in an order that does not depend on the number of threads.
+channels: those of channels-first gy are transposed to channels-last order.  Ranges have sums of
+their own, added by a second kernel (:mod:`convjit_numba.summedgrad`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
-import numpy as np
-
 from convjit.algorithms.workspace import aligned
-from convjit.precision import Numerics
-from convjit.spec import ConvSpec, Direction
-from convjit.spi import Config, Executable, Feature, Phase, Refusal, Target, Work
-from convjit_numba import cache, problem, targets, threads
-from convjit_numba.executable import PanelExecutable
+from convjit.spec import ConvSpec
+from convjit_numba import cache, problem, targets
 from convjit_numba.phasegradkernel import build, build_sum
 from convjit_numba.problem import Problem
+from convjit_numba.summedgrad import SummedGrad, splits_of
 from convjit_numba.targets import Tile
-from convjit_numba.weight_grad import SummedExecutable, as_it_is
-from convjit_numba.weightgradplan import MAX_SPLITS, SPLIT_PIXELS
 
 # Cycles of the model: a call of the row tile, a row of its table, a word written to the table, a
 # number transposed or copied, one of a phase gathered by vectors or apart, a row of a phase, a
@@ -127,7 +120,7 @@ def _with_tile(p: Problem, last: bool, isa: str, cores: int, t: Tile) -> Blockin
     cols = -(-ow // -(-ow // max(room, t.vl)))
     rows = -(-oh // -(-oh // max(1, room // cols)))
     units = p.batch * p.out[0] * -(-oh // rows) * -(-ow // cols)
-    splits = max(1, min(p.batch * p.pixels // SPLIT_PIXELS, MAX_SPLITS, units))
+    splits = splits_of(p, units)
     reach = ((p.kernel[2] - 1) * p.dilation[2] + p.stride[2] - 1) // p.stride[2]
     pitch = cols + reach + 1
     span = (rows - 1) * p.stride[1] + (p.kernel[1] - 1) * p.dilation[1] + 1
@@ -165,114 +158,50 @@ def _with_tile(p: Problem, last: bool, isa: str, cores: int, t: Tile) -> Blockin
     return best
 
 
-def _places(b: Blocking) -> tuple[dict[str, int], int]:
-    """Where the regions of a thread's part of the workspace begin, and the bytes of all."""
-    p, size = b.problem, b.problem.bytes
-    pixels = b.rows * b.cols * b.tile.nr
-    sums = b.task_rows * b.width if b.splits == 1 else p.depth * b.tile.vl
-    regions = {
-        "table": 8 * max(b.rows * (1 + b.tile.mr), 2 * b.splits),
-        "gy": b.panels * pixels * size,
-        "slab": p.cg * p.kernel[0] * b.span * p.stride[2] * b.pitch * size,
-        "sums": sums * size,
-    }
-    places, at = {"gy_pitch": pixels}, 0
-    for name, size in regions.items():
-        places[f"at_{name}"] = at
-        at += aligned(size)
-    return places, at
-
-
-class PhaseGrad:
+class PhaseGrad(SummedGrad[Blocking]):
     """Matrix product of the phases of x with the output's gradient, channels first or last."""
 
     id = "numba.weight_grad.phases"
-    algorithm = "gemm"
 
-    def refuse(self, spec: ConvSpec, target: Target) -> Refusal | None:
-        if spec.direction is not Direction.WEIGHT_GRAD:
-            return Refusal(Feature.OTHER, "computes the weights' gradient alone")
-        refusal = problem.refuse(spec.replace(direction=Direction.FORWARD), channels_last=True)
-        if refusal is not None:
-            return refusal
-        b = blocking(Problem.of(spec), spec.channels_last, problem.isa_of(target), target.cores)
-        if _places(b)[1] > problem.MAX_SLOT:
-            return Refusal(Feature.SIZE, "the pixels of one block of outputs exceed 1 GiB")
-        return None
+    def blocking(
+        self, p: Problem, last: bool, isa: str, cores: int, tile: Tile | None = None
+    ) -> Blocking:
+        return blocking(p, last, isa, cores, tile)
 
-    def estimate(self, spec: ConvSpec, target: Target) -> Work:
-        p, isa = Problem.of(spec), problem.isa_of(target)
-        b = blocking(p, spec.channels_last, isa, target.cores)
-        wakes = problem.wakes_helpers(target, p, isa, b.cycles, min(target.cores, b.tasks))
-        # The model's cycles as flops of full tiles; threads without a task count as computing.
-        flops = b.makespan * target.cores if wakes else b.cycles * target.cores
-        rate = f"numba.weight_grad.{p.dtype}"
-        moved = p.moved(2.0 * b.partial_bytes)
-        return Work(
-            (Phase(self.algorithm, flops * 4.0 * b.tile.vl, rate, moved),),
-            Numerics("gemm", chain=b.chain),
-            launches=int(wakes) * (2 if b.splits > 1 else 1),
-            workspace=_workspace(b, target),
-        )
+    def places(self, b: Blocking) -> tuple[dict[str, int], int]:
+        p, size = b.problem, b.problem.bytes
+        pixels = b.rows * b.cols * b.tile.nr
+        sums = b.task_rows * b.width if b.splits == 1 else p.depth * b.tile.vl
+        regions = {
+            "table": 8 * max(b.rows * (1 + b.tile.mr), 2 * b.splits),
+            "gy": b.panels * pixels * size,
+            "slab": p.cg * p.kernel[0] * b.span * p.stride[2] * b.pitch * size,
+            "sums": sums * size,
+        }
+        places, at = {"gy_pitch": pixels}, 0
+        for name, size in regions.items():
+            places[f"at_{name}"] = at
+            at += aligned(size)
+        return places, at
 
-    def configs(self, spec: ConvSpec, target: Target) -> Iterable[Config]:
-        p, isa = Problem.of(spec), problem.isa_of(target)
-        chosen = partial(blocking, p, spec.channels_last, isa, target.cores)
-        return problem.configs(
-            targets.row_tiles(isa, p.dtype),
-            lambda config: chosen(targets.tile_of(isa, p.dtype, config)),
-            divided=False,
-        )
-
-    def plan(self, spec: ConvSpec, target: Target, config: Config) -> Executable:
-        p, isa = Problem.of(spec), problem.isa_of(target)
-        tile = targets.tile_of(isa, p.dtype, config)
-        b = blocking(p, spec.channels_last, isa, target.cores, tile)
-        bits, short = targets.BITS[p.dtype], targets.SHORT[p.dtype]
-        seconds = b.cycles / problem.cycles_per_second(target, p.dtype, isa)
-        slots = min(target.cores, b.tasks)
-
-        def executable(kernel: Any, tasks: int, seconds: float) -> PanelExecutable:
-            geometry = _geometry(b, tasks, targets.grain(tasks, slots, seconds))
-            return PanelExecutable(
-                kernel, as_it_is, geometry, (),
-                slots=slots, slot_bytes=_places(b)[1], seconds=seconds,
-            )  # fmt: skip
-
-        step = 0 if spec.channels_last else problem.gathered_step(p.stride[2])
+    def product(self, spec: ConvSpec, b: Blocking) -> Any:
+        bits, short = targets.BITS[spec.dtype], targets.SHORT[spec.dtype]
+        step = 0 if spec.channels_last else problem.gathered_step(b.problem.stride[2])
         name = f"phasegrad.{short}.{b.tile}.{b.tail}.{b.end}.{step}"
-        kernel = cache.function(name, 7, partial(build, bits, *b.tile, b.tail, b.end, step))
-        product = executable(kernel, b.tasks, seconds)
-        total = None
-        if b.splits > 1:
-            kernel = cache.function(
-                f"phasegrad.sum.{short}.{b.tile.vl}", 7, partial(build_sum, bits, b.tile.vl)
-            )
-            tasks = p.groups * -(-p.kg // b.tile.vl)
-            # A number read costs a quarter of a cycle and more, some tenth of a nanosecond.
-            total = executable(kernel, tasks, 1e-10 * b.partial_bytes / p.bytes)
-        return SummedExecutable(product, total, _workspace(b, target))
+        return cache.function(name, 7, partial(build, bits, *b.tile, b.tail, b.end, step))
 
+    def total(self, b: Blocking) -> tuple[Any, int]:
+        p, vl = b.problem, b.tile.vl
+        name = f"phasegrad.sum.{targets.SHORT[p.dtype]}.{vl}"
+        kernel = cache.function(name, 7, partial(build_sum, targets.BITS[p.dtype], vl))
+        return kernel, p.groups * -(-p.kg // vl)
 
-def _workspace(b: Blocking, target: Target) -> int:
-    return b.partial_bytes + threads.slots_bytes(min(target.cores, b.tasks), _places(b)[1])
-
-
-def _geometry(b: Blocking, tasks: int, grain: int) -> Any:
-    p = b.problem
-    places, slot_bytes = _places(b)
-    one = np.array([1.0, 0.0], p.dtype).view(np.int64)[0]
-    return problem.pack_geometry(
-        p.geometry()
-        | places
-        | {
-            "tasks": tasks,
-            "grain": grain,
-            "slot_bytes": slot_bytes,
+    def fields(self, b: Blocking) -> dict[str, int]:
+        p = b.problem
+        return {
             "panels": b.panels,
             "task_rows": b.task_rows,
             "row_splits": -(-p.depth // b.task_rows),
-            "splits": b.splits,
             "units": b.units,
             "rows": b.rows,
             "cols": b.cols,
@@ -281,7 +210,4 @@ def _geometry(b: Blocking, tasks: int, grain: int) -> Any:
             "last": int(b.last),
             "pitch": b.pitch,
             "wide": b.width,
-            "partial_bytes": b.partial_bytes,
-            "slope0": int(one),
         }
-    )

@@ -8,6 +8,7 @@ from functools import lru_cache
 from convjit.algorithms.workspace import aligned
 from convjit_numba import gemm, problem, targets
 from convjit_numba.problem import Problem
+from convjit_numba.summedgrad import splits_of
 from convjit_numba.targets import Tile
 
 # Cycles of the model: a call of the row tile, a row of its table, a word written to the table, a
@@ -16,9 +17,6 @@ CALL, ROW, ENTRY, TRANSPOSE, COPY, FINISH, TASK = 40.0, 9.0, 1.2, 0.35, 0.15, 0.
 FMA_LATENCY = 4  # cycles: a tile with few sums waits for each of them
 # Pixels of a block at least, so that loading and storing the sums does not count.
 BLOCK_PIXELS = 192
-# Pixels for which another split of the sums costs a twentieth of the products.
-SPLIT_PIXELS = 640
-MAX_SPLITS = 16
 MERGE_VECTORS = 3  # input channels beyond which taps are not merged
 
 
@@ -164,7 +162,7 @@ def _with_tile(p: Problem, last: bool, isa: str, cores: int, t: Tile) -> Blockin
     pitch = p.cg if merged else (t.nr if panels > 1 else tail * t.vl)
     images, rows, cols = _block(p, pitch, budget)
     units = -(-p.batch // images) * p.out[0] * -(-p.out[1] // rows) * -(-p.out[2] // cols)
-    splits = max(1, min(p.batch * p.pixels // SPLIT_PIXELS, MAX_SPLITS, units))
+    splits = splits_of(p, units)
     high, wide = _slab_size(p, rows, cols)
     pixels = images * rows * cols
     met = images * high * wide  # pixels of the slab
