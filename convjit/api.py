@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from convjit import arguments
+from convjit import arguments, parsing, views
 from convjit.calls import CHOICE, as_array, call
 from convjit.errors import BackendError, ConvSpecError
 from convjit.packing import Weights
@@ -236,7 +236,7 @@ def conv_input_grad(
     ConvSpecError, TypeError, UnsupportedError, BackendError, MemoryError
         As :func:`conv`.
     """
-    shape = arguments.as_shape("x_shape", x_shape)
+    shape = parsing.as_shape("x_shape", x_shape)
     options = (
         shape, stride, padding, dilation, groups, pad_mode, flip, layout,
         backend, algorithm, precision, nonfinite, workspace_limit, deterministic,
@@ -304,7 +304,7 @@ def conv_weight_grad(
     ConvSpecError, TypeError, UnsupportedError, BackendError, MemoryError
         As :func:`conv`.
     """
-    shape = arguments.as_shape("w_shape", w_shape)
+    shape = parsing.as_shape("w_shape", w_shape)
     options = (
         shape, stride, padding, dilation, groups, pad_mode, flip, layout,
         backend, algorithm, precision, nonfinite, workspace_limit, deterministic,
@@ -391,7 +391,7 @@ def depthwise_separable(
     if tuple(point.shape) != pointwise:
         raise ConvSpecError(f"w_point is weights() of shape {point.shape}; make them {pointwise}.")
     data = as_array("x", x, backend)
-    view = arguments.view_data("x", data.shape, depth.shape, layout)
+    view = views.view_data("x", data.shape, depth.shape, layout)
     operator = {
         "stride": stride, "padding": padding, "dilation": dilation, "groups": view.channels,
         "pad_mode": pad_mode, "flip": flip, "layout": layout,

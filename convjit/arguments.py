@@ -1,28 +1,34 @@
-"""From what a user writes to a :class:`~convjit.spec.ConvSpec`: every check, every message.
+"""From what a user writes to a :class:`~convjit.spec.ConvSpec`: how the arguments fit together.
 
-The public calls accept unbatched data, plain signals and images, integers for tuples, names for
-paddings.  All of that ends here: a :class:`Problem` holds the spec (batched, with channels, every
-size explicit) and the shapes the user sees, so that the rest of the library knows one form.
+The public calls accept unbatched data, plain signals and images (:mod:`convjit.views`), integers
+for tuples, names for paddings (:mod:`convjit.parsing`).  All of that ends here: a :class:`Problem`
+holds the spec (batched, with channels, every size explicit) and the shapes the user sees, so that
+the rest of the library knows one form.
 """
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf, isnan, prod
 from typing import Any
 
-from convjit import layout as layouts
 from convjit import precision
 from convjit.algorithms import geometry
 from convjit.errors import ConvSpecError
-from convjit.spec import Activation, ConvSpec, Direction, Padding
+from convjit.parsing import (
+    Shape,
+    explicit_padding,
+    flag,
+    integer,
+    parse_activation,
+    parse_pad_mode,
+    per_axis,
+)
+from convjit.spec import ConvSpec, Direction, Padding
+from convjit.views import DataView, view_data
 
-PADDING_NAMES = ("valid", "same", "same_lower", "full")
 DEVICES = ("cpu", "cuda")
 DEFAULT_POLICY = precision.Policy()
-Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,214 +69,6 @@ class Request:
         """Whether one backend or algorithm was named, so that a failure has no substitute."""
         one = isinstance(self.backend, str) and self.backend not in DEVICES
         return one or self.algorithm is not None
-
-
-# -------------------------------------------------------------------- single arguments
-
-
-def _integer(name: str, value: Any, least: int) -> int:
-    if isinstance(value, bool):
-        raise TypeError(f"{name}={value!r} is a bool; give a whole number of at least {least}.")
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(
-            f"{name}={value!r} is not a whole number; give an int of at least {least}."
-        ) from None
-    if number < least:
-        raise ConvSpecError(f"{name}={value!r} must be at least {least}.")
-    return number
-
-
-def flag(name: str, value: Any) -> bool:
-    """A bool; 0 and 1 are taken for one, as Python does."""
-    if not isinstance(value, (bool, int)) or value not in (0, 1):
-        raise TypeError(f"{name}={value!r} is not a bool; give True or False.")
-    return bool(value)
-
-
-def per_axis(name: str, value: Any, ndim: int, least: int) -> Shape:
-    """One integer for every spatial axis, or one per axis, as a tuple."""
-    if isinstance(value, (tuple, list)):
-        if len(value) != ndim:
-            raise ConvSpecError(
-                f"{name}={value!r} has {len(value)} numbers, the kernel has {ndim} spatial axes; "
-                f"give one number, or {ndim}."
-            )
-        return tuple(_integer(f"{name}[{i}]", v, least) for i, v in enumerate(value))
-    return (_integer(name, value, least),) * ndim
-
-
-def explicit_padding(
-    padding: Any, in_size: Shape, kernel: Shape, stride: Shape, dilation: Shape
-) -> Padding:
-    """(lo, hi) per axis from any of the forms that ``padding=`` takes."""
-    ndim = len(kernel)
-    if isinstance(padding, str):
-        if padding not in PADDING_NAMES:
-            raise ConvSpecError(
-                f"padding={padding!r} is not known; give an int, one per axis, (lo, hi) pairs, or "
-                f"one of {', '.join(PADDING_NAMES)}."
-            )
-        if padding == "valid":
-            return ((0, 0),) * ndim
-        if padding == "full":
-            return tuple(
-                (geometry.extent(k, d) - 1,) * 2 for k, d in zip(kernel, dilation, strict=True)
-            )
-        lower = padding == "same_lower"
-        return tuple(
-            geometry.same_padding(n, k, s, d, lower=lower)
-            for n, k, s, d in zip(in_size, kernel, stride, dilation, strict=True)
-        )
-    if isinstance(padding, (tuple, list)) and any(isinstance(p, (tuple, list)) for p in padding):
-        if len(padding) != ndim or any(
-            not isinstance(p, (tuple, list)) or len(p) != 2 for p in padding
-        ):
-            raise ConvSpecError(
-                f"padding={padding!r} must have one (lo, hi) pair for each of the {ndim} spatial "
-                "axes."
-            )
-        return tuple(
-            (_integer(f"padding[{i}][0]", lo, 0), _integer(f"padding[{i}][1]", hi, 0))
-            for i, (lo, hi) in enumerate(padding)
-        )
-    return tuple((p, p) for p in per_axis("padding", padding, ndim, 0))
-
-
-def parse_activation(activation: Any, dtype: str) -> Activation | None:
-    """The activation as a tuple; complex results have none, integers no slope."""
-    if activation is None:
-        return None
-    parts = (activation,) if isinstance(activation, str) else activation
-    forms = "None, 'relu', ('leaky_relu', slope) or ('clip', lo, hi)"
-    if not isinstance(parts, tuple) or not parts or not isinstance(parts[0], str):
-        raise TypeError(f"activation={activation!r} is not an activation; give {forms}.")
-    name, *arguments = parts
-    if {"relu": 0, "leaky_relu": 1, "clip": 2}.get(name) != len(arguments):
-        raise ConvSpecError(f"activation={activation!r} is not known; give {forms}.")
-    numbers = []
-    for value in arguments:
-        try:
-            numbers.append(float(value))
-        except (TypeError, ValueError):
-            raise TypeError(f"activation={activation!r}: {value!r} is not a number.") from None
-    if any(isnan(v) for v in numbers):
-        raise ConvSpecError(f"activation={activation!r} has a NaN.")
-    if name == "clip" and numbers[0] > numbers[1]:
-        raise ConvSpecError(f"activation={activation!r}: lo is above hi; swap them.")
-    if dtype in precision.COMPLEX:
-        raise ConvSpecError(
-            f"activation={activation!r} needs an order, {dtype} has none; convolve without it."
-        )
-    if dtype in precision.INTEGER and (
-        name == "leaky_relu" or any(abs(v) != inf and v != int(v) for v in numbers)
-    ):
-        raise ConvSpecError(
-            f"activation={activation!r} does not keep {precision.result_dtype(dtype)} results "
-            "whole; convert the inputs to float64, or use whole bounds."
-        )
-    return (name, *numbers)
-
-
-def parse_pad_mode(pad_mode: Any) -> str:
-    if pad_mode not in geometry.PAD_MODES:
-        raise ConvSpecError(
-            f"pad_mode={pad_mode!r} is not known; choose one of {', '.join(geometry.PAD_MODES)}."
-        )
-    return str(pad_mode)
-
-
-def as_shape(name: str, value: Any) -> Shape:
-    """A shape given as a tuple (or a list) of sizes."""
-    if not isinstance(value, (tuple, list)):
-        raise TypeError(f"{name}={value!r} is not a shape; give a tuple of sizes.")
-    return tuple(_integer(f"{name}[{i}]", v, 0) for i, v in enumerate(value))
-
-
-# -------------------------------------------------------------------- views
-
-
-@dataclass(frozen=True, slots=True)
-class DataView:
-    """How the user's data operand maps to the batched one with channels.
-
-    Attributes
-    ----------
-    layout : str
-        The batched layout.
-    lead : tuple of int
-        Axes in front that the batch axis stands for: ``(N,)``, ``()`` when unbatched, or the
-        stack of plain images.
-    channels : int
-        1 for plain data.
-    spatial : tuple of int
-    plain : bool
-    """
-
-    layout: str
-    lead: Shape
-    channels: int
-    spatial: Shape
-    plain: bool
-
-    @property
-    def batch(self) -> int:
-        return prod(self.lead)
-
-    def user_shape(self, channels: int, spatial: Shape) -> Shape:
-        """Shape in the user's form of the same kind of data with other sizes."""
-        if self.plain:
-            return (*self.lead, *spatial)
-        return (*self.lead, *layouts.data_shape(self.layout, 0, channels, spatial)[1:])
-
-
-def view_data(name: str, shape: Shape, w_shape: Shape, layout: str | None) -> DataView:
-    """Read a data operand's shape, given the kernel's and the layout asked for."""
-    if layout is None:
-        if len(shape) == len(w_shape) and len(w_shape) in (1, 2):
-            layout = layouts.PLAIN[len(w_shape)]
-        elif 3 <= len(w_shape) <= 5:
-            layout = layouts.CHANNELS_FIRST[len(w_shape) - 2]
-        else:
-            raise ConvSpecError(
-                f"w has shape {w_shape} and {name} {shape}: w is (K, C/groups, *kernel) with 1 to "
-                f"3 spatial axes, or has as many axes as {name} (1 or 2) for a plain signal or "
-                'image; for a stack of plain ones say layout="L", "HW" or "DHW".'
-            )
-    elif not isinstance(layout, str):
-        raise TypeError(f"layout={layout!r} is not a name; give one of {layouts.LAYOUTS}.")
-    ndim = layouts.spatial_ndim(layout)
-    if layouts.is_plain(layout):
-        if len(w_shape) != ndim:
-            raise ConvSpecError(
-                f"layout={layout!r} wants w with {ndim} axes (a plain kernel), w has shape "
-                f"{w_shape}; for channels say layout={layouts.CHANNELS_FIRST[ndim]!r}."
-            )
-        if len(shape) < ndim:
-            raise ConvSpecError(
-                f"layout={layout!r} wants {name} with at least {ndim} axes, {name} has shape "
-                f"{shape}."
-            )
-        cut = len(shape) - ndim
-        return DataView(layouts.CHANNELS_FIRST[ndim], shape[:cut], 1, shape[cut:], True)
-    if len(w_shape) != ndim + 2:
-        raise ConvSpecError(
-            f"layout={layout!r} wants w as (K, C/groups, *kernel) with {ndim + 2} axes, w has "
-            f"shape {w_shape}."
-        )
-    if len(shape) not in (ndim + 1, ndim + 2):
-        raise ConvSpecError(
-            f"{name} has shape {shape}; beside w {w_shape} it must be {layout} with {ndim + 2} "
-            f"axes, or {layout[1:]} (unbatched) with {ndim + 1}."
-        )
-    lead, rest = (shape[:1], shape[1:]) if len(shape) == ndim + 2 else ((), shape)
-    if layouts.is_channels_last(layout):
-        return DataView(layout, lead, rest[-1], rest[:-1], False)
-    return DataView(layout, lead, rest[0], rest[1:], False)
-
-
-# -------------------------------------------------------------------- whole problems
 
 
 def _check_groups(
@@ -393,7 +191,7 @@ def _read(
     transposed: bool = False,
 ) -> _Read:
     view = view_data("x", x_shape, w_shape, layout)
-    number_of_groups = _integer("groups", groups, 1)
+    number_of_groups = integer("groups", groups, 1)
     kernel = w_shape if view.plain else w_shape[2:]
     described = _describe("x", x_shape, view)
     names = f"{described}, w is {w_shape}."

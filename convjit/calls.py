@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from convjit import arguments, config, devices, staleness
+from convjit import arguments, config, devices, parsing, staleness
 from convjit import precision as precisions
 from convjit.errors import BackendError, ConvSpecError
 from convjit.locks import lock_held_over_forks
@@ -187,7 +187,7 @@ def make_request(
             precision=first(choice["precision"], settings.precision, "default"),
             nonfinite=first(choice["nonfinite"], "local" if is_plain else "spread"),
             workspace_limit=first(choice["workspace_limit"], settings.workspace_limit),
-            deterministic=arguments.flag("deterministic", first(deterministic, False)),
+            deterministic=parsing.flag("deterministic", first(deterministic, False)),
         ),
         packed=packed,
         array_type=array_type,
@@ -319,7 +319,7 @@ def _operands(
 def _shape_and_dtype(name: str, value: Any, backend: Any) -> tuple[tuple[int, ...], Any]:
     """(shape, dtype or None): a tuple is always a shape."""
     if isinstance(value, tuple):
-        return arguments.as_shape(name, value), None
+        return parsing.as_shape(name, value), None
     array = as_array(name, value, backend)
     return tuple(array.shape), array.dtype
 
@@ -377,7 +377,7 @@ def says_bias(name: str, bias: Any, backend: Any = None) -> tuple[bool, Any]:
         For another number.
     """
     if bias is None or isinstance(bias, (bool, int)):
-        return arguments.flag(name, bias or False), None
+        return parsing.flag(name, bias or False), None
     return True, as_array(name, bias, backend)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 import convjit
-from convjit.algorithms import error as error_model
+from convjit.algorithms import policies
 from convjit.algorithms.oracle import magnitudes, oracle
 from convjit.bench.cases import networks
 from convjit.bench.peak import measured_peak
@@ -337,7 +337,7 @@ def run(
         f"{show.peak['peak'] / 1e9:.1f} GFLOP/s in float32 ({show.peak['how']})\n"
         f"photograph {source.name}: {photo.shape[2]} x {photo.shape[1]} pixels, three colours\n"
         "errors are against the oracle in float64, relative to the largest sum of magnitudes; "
-        f"the default precision admits {error_model.limit('float32'):.0e}"
+        f"the default precision admits {policies.limit('float32'):.0e}"
     )
     show_filters(photo, folder, show, seconds, told)
     show_layers(show, seconds, told)

@@ -27,6 +27,7 @@ from convjit import (
     transfers,
 )
 from convjit.algorithms import error as error_model
+from convjit.algorithms.policies import policy_refusal
 from convjit.arguments import Problem, Request
 from convjit.errors import BackendError, ConvSpecError, UnsupportedError
 from convjit.guard import check_phase
@@ -133,7 +134,7 @@ def _broken(
 def _policy_refusal(
     spec: ConvSpec, candidate: Candidate, work: Work, policy: Policy
 ) -> Refusal | None:
-    sentence = error_model.policy_refusal(
+    sentence = policy_refusal(
         spec, work.numerics, policy, inner=candidate.spec, bound=candidate.error_bound
     )
     if sentence is not None:

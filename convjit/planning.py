@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from convjit import arguments
+from convjit import views
 from convjit.calls import (
     CHOICE,
     OPERATOR,
@@ -325,7 +325,7 @@ def _offers(
     shapes, common = shapes_and_dtype(given, dtype)
     pointwise = separable_offer.pointwise_shape(shapes[1], shapes[2])
     operator = {word: options.get(word, default) for word, default in OPERATOR.items()}
-    view = arguments.view_data("x", shapes[0], shapes[1], operator["layout"])
+    view = views.view_data("x", shapes[0], shapes[1], operator["layout"])
     with_bias = [
         says_bias(word, bias)[0] for word, bias in zip(("depth_bias", "bias"), biases, strict=True)
     ]

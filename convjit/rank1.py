@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 
 from convjit import profiling
-from convjit.algorithms import error as error_model
-from convjit.algorithms import rank1
+from convjit.algorithms import policies, rank1
 from convjit.algorithms.workspace import aligned, carve, nbytes
 from convjit.arguments import Request
 from convjit.ranking import Ranked
@@ -90,8 +89,8 @@ def worthwhile(
         seconds += looking
         pays = general - seconds > WORTH * looking
     bound = rank1.error_bound([row.candidate.error_bound or 0.0 for row in rows], spec.dtype)
-    fast = error_model.FAST_FACTOR if request.policy.precision == "fast" else 1.0
-    if not pays or bound > fast * error_model.limit(spec.dtype):
+    fast = policies.FAST_FACTOR if request.policy.precision == "fast" else 1.0
+    if not pays or bound > fast * policies.limit(spec.dtype):
         return None
     return Passes(tuple(axes), tuple(rows), seconds, bound)
 

@@ -10,10 +10,11 @@ from typing import Any
 from convjit import calls, config, precision, registry
 from convjit import layout as layouts
 from convjit._version import __version__
-from convjit.arguments import Problem, Request, Shape
+from convjit.arguments import Problem, Request
 from convjit.dispatch import Candidate
 from convjit.environment import PACKAGES, cpu_name, versions
 from convjit.errors import BackendError
+from convjit.parsing import Shape
 from convjit.precision import Policy
 from convjit.spec import Direction
 

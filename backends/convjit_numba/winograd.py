@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from convjit.algorithms import winograd
-from convjit.algorithms.error import AMPLIFICATION_LIMIT
+from convjit.algorithms.policies import AMPLIFICATION_LIMIT
 from convjit.algorithms.workspace import aligned
 from convjit.precision import Numerics, numpy_dtype
 from convjit.spec import ConvSpec

@@ -31,8 +31,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from convjit import precision, registry
-from convjit.algorithms.error import policy_refusal
 from convjit.algorithms.oracle import oracle
+from convjit.algorithms.policies import policy_refusal
 from convjit.dispatch import error_bound
 from convjit.errors import BackendError, UnsupportedError
 from convjit.lowering import Lowered, copy_of, lower

@@ -77,7 +77,7 @@ SCRIPT = textwrap.dedent(
     from math import prod
     import numpy as np
     from convjit import precision
-    from convjit.algorithms.error import policy_refusal
+    from convjit.algorithms.policies import policy_refusal
     from convjit.dispatch import error_bound
     from convjit.lowering import copy_of, lower
     from convjit.precision import Policy

@@ -517,7 +517,7 @@ def test_forked_child_and_concurrent_callers() -> None:
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_tiles_are_chosen_within_the_amplification_admitted(isa: str, channels_last: bool) -> None:
     from convjit.algorithms import winograd as transforms
-    from convjit.algorithms.error import AMPLIFICATION_LIMIT
+    from convjit.algorithms.policies import AMPLIFICATION_LIMIT
     from convjit_numba.problem import Problem
     from convjit_numba.winograd import best_tile
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from convjit import precision
-from convjit.algorithms import error, fit_error
+from convjit.algorithms import error, fit_error, policies
 from convjit.algorithms.composed import OverlapSave
 from convjit.algorithms.composed_winograd import ComposedWinograd, tile_of
 from convjit.algorithms.fft import tiling
@@ -286,7 +286,7 @@ def test_exact_methods_and_integers_have_no_error() -> None:
     assert error.error_bound(spec, DIRECT) == 0
     assert error.error_bound(layer(4, 3), Numerics("exact")) == 0
     assert error.error_bound(layer(0, 3), DIRECT) == 0
-    assert error.limit("int32") == 0
+    assert policies.limit("int32") == 0
 
 
 def test_reduction_leaves_the_border_out() -> None:
@@ -355,21 +355,21 @@ TF32 = Numerics("gemm", operands="tf32")
 def test_default_admits_summation_and_f43(channels: int) -> None:
     spec = ConvSpec.forward((8, channels, 112, 112), (64, channels, 3, 3), padding=1)
     for numerics in (DIRECT, Numerics("gemm"), F23, F43, FFT):
-        assert error.policy_refusal(spec, numerics, Policy()) is None
-    assert error.error_bound(spec, F43) <= error.limit("float32") == pytest.approx(1e-5)
+        assert policies.policy_refusal(spec, numerics, Policy()) is None
+    assert error.error_bound(spec, F43) <= policies.limit("float32") == pytest.approx(1e-5)
 
 
 def test_default_leaves_f63_to_fast() -> None:
     """Errors of many channels average below the bound, but results keep few good digits."""
     many = ConvSpec.forward((8, 64, 112, 112), (64, 64, 3, 3), padding=1)
-    assert error.error_bound(many, F63) <= error.limit("float32")
-    refusal = error.policy_refusal(many, F63, Policy())
+    assert error.error_bound(many, F63) <= policies.limit("float32")
+    refusal = policies.policy_refusal(many, F63, Policy())
     assert refusal is not None
     assert "amplifies rounding errors 139 times; precision='default' admits 64" in refusal
-    assert error.policy_refusal(many, F63, Policy("fast")) is None
+    assert policies.policy_refusal(many, F63, Policy("fast")) is None
     # In one dimension it amplifies them 12 times.
     signal = ConvSpec.forward((8, 64, 1000), (64, 64, 3), padding=1)
-    assert error.policy_refusal(signal, Numerics("winograd", (6,)), Policy()) is None
+    assert policies.policy_refusal(signal, Numerics("winograd", (6,)), Policy()) is None
 
 
 @pytest.mark.parametrize(
@@ -388,30 +388,30 @@ def test_default_leaves_f63_to_fast() -> None:
     ],
 )
 def test_refusals(numerics: Numerics, policy: Policy, sentence: str) -> None:
-    refusal = error.policy_refusal(layer(16, 3), numerics, policy)
+    refusal = policies.policy_refusal(layer(16, 3), numerics, policy)
     assert refusal is not None
     assert sentence in refusal
 
 
 def test_fast_admits_tf32_and_everything_admits_sums() -> None:
     spec = layer(1, 1)
-    assert error.policy_refusal(spec, TF32, Policy("fast")) is None
+    assert policies.policy_refusal(spec, TF32, Policy("fast")) is None
     for name in precision.PRECISIONS:
         policy = Policy(name, nonfinite="local", deterministic=True)
-        assert error.policy_refusal(layer(4096, 11), DIRECT, policy) is None
+        assert policies.policy_refusal(layer(4096, 11), DIRECT, policy) is None
     # TF32 keeps every bit of a half number.
-    assert error.policy_refusal(layer(4, 3, dtype="float16"), TF32, Policy()) is None
+    assert policies.policy_refusal(layer(4, 3, dtype="float16"), TF32, Policy()) is None
 
 
 def test_integers_take_sums_only() -> None:
     spec = layer(4, 3, dtype="int16")
-    assert error.policy_refusal(spec, DIRECT, Policy()) is None
-    refusal = error.policy_refusal(spec, FFT, Policy("fast"))
+    assert policies.policy_refusal(spec, DIRECT, Policy()) is None
+    refusal = policies.policy_refusal(spec, FFT, Policy("fast"))
     assert refusal == "integers are summed exactly, and fft transforms"
 
 
 def test_bound_of_the_lowered_problem_decides() -> None:
-    refusal = error.policy_refusal(layer(64, 3), F43, Policy(), bound=2e-5)
+    refusal = policies.policy_refusal(layer(64, 3), F43, Policy(), bound=2e-5)
     assert refusal is not None
     assert "2.0e-05" in refusal
 

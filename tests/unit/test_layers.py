@@ -30,6 +30,8 @@ LAYERS = (
         "planes",
         "blockwise",
         "cupyarrays",
+        "parsing",
+        "views",
         "arguments",
         "machinecode",
     ),
