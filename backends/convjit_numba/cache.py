@@ -6,7 +6,7 @@ public interface, stored, and loaded.  A later process finds the object code and
 all: tens of milliseconds instead of half a second for the import and seconds for compiling.
 
 numba's own cache would not do: its stamp covers the file of the cached function, not the modules
-that the function's intrinsics come from, so that an edit of :mod:`convjit_numba.microkernel` would
+that the function's intrinsics come from, so that an edit of :mod:`convjit_numba.memory` would
 leave stale machine code in use.  Here the directory's name is, after the version of convjit, a hash
 of every source of the package and of :mod:`convjit.algorithms`, the versions of numba and llvmlite
 and the machine that code is generated for.  The directories used last are kept, the others removed.

@@ -161,14 +161,9 @@ def _kernel(size: int, kind: int) -> Any:
 def _build(bits: int, numbers: int, kind: int, lanes: int) -> Callable[..., None]:
     from numba import njit
 
-    from convjit_numba.microkernel import (
-        OPTIONS,
-        copy_bytes,
-        load_int,
-        move_vectors,
-        pick_vector,
-    )
+    from convjit_numba.memory import copy_bytes, load_int, move_vectors, pick_vector
     from convjit_numba.transpose import from_lanes
+    from convjit_numba.vectorcode import OPTIONS
 
     _, take = taskloop.sharing()
     step, size = kind - PICKED, bits // 8 * numbers

@@ -45,7 +45,7 @@ LOAD, ROW, COPY, NUMBER, VECTOR = 2.0, 8.0, 8.0, 1.5, 3.0
 def build(bits: int, vl: int, chunk: int, rest: int) -> Callable[..., None]:
     """The kernel that sums ``chunk`` taps at a time, and then ``rest`` (imports numba)."""
     from convjit_numba.depthwisegradtile import copy_row, lane_sum, split_row, tap_sums
-    from convjit_numba.microkernel import copy_bytes, load_int, move_real, zero_bytes
+    from convjit_numba.memory import copy_bytes, load_int, move_real, zero_bytes
 
     slot_of, take = taskloop.sharing()
     size, half = bits // 8, vl // 2

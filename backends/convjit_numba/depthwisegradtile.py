@@ -1,6 +1,6 @@
 """Vector code of :mod:`convjit_numba.depthwisegrad`: dot products of rows, and the sum of lanes.
 
-Importing this module imports numba, see :mod:`convjit_numba.microkernel`.
+Importing this module imports numba, see :mod:`convjit_numba.vectorcode`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from convjit_numba.microkernel import (
+from convjit_numba.memory import move_real, move_vectors
+from convjit_numba.planetile import _loop
+from convjit_numba.vectorcode import (
     I32,
     I64,
     OPTIONS,
@@ -22,10 +24,7 @@ from convjit_numba.microkernel import (
     _real,
     _store,
     declare_fma,
-    move_real,
-    move_vectors,
 )
-from convjit_numba.planetile import _loop
 
 
 @intrinsic(prefer_literal=True)

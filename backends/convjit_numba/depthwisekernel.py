@@ -18,7 +18,8 @@ def build_line(
     from numba import njit
 
     from convjit_numba.depthwisetile import depthwise_tile, interleave
-    from convjit_numba.microkernel import OPTIONS, fetch_line, load_int, move_real, store_int
+    from convjit_numba.memory import fetch_line, load_int, move_real, store_int
+    from convjit_numba.vectorcode import OPTIONS
 
     size = bits // 8
     f = dict(FIELD)
@@ -140,8 +141,9 @@ def build(
     """The kernel for one tile and arrays with their channels last or first (imports numba)."""
     from numba import njit
 
-    from convjit_numba.microkernel import OPTIONS, load_int, move_real
+    from convjit_numba.memory import load_int, move_real
     from convjit_numba.transpose import from_lanes, to_lanes
+    from convjit_numba.vectorcode import OPTIONS
 
     row_table, depthwise_line = build_line(bits, mr, taps, stride, vl, kept, multiplier)
     size = bits // 8

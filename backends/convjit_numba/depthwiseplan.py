@@ -226,7 +226,7 @@ def packed_shape(p: Problem, vl: int) -> tuple[int, int, int, int]:
 
 
 def _build_pack(bits: int, vl: int) -> Callable[..., None]:
-    from convjit_numba.microkernel import move_real
+    from convjit_numba.memory import move_real
 
     _, take = taskloop.sharing()
     size = bits // 8

@@ -7,7 +7,7 @@ that it reaches, and pixels that lie in the padding are passed over by beginning
 where the line does.  With the number of taps a literal the walk is one chain of straight code, and
 the sums of ``MR`` outputs stay in registers over all kernel rows.
 
-Importing this module imports numba, see :mod:`convjit_numba.microkernel`.
+Importing this module imports numba, see :mod:`convjit_numba.vectorcode`.
 """
 
 from __future__ import annotations
@@ -18,17 +18,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from convjit_numba.microkernel import (
-    I32,
-    I64,
-    _int,
-    _literals,
-    _load,
-    _real,
-    _store,
-    declare_fma,
-    emit_epilogue,
-)
+from convjit_numba.microkernel import emit_epilogue
+from convjit_numba.vectorcode import I32, I64, _int, _literals, _load, _real, _store, declare_fma
 
 _INTEGERS = 13  # arguments of a depthwise tile that are not literals
 

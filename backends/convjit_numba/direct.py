@@ -51,15 +51,10 @@ def build(bits: int, mr: int, nv: int, vl: int, step: int) -> Callable[..., None
     """
     from numba import njit
 
-    from convjit_numba.microkernel import (
-        OPTIONS,
-        edge,
-        load_int,
-        move_real,
-        register_tile,
-        zero_bytes,
-    )
+    from convjit_numba.memory import load_int, move_real, zero_bytes
+    from convjit_numba.microkernel import edge, register_tile
     from convjit_numba.pixeltile import row_gatherer
+    from convjit_numba.vectorcode import OPTIONS
 
     slot_of, take = taskloop.sharing()
     size = bits // 8

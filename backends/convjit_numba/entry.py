@@ -12,16 +12,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from convjit_numba.microkernel import (
-    I64,
-    _int,
-    _literals,
-    _load,
-    _store,
-    call_code,
-    load_int,
-    reserve,
-)
+from convjit_numba.memory import call_code, load_int
+from convjit_numba.vectorcode import I64, _int, _literals, _load, _store, reserve
 
 
 def build(arrays: int, items: int, field: int) -> Callable[..., None]:

@@ -25,16 +25,8 @@ from convjit.algorithms.cooley_tukey import (
     multiply,
     multiply_conjugate,
 )
-from convjit_numba.microkernel import (
-    I64,
-    _int,
-    _literals,
-    _load,
-    _real,
-    _store,
-    broadcast_real,
-)
 from convjit_numba.transpose import _transposed
+from convjit_numba.vectorcode import I64, _int, _literals, _load, _real, _store, broadcast_real
 
 NO_FACTORS, FACTORS, FACTOR_VECTORS = range(3)
 CONTRACT = ("contract",)

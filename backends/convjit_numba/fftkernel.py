@@ -36,7 +36,8 @@ def build(bits: int, lanes: int, parts: int) -> Callable[..., None]:
     from convjit_numba.fftcode import spectrum_products, turn_squares
     from convjit_numba.fftmoves import fill_complex, fill_vector, finish_complex, finish_vector
     from convjit_numba.fftstages import build_columns, build_stages
-    from convjit_numba.microkernel import OPTIONS, load_int
+    from convjit_numba.memory import load_int
+    from convjit_numba.vectorcode import OPTIONS
 
     slot_of, take = taskloop.sharing()
     size = bits // 8
@@ -283,7 +284,8 @@ def build_pack(bits: int, lanes: int, parts: int) -> Callable[..., None]:
 
     from convjit_numba.fftcode import scale_complex, turn_squares
     from convjit_numba.fftstages import build_columns, build_stages
-    from convjit_numba.microkernel import OPTIONS, load_int, move_real, zero_bytes
+    from convjit_numba.memory import load_int, move_real, zero_bytes
+    from convjit_numba.vectorcode import OPTIONS
 
     slot_of, take = taskloop.sharing()
     size = bits // 8

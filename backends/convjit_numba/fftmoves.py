@@ -12,17 +12,9 @@ from numba import types
 from numba.extending import intrinsic
 
 from convjit_numba.fftcode import Emitter, Lanes
-from convjit_numba.microkernel import (
-    I1,
-    I32,
-    _int,
-    _literals,
-    _load,
-    _store,
-    broadcast_real,
-    emit_epilogue,
-)
+from convjit_numba.microkernel import emit_epilogue
 from convjit_numba.transpose import first_lanes, masked_load, masked_store
+from convjit_numba.vectorcode import I1, I32, _int, _literals, _load, _store, broadcast_real
 
 
 def _inside(emit: Emitter, source: Any, lo: Any, hi: Any) -> Any:

@@ -30,7 +30,8 @@ def build_stages(bits: int, lanes: int) -> tuple[Callable[..., Any], ...]:
     from numba import njit
 
     from convjit_numba.fftcode import run_products, run_stage
-    from convjit_numba.microkernel import OPTIONS, load_int
+    from convjit_numba.memory import load_int
+    from convjit_numba.vectorcode import OPTIONS
 
     vector = 2 * lanes * (bits // 8)
 
@@ -84,7 +85,8 @@ def build_columns(bits: int, lanes: int) -> Callable[..., Any]:
     """
     from numba import njit
 
-    from convjit_numba.microkernel import OPTIONS, load_int
+    from convjit_numba.memory import load_int
+    from convjit_numba.vectorcode import OPTIONS
 
     size = bits // 8
     vector = 2 * lanes * size

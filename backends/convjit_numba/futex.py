@@ -41,17 +41,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from convjit_numba.microkernel import (
-    I64,
-    OPTIONS,
-    POINTER,
-    atomic_add,
-    copy_bytes,
-    load_int,
-    reserve,
-    store_int,
-    zero_bytes,
-)
+from convjit_numba.memory import atomic_add, copy_bytes, load_int, store_int, zero_bytes
 from convjit_numba.threads import (
     ALLOWED,
     BOX_BYTES,
@@ -70,6 +60,7 @@ from convjit_numba.threads import (
     SYSCALLS,
     TAKEN,
 )
+from convjit_numba.vectorcode import I64, OPTIONS, POINTER, reserve
 
 SPINNING, PARKED, CLAIMED, RUNNING, POSTED = range(5)
 POST = 8  # a ticket's unit: what is posted as number n has the state POSTED + n * POST

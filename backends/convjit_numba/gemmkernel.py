@@ -30,8 +30,9 @@ def build(
     """
     from numba import njit
 
-    from convjit_numba.microkernel import OPTIONS, load_int, zero_bytes
+    from convjit_numba.memory import load_int, zero_bytes
     from convjit_numba.pixeltile import pixel_tile, row_gatherer
+    from convjit_numba.vectorcode import OPTIONS
 
     size = bits // 8
     pitch = nv * vl * size  # from row to row of a gathered strip

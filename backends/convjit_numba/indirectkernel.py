@@ -18,15 +18,9 @@ def build(
     """
     from numba import njit
 
-    from convjit_numba.microkernel import (
-        OPTIONS,
-        copy_bytes,
-        load_int,
-        move_real,
-        store_int,
-        zero_bytes,
-    )
+    from convjit_numba.memory import copy_bytes, load_int, move_real, store_int, zero_bytes
     from convjit_numba.transpose import from_lanes
+    from convjit_numba.vectorcode import OPTIONS
 
     fill_slab, copy_run, addends, sum_panel = rowtables.build(bits, mr, nv, vl, tail, end, whole)
     size = bits // 8

@@ -88,7 +88,8 @@ def packed_shape(p: Problem, mr: int) -> tuple[int, int, int, int]:
 def _build(bits: int, mr: int) -> Callable[..., None]:
     from numba import njit
 
-    from convjit_numba.microkernel import OPTIONS, move_real, zero_real
+    from convjit_numba.memory import move_real, zero_real
+    from convjit_numba.vectorcode import OPTIONS
 
     size = bits // 8
 
@@ -129,8 +130,9 @@ def packer(p: Problem, mr: int) -> Callable[[Array], Any]:
 def _build_even(bits: int, vl: int) -> Callable[..., None]:
     from numba import njit
 
-    from convjit_numba.microkernel import OPTIONS, move_real
+    from convjit_numba.memory import move_real
     from convjit_numba.transpose import to_lanes
+    from convjit_numba.vectorcode import OPTIONS
 
     size = bits // 8
 
@@ -185,8 +187,9 @@ def lanes_shape(p: Problem, tile: Tile) -> tuple[int, int, int, int]:
 def _build_lanes(bits: int, nv: int, vl: int) -> Callable[..., None]:
     from numba import njit
 
-    from convjit_numba.microkernel import OPTIONS, move_vectors, zero_bytes
+    from convjit_numba.memory import move_vectors, zero_bytes
     from convjit_numba.transpose import to_lanes
+    from convjit_numba.vectorcode import OPTIONS
 
     size = bits // 8
     nr = nv * vl
@@ -250,8 +253,9 @@ def transposed_shape(p: Problem, tile: Tile) -> tuple[int, int, int, int, int]:
 def _build_transposed(bits: int, nv: int, vl: int) -> Callable[..., None]:
     from numba import njit
 
-    from convjit_numba.microkernel import OPTIONS, copy_bytes, zero_bytes
+    from convjit_numba.memory import copy_bytes, zero_bytes
     from convjit_numba.transpose import to_lanes
+    from convjit_numba.vectorcode import OPTIONS
 
     size = bits // 8
     nr = nv * vl

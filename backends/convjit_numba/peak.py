@@ -112,7 +112,7 @@ def _build_fma(bits: int, chains: int, vl: int) -> Callable[..., None]:
 
 
 def _build_copy() -> Callable[..., None]:
-    from convjit_numba.microkernel import copy_bytes
+    from convjit_numba.memory import copy_bytes
 
     _, take = taskloop.sharing()
 

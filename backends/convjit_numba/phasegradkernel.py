@@ -18,10 +18,11 @@ def build(
     """
     from numba import njit
 
-    from convjit_numba.microkernel import OPTIONS, load_int, store_int, zero_bytes
+    from convjit_numba.memory import load_int, store_int, zero_bytes
     from convjit_numba.pixeltile import row_gatherer
     from convjit_numba.rowtile import row_tiles
     from convjit_numba.transpose import from_lanes, to_lanes
+    from convjit_numba.vectorcode import OPTIONS
     from convjit_numba.weightgradkernel import build_copy
 
     slot_of, take = taskloop.sharing()
@@ -215,7 +216,7 @@ def build(
 
 def build_sum(bits: int, vl: int) -> Callable[..., None]:
     """The kernel that adds the sums of the splits, in their order, a vector of channels a task."""
-    from convjit_numba.microkernel import load_int, store_int
+    from convjit_numba.memory import load_int, store_int
     from convjit_numba.rowtile import row_tile
     from convjit_numba.transpose import from_lanes
 

@@ -7,7 +7,7 @@ that do not exist.  These are neither written nor, in a panel padded to whole ve
 their own while products are summed.  Where half of the last vector is enough, half of it is
 computed: processors that split their widest vectors take half the time.
 
-Importing this module imports numba, see :mod:`convjit_numba.microkernel`.
+Importing this module imports numba, see :mod:`convjit_numba.vectorcode`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,11 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from convjit_numba.microkernel import (
+from convjit_numba.memory import padded_row
+from convjit_numba.microkernel import emit_epilogue
+from convjit_numba.targets import LINE
+from convjit_numba.transpose import masked_load, masked_store
+from convjit_numba.vectorcode import (
     I32,
     I64,
     OPTIONS,
@@ -29,12 +33,8 @@ from convjit_numba.microkernel import (
     _store,
     broadcast_real,
     declare_fma,
-    emit_epilogue,
-    padded_row,
     prefetch,
 )
-from convjit_numba.targets import LINE
-from convjit_numba.transpose import masked_load, masked_store
 
 _INTEGERS = 13  # arguments of a pixel tile that are not literals
 
@@ -291,7 +291,7 @@ def row_gatherer(bits: int, vl: int, step: int) -> Any:
     -------
     njit function
         ``gather_row(target, row, first, width, stride, count)``, as
-        :func:`convjit_numba.microkernel.padded_row`; ``stride`` is ``step`` unless that is 0.
+        :func:`convjit_numba.memory.padded_row`; ``stride`` is ``step`` unless that is 0.
     """
     size, vector_step = bits // 8, max(step, 1)
 

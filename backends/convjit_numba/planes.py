@@ -53,13 +53,9 @@ def build(code: Code) -> Callable[..., None]:
     """The kernel for one tile (imports numba)."""
     from numba import njit
 
-    from convjit_numba.microkernel import (
-        OPTIONS,
-        copy_bytes,
-        load_int,
-        zero_bytes,
-    )
+    from convjit_numba.memory import copy_bytes, load_int, zero_bytes
     from convjit_numba.planetile import SEGMENT, border_index, bordered_row, plane_tile, store_rows
+    from convjit_numba.vectorcode import OPTIONS
 
     slot_of, take = taskloop.sharing()
     bits, rows, nv, vl, kh, kw, down, across, held, masks, fold = code

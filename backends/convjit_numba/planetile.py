@@ -11,7 +11,7 @@ meets there, the rows that are active at ``u`` are those with ``0 <= t < kh``: f
 then all, then fewer again.  Which they are is known when code is generated, so each such stretch
 has code of its own.
 
-Importing this module imports numba, as :mod:`convjit_numba.microkernel` does.
+Importing this module imports numba, as :mod:`convjit_numba.vectorcode` does.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from convjit_numba.microkernel import (
+from convjit_numba.memory import copy_bytes, move_real, padded_row
+from convjit_numba.microkernel import emit_epilogue
+from convjit_numba.vectorcode import (
     I32,
     I64,
     OPTIONS,
@@ -36,11 +38,7 @@ from convjit_numba.microkernel import (
     _real,
     _store,
     broadcast_real,
-    copy_bytes,
     declare_fma,
-    emit_epilogue,
-    move_real,
-    padded_row,
 )
 
 SEGMENT = 32  # bytes of an entry of the table of segments
@@ -421,7 +419,7 @@ def border_index(mode, i, n):
 
 @njit(**OPTIONS)
 def bordered_row(bits, mode, target, source, width, first, step, count):
-    """As :func:`convjit_numba.microkernel.padded_row`, with any kind of padding."""
+    """As :func:`convjit_numba.memory.padded_row`, with any kind of padding."""
     size = bits // 8
     padded_row(bits, target, source, width, first, step, count)
     if mode == 0:

@@ -30,15 +30,10 @@ def build(
     """
     from numba import njit
 
-    from convjit_numba.microkernel import (
-        OPTIONS,
-        copy_bytes,
-        load_int,
-        move_vectors,
-        store_int,
-    )
+    from convjit_numba.memory import copy_bytes, load_int, move_vectors, store_int
     from convjit_numba.rowtile import row_tiles
     from convjit_numba.transpose import to_lanes
+    from convjit_numba.vectorcode import OPTIONS
 
     size = bits // 8
     nr = nv * vl

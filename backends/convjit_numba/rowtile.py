@@ -6,7 +6,7 @@ lie, without packing: all that the tile needs to know of them is their addresses
 addresses per tap makes a convolution of it (Dukhan 2019, "The Indirect Convolution Algorithm",
 section 3): the sums stay in registers while the taps pass.
 
-Importing this module imports numba, see :mod:`convjit_numba.microkernel`.
+Importing this module imports numba, see :mod:`convjit_numba.vectorcode`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from convjit_numba.microkernel import (
+from convjit_numba.microkernel import emit_epilogue
+from convjit_numba.transpose import first_lanes, masked_load, masked_store
+from convjit_numba.vectorcode import (
     I64,
     _int,
     _literals,
@@ -28,11 +30,9 @@ from convjit_numba.microkernel import (
     add_wholes,
     broadcast_real,
     declare_fma,
-    emit_epilogue,
     multiply_add_wholes,
     prefetch,
 )
-from convjit_numba.transpose import first_lanes, masked_load, masked_store
 
 _INTEGERS = 10  # arguments of every row tile that are not literals
 

@@ -56,7 +56,7 @@ def build(
     The first seven are those of :func:`convjit_numba.depthwise.build`; then come the row tile and
     the last panel's ``tail`` and ``end`` of :func:`convjit_numba.rowtables.build`.
     """
-    from convjit_numba.microkernel import load_int, move_real, store_int
+    from convjit_numba.memory import load_int, move_real, store_int
 
     slot_of, take = taskloop.sharing()
     _, copy_run, addends_of, sum_panel = rowtables.build(bits, mr, nv, lanes, tail, end)

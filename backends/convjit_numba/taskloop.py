@@ -35,7 +35,8 @@ def sharing() -> tuple[Callable[..., Any], Callable[..., Any]]:
     """
     from numba import njit
 
-    from convjit_numba.microkernel import OPTIONS, atomic_add, load_int
+    from convjit_numba.memory import atomic_add, load_int
+    from convjit_numba.vectorcode import OPTIONS
 
     @njit(**OPTIONS)
     def slot_of(control):
@@ -73,7 +74,7 @@ def build(run: Callable[..., None], start: Callable[..., None]) -> Callable[...,
     start : compiled function
         ``start(geometry, mine)`` prepares that part, once before a thread's first task.
     """
-    from convjit_numba.microkernel import load_int
+    from convjit_numba.memory import load_int
 
     slot_of, take = sharing()
     f = dict(FIELD)

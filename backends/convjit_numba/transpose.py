@@ -18,7 +18,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from convjit_numba.microkernel import (
+from convjit_numba.vectorcode import (
     I1,
     I32,
     I64,

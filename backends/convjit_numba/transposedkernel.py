@@ -13,8 +13,9 @@ def build(bits: int, mr: int, nv: int, vl: int, tail: int, end: int) -> Callable
     """The kernel for one row tile; ``tail`` and ``end`` are those of its tables (imports numba)."""
     from numba import njit
 
-    from convjit_numba.microkernel import OPTIONS, load_int, store_int, zero_bytes
+    from convjit_numba.memory import load_int, store_int, zero_bytes
     from convjit_numba.transpose import from_lanes
+    from convjit_numba.vectorcode import OPTIONS
 
     fill_slab, copy_run, addends, sum_panel = rowtables.build(bits, mr, nv, vl, tail, end)
     size = bits // 8

@@ -16,14 +16,10 @@ def build(bits: int, mr: int, nv: int, vl: int, tail: int, end: int) -> Callable
     """
     from numba import njit
 
-    from convjit_numba.microkernel import (
-        OPTIONS,
-        load_int,
-        store_int,
-        zero_bytes,
-    )
+    from convjit_numba.memory import load_int, store_int, zero_bytes
     from convjit_numba.rowtile import row_tiles
     from convjit_numba.transpose import to_lanes
+    from convjit_numba.vectorcode import OPTIONS
 
     slot_of, take = taskloop.sharing()
     finish = _build_finish(bits, vl)
@@ -310,7 +306,8 @@ def build_copy(bits: int, nv: int, vl: int) -> Any:
     """What copies up to ``nv`` vectors of channels of channels-last pixels."""
     from numba import njit
 
-    from convjit_numba.microkernel import OPTIONS, move_real, move_vectors
+    from convjit_numba.memory import move_real, move_vectors
+    from convjit_numba.vectorcode import OPTIONS
 
     size = bits // 8
     nr = nv * vl
@@ -340,8 +337,9 @@ def _build_finish(bits: int, vl: int) -> Any:
     """What moves a row of finished sums, (taps, lanes), to the result, (C, taps)."""
     from numba import njit
 
-    from convjit_numba.microkernel import OPTIONS, copy_bytes
+    from convjit_numba.memory import copy_bytes
     from convjit_numba.transpose import from_lanes
+    from convjit_numba.vectorcode import OPTIONS
 
     size = bits // 8
 
@@ -369,7 +367,7 @@ def _build_finish(bits: int, vl: int) -> Any:
 
 def build_sum(bits: int, nv: int, vl: int) -> Callable[..., None]:
     """The kernel that adds the sums of the splits, in their order, and finishes them."""
-    from convjit_numba.microkernel import load_int, store_int
+    from convjit_numba.memory import load_int, store_int
     from convjit_numba.rowtile import row_tile
 
     slot_of, take = taskloop.sharing()

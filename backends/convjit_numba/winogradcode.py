@@ -16,17 +16,9 @@ from numba.extending import intrinsic
 
 from convjit.algorithms.straightline import Program
 from convjit.algorithms.winograd import transforms
-from convjit_numba.microkernel import (
-    OPTIONS,
-    _int,
-    _literals,
-    _load,
-    _real,
-    _store,
-    declare_fma,
-    emit_epilogue,
-)
+from convjit_numba.microkernel import emit_epilogue
 from convjit_numba.transpose import first_lanes, masked_load, masked_store
+from convjit_numba.vectorcode import OPTIONS, _int, _literals, _load, _real, _store, declare_fma
 
 DATA, OUTPUT, TAPS = range(3)
 

@@ -85,15 +85,9 @@ def build(bits: int, vl: int, channels_last: bool) -> Callable[..., None]:
     """The kernel for one layout (imports numba)."""
     from numba import njit
 
-    from convjit_numba.microkernel import (
-        OPTIONS,
-        call_code,
-        copy_bytes,
-        load_int,
-        store_int,
-        zero_bytes,
-    )
+    from convjit_numba.memory import call_code, copy_bytes, load_int, store_int, zero_bytes
     from convjit_numba.transpose import from_lanes, to_lanes
+    from convjit_numba.vectorcode import OPTIONS
     from convjit_numba.winogradcode import read_pixels, write_pixels
 
     slot_of, take = taskloop.sharing()
@@ -423,7 +417,7 @@ def build(bits: int, vl: int, channels_last: bool) -> Callable[..., None]:
 
 def build_pack(bits: int, vl: int) -> Callable[..., None]:
     """The kernel that transforms and packs weights: ``(groups, panels, points, Cg, nr)``."""
-    from convjit_numba.microkernel import call_code, zero_bytes
+    from convjit_numba.memory import call_code, zero_bytes
     from convjit_numba.transpose import to_lanes
 
     slot_of, take = taskloop.sharing()

@@ -25,7 +25,7 @@ from pathlib import Path
 from convjit_numba import cache
 
 def build():
-    from convjit_numba.microkernel import zero_bytes
+    from convjit_numba.memory import (zero_bytes)
     def kernel(address, count):
         zero_bytes(address, count)
     return kernel

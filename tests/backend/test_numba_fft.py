@@ -103,7 +103,7 @@ def check(spec: ConvSpec, result, x, w, bias) -> None:
 
 def _build_transform(bits: int, lanes: int):
     from convjit_numba.fftstages import build_stages
-    from convjit_numba.microkernel import load_int
+    from convjit_numba.memory import load_int
 
     forward, backward, through = build_stages(bits, lanes)
 

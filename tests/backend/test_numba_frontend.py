@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from numba.core.registry import cpu_target
 
-from convjit_numba import cache, microkernel, planetile
+from convjit_numba import cache, memory, planetile, vectorcode
 
 
 def build_mirror():
     """A kernel with a helper that itself has helpers."""
-    load, store, index = microkernel.load_int, microkernel.store_int, planetile.border_index
+    load, store, index = memory.load_int, memory.store_int, planetile.border_index
 
-    @numba.njit(**microkernel.OPTIONS)
+    @numba.njit(**vectorcode.OPTIONS)
     def mirrored(source, i, n):
         return load(source + 8 * index(1, i, n))
 
@@ -52,7 +52,7 @@ def test_a_kernel_is_compiled_and_numba_works_as_before(monkeypatch: pytest.Monk
 
 def test_what_needs_numbas_run_time_is_compiled_by_numba() -> None:
     def build():
-        load, store = microkernel.load_int, microkernel.store_int
+        load, store = memory.load_int, memory.store_int
 
         def kernel(target, source, n):
             copy = np.empty(n, np.int64)

@@ -15,7 +15,7 @@ ROOM = threads.LINE // 8  # numbers from task to task
 
 
 def _build() -> Callable[..., None]:
-    from convjit_numba.microkernel import atomic_add
+    from convjit_numba.memory import atomic_add
 
     slot_of, take = taskloop.sharing()
 
