@@ -89,6 +89,10 @@ def flushed(x: ARRAY) -> ARRAY:
     return np.where(np.abs(x) < np.finfo("f4").tiny, np.copysign(np.float32(0), x), x)
 
 
+def saturated(x: ARRAY) -> ARRAY:
+    return np.where(np.isnan(x), np.zeros_like(x), np.clip(x, 0, 1))
+
+
 def to_integer(kind: str, rounding: Callable[[float], float]) -> Callable[[ARRAY], ARRAY]:
     info = np.iinfo(DTYPES[kind])
 
@@ -317,13 +321,18 @@ def float_rows() -> list[Row]:
             each(lambda a, b: np.float64(np.longdouble(a) * a + b), "f64"), 1),
         Row("fma.rn.f16 o, a, b, c;", "f16 f16 f16 -> f16",
             each(lambda a, b, c: np.float16(np.float64(a) * np.float64(b) + np.float64(c)), "f16")),
+        Row("fma.rn.ftz.f32 o, a, b, c;", "f32 f32 f32 -> f32",
+            lambda a, b, c: flushed(each(fused, "f32")(flushed(a), flushed(b), flushed(c)))),
+        Row("fma.rn.ftz.sat.f32 o, a, b, c;", "f32 f32 f32 -> f32",
+            lambda a, b, c: flushed(saturated(each(fused, "f32")(*map(flushed, (a, b, c)))))),
+        Row("fma.rn.sat.f32 o, a, b, c;", "f32 f32 f32 -> f32",
+            lambda a, b, c: saturated(each(fused, "f32")(a, b, c))),
         Row("div.full.f32 o, a, b;", "f32 f32 -> f32", np.divide),
         Row("add.ftz.f32 o, a, b;", "f32 f32 -> f32",
             lambda a, b: flushed(flushed(a) + flushed(b))),
         Row("mul.ftz.f32 o, a, b;", "f32 f32 -> f32",
             lambda a, b: flushed(flushed(a) * flushed(b))),
-        Row("add.sat.f32 o, a, b;", "f32 f32 -> f32",
-            lambda a, b: np.where(np.isnan(a + b), 0, np.clip(a + b, 0, 1))),
+        Row("add.sat.f32 o, a, b;", "f32 f32 -> f32", lambda a, b: saturated(a + b)),
         Row("setp.lt.ftz.f32 o, a, b;", "f32 f32 -> pred", lambda a, b: flushed(a) < flushed(b)),
         *(Row(f"setp.lt.{name}.{kind} o, a, b, c;", f"{kind} {kind} pred -> pred",
               lambda a, b, c, f=combine: f(a < b, c == 1))

@@ -303,9 +303,9 @@ def test_conflicts_and_sectors_are_counted(checked: ptxcpu.Module) -> None:
     checked.launch("strides", (3,), (64,), [out, given])
     told = {str(c.instruction): c for c in checked.take_counts() if c.requests}
     shared = told["@p st.shared.u32 [r1], i"]
-    assert (shared.executed, shared.requests, shared.ideal, shared.actual) == (96, 3, 3, 6)
+    assert (shared.accesses, shared.requests, shared.ideal, shared.actual) == (96, 3, 3, 6)
     wide = told["ld.global.u32 r2, [rd0]"]
-    assert (wide.executed, wide.requests, wide.ideal, wide.actual) == (192, 6, 24, 192)
+    assert (wide.accesses, wide.requests, wide.ideal, wide.actual) == (192, 6, 24, 192)
     close = told["ld.global.u32 r3, [a]"]
     assert (close.ideal, close.actual) == (24, 24)
 

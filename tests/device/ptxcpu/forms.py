@@ -181,7 +181,9 @@ class Form:
         return self.value(self.operands[index], kind)
 
     def value(self, operand: str, kind: str) -> str:
-        return f"as<{cpp_type(kind)}>({self.names.bits(operand)})"
+        """The value of an operand; integers by casts, which g++ compiles sooner than calls."""
+        name = cpp_type(kind)
+        return f"{f'as<{name}>' if kind in FLOATS else f'({name})'}({self.names.bits(operand)})"
 
     def write(self, kind: str, expression: str, operand: str | None = None) -> str:
         """Assign a value of a type to the destination; ``_`` drops it."""
@@ -190,7 +192,9 @@ class Form:
             return f"(void)({expression});"
         if into not in self.names.registers:
             raise self.refuse(f"destination {into!r}")
-        return f"{register(into)} = bits<{cpp_type(kind)}>({expression});"
+        name = cpp_type(kind)
+        to_bits = f"bits<{name}>" if kind in FLOATS else f"({name})"
+        return f"{register(into)} = {to_bits}({expression});"
 
     def vector(self, index: int) -> list[str]:
         """``{%r1, %r2}`` as its elements; a single operand as one."""

@@ -29,8 +29,8 @@ class Counts:
     Attributes
     ----------
     instruction : Instruction
-    executed : int
-        How often threads executed it.
+    accesses : int
+        Accesses of threads to memory.
     requests : int
         Requests of warps to memory.
     ideal, actual : int
@@ -39,7 +39,7 @@ class Counts:
     """
 
     instruction: Instruction
-    executed: int
+    accesses: int
     requests: int
     ideal: int
     actual: int

@@ -163,4 +163,4 @@ def _statement(item: Instruction | Label, names: Names, sites: list[Instruction]
     guard = ""
     if item.guard:
         guard = f"if ({'!' if item.negated else ''}{names.bits(item.guard)}) "
-    return f"{guard}{{ COUNT({form.site}); {code} }}"
+    return f"{guard}{{ {code} }}"

@@ -5,9 +5,6 @@
 // every byte of shared memory remembers who touched it since the last barrier; and the accesses of
 // a warp are collected, to count what the memory would make of them.
 #pragma once
-#include <map>
-#include <unordered_map>
-
 #include "fibers.hpp"
 
 struct Range {
@@ -19,68 +16,75 @@ static inline bool is_shared(u64 address) { return address - (u64)BLOCK.shared <
 
 #ifdef CHECKED
 
-// What one instruction did: threads that executed it, requests of warps, the least transactions
-// that these could have been, and those that they were.
+// What one instruction did: accesses of threads, requests of warps, the least transactions that
+// these could have been, and those that they were.
 struct Counts {
-    u64 executed, requests, ideal, actual;
+    u64 accesses, requests, ideal, actual;
 };
-static std::vector<Counts> COUNTS;
-#define COUNT(site) COUNTS[site].executed++
+static std::vector<Counts> COUNTS;  // of each site
 
 struct Access {
-    u64 address;
-    u32 bytes, lane;
+    u64 request, address;  // of a request: site, warp, and how often the thread came to the site
+    u16 bytes;
+    u8 lane;
     bool shared;
 };
-static std::map<std::tuple<int, u32, u32>, std::vector<Access>> REQUESTS;  // by site, warp, turn
-static std::unordered_map<u64, u32> TURNS;  // how often a thread came to a site
+static std::vector<Access> ACCESSES;  // of the block
+static std::vector<u32> TURNS;        // how often each thread came to each site
 
 static void record(u64 address, u32 bytes, bool shared, int site) {
-    u32 turn = TURNS[(u64)site << 32 | self().index]++;
-    REQUESTS[{site, self().index / 32, turn}].push_back({address, bytes, self().index & 31, shared});
+    u32 me = self().index, turn = TURNS[(size_t)site * BLOCK.threads + me]++;
+    u64 request = (u64)site << 37 | (u64)(me / 32) << 32 | turn;
+    ACCESSES.push_back({request, address, (u16)bytes, (u8)(me & 31), shared});
 }
+// A thread came to a site and did not go there: its next access is of a later request.
+static void pass(int site) { TURNS[(size_t)site * BLOCK.threads + self().index]++; }
 
 // Shared memory has 32 banks of 4 bytes; a warp's wider accesses go by halves and quarters.
-static void count_banks(Counts& counts, const std::vector<Access>& accesses) {
-    u32 together = accesses[0].bytes <= 4 ? 32 : accesses[0].bytes == 8 ? 16 : 8;
+static void count_banks(Counts& counts, const Access* begin, const Access* end) {
+    u32 together = begin->bytes <= 4 ? 32 : begin->bytes == 8 ? 16 : 8;
     for (u32 first = 0; first < 32; first += together) {
-        std::map<u32, std::vector<u64>> banks;
-        for (auto& access : accesses)
-            if (access.lane >= first && access.lane < first + together)
-                for (u64 word = access.address / 4; word <= (access.address + access.bytes - 1) / 4; word++) {
-                    auto& words = banks[word % 32];
-                    if (std::find(words.begin(), words.end(), word) == words.end()) words.push_back(word);
+        u64 words[32][32], most = 0;  // that a bank is asked for, each once
+        u32 asked[32] = {};
+        for (const Access* a = begin; a < end; a++)
+            if (a->lane >= first && a->lane < first + together)
+                for (u64 word = a->address / 4; word <= (a->address + a->bytes - 1) / 4; word++) {
+                    u32 bank = word % 32;
+                    u64* last = words[bank] + asked[bank];
+                    if (std::find(words[bank], last, word) == last) *last = word, asked[bank]++;
                 }
-        u64 most = 0;
-        for (auto& [bank, words] : banks) most = std::max<u64>(most, words.size());
+        for (u32 count : asked) most = std::max<u64>(most, count);
         counts.ideal += most > 0;
         counts.actual += most;
     }
 }
 
-// Other memory moves in sectors of 32 bytes.
-static void count_sectors(Counts& counts, const std::vector<Access>& accesses) {
-    std::vector<u64> sectors, words;
-    for (auto& access : accesses) {
-        for (u64 s = access.address / 32; s <= (access.address + access.bytes - 1) / 32; s++) sectors.push_back(s);
-        for (u64 b = 0; b < access.bytes; b++) words.push_back(access.address + b);
+// Other memory moves in sectors of 32 bytes; the accesses are in the order of their addresses.
+static void count_sectors(Counts& counts, const Access* begin, const Access* end) {
+    u64 bytes = 0, byte = 0, sector = 0;  // how many, and the first that no access has reached yet
+    for (const Access* a = begin; a < end; a++) {
+        u64 behind = a->address + a->bytes, behind_sector = (behind + 31) / 32;
+        if (behind > byte) bytes += behind - std::max(byte, a->address), byte = behind;
+        if (behind_sector <= sector) continue;
+        counts.actual += behind_sector - std::max(sector, a->address / 32);
+        sector = behind_sector;
     }
-    for (auto* list : {&sectors, &words}) {
-        std::sort(list->begin(), list->end());
-        list->erase(std::unique(list->begin(), list->end()), list->end());
-    }
-    counts.ideal += (words.size() + 31) / 32;
-    counts.actual += sectors.size();
+    counts.ideal += (bytes + 31) / 32;
 }
 
 static void count_requests() {
-    for (auto& [key, accesses] : REQUESTS) {
-        Counts& counts = COUNTS[std::get<0>(key)];
+    std::sort(ACCESSES.begin(), ACCESSES.end(), [](const Access& a, const Access& b) {
+        return a.request != b.request ? a.request < b.request : a.address < b.address;
+    });
+    const Access *end = ACCESSES.data() + ACCESSES.size(), *next;
+    for (const Access* begin = ACCESSES.data(); begin < end; begin = next) {
+        for (next = begin + 1; next < end && next->request == begin->request;) next++;
+        Counts& counts = COUNTS[begin->request >> 37];
+        counts.accesses += next - begin;
         counts.requests++;
-        (accesses[0].shared ? count_banks : count_sectors)(counts, accesses);
+        (begin->shared ? count_banks : count_sectors)(counts, begin, next);
     }
-    REQUESTS.clear();
-    TURNS.clear();
+    ACCESSES.clear();
 }
 
 // A byte of shared memory: its last writer, and its readers since then, each with the barriers
@@ -157,7 +161,7 @@ static u8* local_at(u64 address, u32 bytes, const Range* arrays, int count) {
 
 #else  // unchecked
 
-#define COUNT(site)
+static inline void pass(int) {}
 static inline u8* shared_at(u64 offset, u32, bool, int) { return BLOCK.shared + offset; }
 static inline u8* global_at(u64 address, u32, bool, int) { return (u8*)address; }
 static inline u8* local_at(u64 address, u32, const Range*, int) { return (u8*)address; }
@@ -203,6 +207,7 @@ static void async_wait(u32 pending, bool all) {
             u8* to = shared_at(c.to, c.bytes, true, c.site);
             memset(to, 0, c.bytes);
             if (c.given) memcpy(to, global_at(c.from, c.given, false, c.site), c.given);
+            else pass(c.site);
         }
     std::erase_if(copies, arrives);
 }
@@ -230,8 +235,7 @@ static int launch(KernelFunction kernel, int sites, const u32* grid, const u32* 
     memcpy(BLOCK.nctaid, grid, 12);
 #ifdef CHECKED
     COUNTS.resize(sites);
-    REQUESTS.clear();
-    TURNS.clear();
+    ACCESSES.clear();
 #endif
     for (BLOCK.ctaid[2] = 0; BLOCK.ctaid[2] < grid[2]; BLOCK.ctaid[2]++)
         for (BLOCK.ctaid[1] = 0; BLOCK.ctaid[1] < grid[1]; BLOCK.ctaid[1]++)
@@ -241,6 +245,7 @@ static int launch(KernelFunction kernel, int sites, const u32* grid, const u32* 
                 for (auto& copies : COPIES) copies.clear();
 #ifdef CHECKED
                 TOUCHED.assign(shared_bytes, Touched{});
+                TURNS.assign((size_t)sites * BLOCK.threads, 0);
 #endif
                 if (!run_block()) return 1;
 #ifdef CHECKED

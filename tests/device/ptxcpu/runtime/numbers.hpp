@@ -54,6 +54,8 @@ static inline auto bits(T value) {
     else return value;
 }
 template <class T>
+using Register = decltype(bits(T()));
+template <class T>
 static inline T load(const u8* from) {
     T value;
     memcpy(&value, from, sizeof value);
@@ -71,6 +73,9 @@ template <class T>
 static inline T flush(T x) {  // .ftz
     return std::fabs(x) < FLT_MIN ? std::copysign(T(0), x) : x;
 }
+static inline f32 flushed(u32 bits) {
+    return flush(as<f32>(bits));
+}
 template <class T>
 static inline T saturate(T x) {  // .sat: to [0, 1], a NaN to 0
     return x > T(0) ? (x < T(1) ? x : T(1)) : T(0);
@@ -79,6 +84,17 @@ template <class T>
 static inline T fused(T a, T b, T c) {
     if constexpr (sizeof(T) == 2) return (T)(f32)std::fma((f64)(f32)a, (f64)(f32)b, (f64)(f32)c);
     else return std::fma(a, b, c);
+}
+// fma from registers to a register: .ftz is of float32 alone.
+template <class T, bool FTZ, bool SAT>
+static inline auto fused_registers(Register<T> a, Register<T> b, Register<T> c) {
+    constexpr bool flushes = FTZ && std::is_same_v<T, f32>;
+    T d;
+    if constexpr (flushes) d = fused<T>(flushed(a), flushed(b), flushed(c));
+    else d = fused<T>(as<T>(a), as<T>(b), as<T>(c));
+    if constexpr (SAT) d = saturate(d);
+    if constexpr (flushes) d = flush(d);
+    return bits(d);
 }
 template <class T>
 static inline bool is_nan(T x) {
