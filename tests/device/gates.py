@@ -103,6 +103,8 @@ CUPY: dict[str, tuple[tuple[str, str], ...]] = {
         ("depthwise", "conv_f32_NCHW_n1c4k4g4_i16x64_w7x7_p3"),
         ("depthwise", "conv_f16_NCHW_n1c4k4g4_i32x64_w3x3_s2_p1"),
         ("depthwise", "conv_f64_NCHW_n1c4k4g4_i16x64_w5x5_p2"),
+        ("depthwise", "conv_f64_NCHW_n1c4k4g4_i16x64_w3x3"),  # windows at whole vectors
+        ("depthwise", "conv_f64_NCHW_n1c4k4g4_i16x64_w3x3_p1x2_d1x2"),
         ("depthwise", "conv_f32_NCL_n1c4k4g4_i512_w9_p4"),
         ("depthwise", "conv_f32_NCHW_n2c5k5g5_i13x31_w3x3_p1"),  # rows that are no vectors
         ("depthwise.channels_last", "conv_f64_NHWC_n1c64k64g64_i8x8_w3x3_p1"),
