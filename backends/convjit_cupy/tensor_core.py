@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
+from operator import mul
 from pathlib import Path
 from typing import Any
 
@@ -317,21 +318,29 @@ def _refuse_sizes(spec: ConvSpec) -> Refusal | None:
             f"to the kernel's tiles, are {products / wanted:.0f} times the products, more than "
             f"the {MOST_WASTE} times that tensor cores are faster",
         )
-    image = prod(axis.size for axis in s.axes) * s.groups * s.channels
-    reach = sum(
-        axis.taps * axis.dilation * below
-        for axis, below in zip(s.axes, _strides(s.axes, s.groups * s.channels), strict=True)
-    )
+    # What the source has of type int, tiles being powers of 2.  A position's place in x and y is of
+    # 64 bits; its samples are found from the first of them.
+    channels = s.groups * s.channels
+    taps_reach = [(axis.taps - 1) * axis.dilation for axis in s.axes]
+    reach = sum(map(mul, taps_reach, _strides(s.axes, channels))) + s.channels - s.elements
     for what, count in (
-        ("elements of an image", max(image, reach)),
-        ("positions", s.positions + max(map(max, TILES.values()))),
-        ("blocks", s.blocks(min(map(min, TILES.values())))),
+        ("channels", max(channels, s.groups * s.outputs)),
+        ("positions", s.positions),
+        ("samples of a padded axis", max(map(_padded, s.axes))),
+        ("elements from a position's first sample to its last", reach),
+        ("words of offsets", _chunks(s) * entry_words(mask_bits(s.axes))),
+        ("blocks", max(map(s.blocks, TILES[s.columns]))),
     ):
         if count >= planes.MOST_ELEMENTS:
             return Refusal(
                 Feature.SIZE, f"{count} {what} are too many for offsets of 32 bits (2**31)"
             )
     return None
+
+
+def _padded(axis: Axis) -> int:
+    """Samples of an axis, or as many as positions and taps go over."""
+    return max(axis.size, (axis.out - 1) * axis.stride + (axis.taps - 1) * axis.dilation + 1)
 
 
 def _filled_shape(spec: ConvSpec) -> tuple[int, ...]:

@@ -129,7 +129,10 @@ def test_another_librarys_arrays_begin_anywhere(in_checked_mode: None) -> None:
         ("conv_f16_NCHW_n1c16k64g1_i8x8_w3x3", Feature.LAYOUT),
         ("conv_f16_NHWC_n1c64k64g64_i8x8_w3x3", Feature.SIZE),  # a channel of a group
         ("conv_f16_NLC_n1c16k64g1_i80_w63_p31", Feature.SIZE),  # more taps than bits
-        ("conv_f16_NHWC_n1c32768k64g1_i256x256_w1x1", Feature.SIZE),
+        # One more than the kernel's int: a sample of the last tap, positions, channels.
+        (f"conv_f16_NLC_n1c8k16g1_i{2**28 + 1}_w2_d{2**28}", Feature.SIZE),
+        (f"conv_f16_NLC_n{2**31}c8k16g1_i1_w1", Feature.SIZE),
+        (f"conv_f16_NLC_n1c{2**31}k16g1_i1_w1", Feature.SIZE),
         ("conv_f16_NHWC_n70000c8k64g1_i256x256_w1x1", Feature.SIZE),
     ],
 )
@@ -146,6 +149,10 @@ def test_what_it_takes_that_is_near_to_a_refusal() -> None:
         "conv_f16_NLC_n1c16k64g1_i80_w62_p31",
         "conv_f16_NLC_n1c16k64g1_i80_w71",  # no taps lie outside
         "conv_f16_NHWC_n40c4096k64g1_i256x256_w1x1",  # 2**33 elements
+        "conv_f16_NHWC_n1c32768k64g1_i256x256_w1x1",  # 2**31 of one image
+        f"conv_f16_NLC_n1c8k16g1_i{2**28}_w2_d{2**28 - 1}",
+        f"conv_f16_NLC_n{2**31 - 1}c8k16g1_i1_w1",
+        f"conv_f16_NLC_n1c{2**31 - 8}k16g1_i1_w1",
     ):
         assert solver.refuse(ConvSpec.parse(text), BACKEND.target()) is None, text
 

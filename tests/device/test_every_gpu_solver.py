@@ -146,12 +146,13 @@ def test_what_64_bits_reach_is_taken(solver: str) -> None:
 
 
 @pytest.mark.skipif(missing_for_cupy() is not None, reason=str(missing_for_cupy()))
-def test_samples_beyond_2_31_elements_are_read_where_they_lie() -> None:
-    """Of 4.5 GiB only the pages of six positions are there: both ends of three images."""
+@pytest.mark.parametrize(("images", "positions"), [(3, 2), (1, 4)])
+def test_samples_beyond_2_31_elements_are_read_where_they_lie(images: int, positions: int) -> None:
+    """Of 4.5 GiB only the pages of some positions are there: the ends of images, and thirds."""
     stride, channels = 3 * 2**25, 8
-    memory = np.zeros((3, stride + 1, channels), np.float16)
-    assert memory[:-1].size + stride * channels > 2**31
-    ends = np.arange(1, 1 + 3 * 2 * channels).reshape(3, 2, channels)
+    memory = np.zeros((images, (positions - 1) * stride + 1, channels), np.float16)
+    assert memory.size - channels > 2**31  # where the last sample lies
+    ends = np.arange(1, 1 + images * positions * channels).reshape(images, positions, channels)
     memory[:, ::stride] = ends
     w = np.eye(channels, dtype=np.float16).repeat(16, axis=0)[:, :, None]
     choice = {"layout": "NLC", "stride": stride, "algorithm": f"{CUPY.name}.tensor_core"}
