@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import cache
 
 from ptxcpu.parser import SIZES, Instruction, Unsupported
 
@@ -50,6 +51,7 @@ def translates(*opcodes: str) -> Callable[[Callable[[Form], str]], Callable[[For
     return enter
 
 
+@cache
 def identifier(name: str) -> str:
     """A PTX name as part of a C++ one."""
     return re.sub(r"\W", lambda found: f"_{ord(found[0]):02x}", name)
@@ -106,6 +108,7 @@ class Names:
         raise Unsupported(f"operand {operand!r}")
 
 
+@cache
 def register(name: str) -> str:
     """The C++ variable of a register."""
     return f"R_{identifier(name.lstrip('%'))}"

@@ -36,6 +36,7 @@ _PARAMETER = re.compile(
     r"(?:\s+\.ptr(?:\s+\.(?:global|const|shared|local))?(?:\s+\.align\s+\d+)?)?"
     rf"\s+(?P<name>{_NAME})(?:\[(?P<count>\d+)\])?$"
 )
+_BRACE, _NO_SPACE = re.compile(r"[{}]"), re.compile(r"\S")
 _REGISTERS = re.compile(rf"({_NAME})(?:<(\d+)>)?$")
 _GUARDED = re.compile(rf"@(!?)({_NAME})\s+(.*)$", re.S)
 _OPCODE = re.compile(r"([a-z][\w.:]*)\s*(.*)$", re.S)
@@ -198,10 +199,10 @@ def _function(module: Module, text: str, found: re.Match[str]) -> int:
 def _closing(text: str, at: int) -> int:
     """Position of the brace that closes the one at ``at``."""
     depth = 0
-    for position in range(at, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[position], 0)
+    for found in _BRACE.finditer(text, at):
+        depth += 1 if found[0] == "{" else -1
         if depth == 0:
-            return position
+            return found.start()
     raise Unsupported("a brace is not closed")
 
 
@@ -255,9 +256,10 @@ def _statements(text: str) -> Iterator[str]:
     """Labels with their colon, scopes' braces, and whatever a semicolon ends."""
     at = 0
     while True:
-        at += len(text[at:]) - len(text[at:].lstrip())
-        if at >= len(text):
+        start = _NO_SPACE.search(text, at)
+        if start is None:
             return
+        at = start.start()
         if text[at] in "{};":
             if text[at] != ";":
                 yield text[at]
