@@ -97,20 +97,20 @@ def build(
              ahead, stride):  # fmt: skip
         if rows == mr:
             if last:
-                pixel_tile(bits, mr, nv, vl, tail, masked, fetches, kc, a, b, walk, c, ldc, accumulate,
-                           add, kind, slopes, count, ahead, stride)  # fmt: skip
+                pixel_tile(bits, mr, nv, vl, tail, masked, fetches, kc, a, b, walk, c, ldc,
+                           accumulate, add, kind, slopes, count, ahead, stride)  # fmt: skip
             elif vectors == nv:
-                pixel_tile(bits, mr, nv, vl, 0, 0, fetches, kc, a, b, walk, c, ldc, accumulate,
-                           add, kind, slopes, count, ahead, stride)  # fmt: skip
+                pixel_tile(bits, mr, nv, vl, 0, 0, fetches, kc, a, b, walk, c, ldc,
+                           accumulate, add, kind, slopes, count, ahead, stride)  # fmt: skip
             else:
-                pixel_tile(bits, mr, fewer_vectors, vl, 0, 0, fetches, kc, a, b, walk, c, ldc, accumulate,
-                           add, kind, slopes, count, ahead, stride)  # fmt: skip
+                pixel_tile(bits, mr, fewer_vectors, vl, 0, 0, fetches, kc, a, b, walk, c, ldc,
+                           accumulate, add, kind, slopes, count, ahead, stride)  # fmt: skip
         elif last:
-            pixel_tile(bits, fewer_rows, nv, vl, tail, masked, fetches, kc, a, b, walk, c, ldc, accumulate,
-                       add, kind, slopes, count, ahead, stride)  # fmt: skip
+            pixel_tile(bits, fewer_rows, nv, vl, tail, masked, fetches, kc, a, b, walk, c, ldc,
+                       accumulate, add, kind, slopes, count, ahead, stride)  # fmt: skip
         elif vectors == nv:
-            pixel_tile(bits, fewer_rows, nv, vl, 0, 0, fetches, kc, a, b, walk, c, ldc, accumulate,
-                       add, kind, slopes, count, ahead, stride)  # fmt: skip
+            pixel_tile(bits, fewer_rows, nv, vl, 0, 0, fetches, kc, a, b, walk, c, ldc,
+                       accumulate, add, kind, slopes, count, ahead, stride)  # fmt: skip
         else:
             pixel_tile(bits, fewer_rows, fewer_vectors, vl, 0, 0, fetches, kc, a, b, walk, c, ldc,
                        accumulate, add, kind, slopes, count, ahead, stride)  # fmt: skip
