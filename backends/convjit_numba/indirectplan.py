@@ -27,7 +27,6 @@ BACK = 15.0  # a pixel's part of a panel that is copied to the result, its lanes
 PIXELS, WEIGHTS = 48.0, 64.0
 # A pixel whose results several threads write: each core fetches lines ahead that are another's.
 CONTESTED = 50.0
-FMA_LATENCY = 4  # cycles: a tile with few sums waits for each of them
 # Below so many products a tap the taps of a kernel row are worth merging; if every merged row has
 # to be copied, below fewer.
 MERGE, MERGE_COPIED = 24, 4
@@ -83,25 +82,15 @@ def _merges(p: Problem, last: bool) -> bool:
     return p.kernel[2] > 1 and p.cg <= (MERGE if adjacent else MERGE_COPIED)
 
 
-def tile_cycles(rows: float, vectors: float, lag: float) -> float:
-    """Of one step of a row tile: FMAs, loads and the wait for the sums.
-
-    Two loads a cycle of the core's, of which half as many pass as of the model's where a vector is
-    computed by halves.
-    """
-    others = max((rows + vectors) / 2, FMA_LATENCY)
-    return max(rows * vectors / 2, others * min(1.0, lag / 2))
-
-
 def _panel_cycles(
     p: Problem, last: bool, tile: Tile, vectors: float, pixels: int, passes: int, entries: int,
-    buffered: bool, lag: float, arriving: float,
+    buffered: bool, arriving: float, isa: str,
 ) -> float:  # fmt: skip
     """Of the product of a task's pixels and one panel."""
     tiles = -(-pixels // tile.mr)
     rows, more = divmod(pixels, tiles)  # as even as possible
-    step = (tiles - more) * tile_cycles(rows, vectors, lag)
-    step += more * tile_cycles(rows + 1, vectors, lag)
+    step = (tiles - more) * targets.row_tile_cycles(rows, vectors, isa)
+    step += more * targets.row_tile_cycles(rows + 1, vectors, isa)
     lanes = vectors * tile.vl
     depth = p.depth * _met(p, tile.mr)
     others = tiles * passes * (CALL + (TAP + ADDRESS * tile.mr) * entries)
@@ -110,7 +99,7 @@ def _panel_cycles(
         others += TRANSPOSE_BACK * pixels * lanes * p.bytes
     elif buffered:
         others += BACK * pixels
-    return depth * step + lag * others + pixels * lanes * p.bytes / arriving
+    return depth * step + targets.lag(isa) * others + pixels * lanes * p.bytes / arriving
 
 
 def _met(p: Problem, pixels: int) -> float:
@@ -163,7 +152,7 @@ def _task_cycles(
     miss = 1.0 if window * p.cg * p.bytes <= image else 1.15
     whole, end = (
         miss
-        * _panel_cycles(p, last, tile, vectors, pixels, passes, entries, buffered, lag, arriving)
+        * _panel_cycles(p, last, tile, vectors, pixels, passes, entries, buffered, arriving, isa)
         for vectors in (tile.nv, tail)
     )
     return fixed, whole, end

@@ -33,7 +33,6 @@ from convjit_numba.targets import Tile
 # number added, a task.
 CALL, ROW, ENTRY, TRANSPOSE, COPY = 40.0, 14.0, 1.2, 0.35, 0.15
 GATHERED, PICKED, RUN, ADDED, TASK = 0.25, 1.5, 20.0, 0.4, 500.0
-FMA_LATENCY = 4  # cycles: a tile with few sums waits for each of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +136,7 @@ def _with_tile(p: Problem, last: bool, isa: str, cores: int, t: Tile) -> Blockin
         parts = -(-p.depth // task_rows)
         calls = -(-task_rows // t.mr)
         height = task_rows / calls
-        step = max(height * computed / 2, (height + computed) / 2, FMA_LATENCY * panels)
+        step = targets.row_tile_cycles(height, computed, isa, panels)
         one = calls * (rows * cols * step + lag * panels * (CALL + ROW * rows))
         filling = (
             channel * (task_rows / p.taps if parts == 1 else 1 + task_rows // p.taps) + outputs

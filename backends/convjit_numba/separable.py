@@ -213,7 +213,7 @@ def blocking(
             tiles = -(-pixels // tile.mr)
             together = 0.0
             for width, count in ((tile.nv, panels - 1), (computed, 1)):
-                step = indirectplan.tile_cycles(pixels / tiles, width, targets.lag(isa))
+                step = targets.row_tile_cycles(pixels / tiles, width, isa)
                 step = tiles * (q.cg * step * miss + indirectplan.CALL + indirectplan.TAP)
                 # The first tile waits for the weights, some 10 bytes a cycle.
                 together += count * (step + q.cg * width * tile.vl * p.bytes / 20)

@@ -19,6 +19,7 @@ from convjit_numba import microarchitectures
 from convjit_numba.microarchitectures import Microarchitecture
 
 LINE = 64  # bytes of a cache line
+FMA_LATENCY = 4  # cycles: a tile with few sums waits for each of them
 LATE = 0.1  # of a task: threads do not start at once, and are held up
 FEW_TASKS = 64
 BITS = {"float32": 32, "float64": 64}
@@ -257,6 +258,16 @@ def lag(isa: str) -> float:
     cycle: Zen 4, vectors of 64 bytes.
     """
     return machine(isa).flops_per_cycle / (MACHINES[isa].vector_bytes // 2)
+
+
+def row_tile_cycles(rows: float, vectors: float, isa: str, waits: int = 1) -> float:
+    """Of one step of a row tile in the models: FMAs, or loads, or ``waits`` for the sums.
+
+    Two loads a cycle of the core's, of which half as many pass as of the models' where a vector is
+    computed by halves.
+    """
+    others = max((rows + vectors) / 2, FMA_LATENCY * waits)
+    return max(rows * vectors / 2, others * min(1.0, lag(isa) / 2))
 
 
 def tile_cycles(tile: Tile, isa: str) -> float:

@@ -19,7 +19,6 @@ from convjit_numba.indirectplan import (
     TRANSPOSE,
     TRANSPOSE_BACK,
     WEIGHTS,
-    tile_cycles,
 )
 from convjit_numba.problem import Axes, Problem
 from convjit_numba.rowtables import table_words
@@ -133,7 +132,7 @@ def _task_cycles(
     def panel(vectors: float) -> float:
         lanes = vectors * t.vl
         results = pixels * phases * lanes
-        cycles = taps * p.kg * calls * tile_cycles(run / tiles, vectors, lag)
+        cycles = taps * p.kg * calls * targets.row_tile_cycles(run / tiles, vectors, isa)
         others = calls * passes * (CALL + (TAP + ADDRESS * t.mr) * taps)
         others += lanes * phases * taps * p.kg * p.bytes / WEIGHTS
         others += results * (0.0 if direct else COPY if last else TRANSPOSE_BACK * p.bytes)

@@ -13,8 +13,7 @@ from convjit_numba.targets import Tile
 
 # Cycles of the model: a call of the row tile, a row of its table, a word written to the table, a
 # number transposed, a number copied, a number that goes from the sums to the result, a task.
-CALL, ROW, ENTRY, TRANSPOSE, COPY, FINISH, TASK = 40.0, 9.0, 1.2, 0.35, 0.15, 0.8, 500.0
-FMA_LATENCY = 4  # cycles: a tile with few sums waits for each of them
+CALL, ROW, ENTRY, TRANSPOSE, COPY, FINISH, TASK = 40.0, 9.0, 1.2, 0.35, 0.15, 0.4, 500.0
 # Pixels of a block at least, so that loading and storing the sums does not count.
 BLOCK_PIXELS = 192
 MERGE_VECTORS = 3  # input channels beyond which taps are not merged
@@ -84,11 +83,6 @@ class Blocking:
         if self.splits == 1:
             return 0
         return aligned(self.splits * p.groups * p.kg * self.tap_rows * self.width * p.bytes)
-
-
-def _tile_cycles(rows: float, vectors: float) -> float:
-    """Of one step of a row tile: FMAs, loads and the wait for the sums."""
-    return max(rows * vectors / 2, (rows + vectors) / 2, FMA_LATENCY)
 
 
 def _merges(p: Problem, lanes: int) -> bool:
@@ -169,11 +163,13 @@ def _with_tile(p: Problem, last: bool, isa: str, cores: int, t: Tile) -> Blockin
     tiles = -(-p.kg // t.mr)
     tile_rows = p.kg / tiles
 
+    def step_of(vectors: float) -> float:
+        return targets.row_tile_cycles(tile_rows, vectors, isa)
+
     def unit(share_k: int, share_panels: int, ends: bool) -> float:
         """Cycles of a block: share_k tiles of channels and share_panels panels."""
-        steps = share_panels * _tile_cycles(tile_rows, t.nv)
-        if ends:
-            steps += _tile_cycles(tile_rows, computed) - _tile_cycles(tile_rows, t.nv)
+        last_step = step_of(computed) if ends else step_of(t.nv)
+        steps = (share_panels - 1) * step_of(t.nv) + last_step
         calls = share_k * share_panels * taps
         cycles = share_k * taps * pixels * steps + calls * (CALL + ROW * images * rows)
         listed = share_k * share_panels * (1 if merged else p.kernel[2])
