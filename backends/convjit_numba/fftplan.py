@@ -317,6 +317,7 @@ def _tiling_of(
     tile_bytes = shape.points * 2 * p.bytes
     one = shape.transform_cycles(lanes, caches["l1"], p.bytes) + MOVE * vectors
     weights = panels * panel_rows * p.cg * tile_bytes
+    results = p.groups * p.kg * p.batch * p.pixels * p.bytes
     best: Tiling | None = None
     for task_pairs in (1,) if single else PAIRS if given == 0 else (given,):
         if task_pairs != given and task_pairs > 1 and task_pairs >= 2 * pairs:
@@ -329,17 +330,19 @@ def _tiling_of(
             held = task_pairs * (p.cg + (0 if single else outs)) * tile_bytes
             tables = outs * p.cg * tile_bytes + (tile_bytes if shape.line else 0)
             missing = 1.1 if held + tables > caches["l2"] * 7 // 8 else 1.0
-            # Tiles that L2 does not hold go out and come back.
+            # Tiles that L2 does not hold go out and come back, with those of the other threads and
+            # the kernels' spectra.
+            room = caches["l3"] // (2 if shape.depth == 1 else 4)
+            crowded = weights + cores * held + results > room
             away = 0.0
             if held > caches["l2"]:
-                away = 2 * held / shared
-            if held > caches["l3"] // ((2 if shape.depth == 1 else 4) * cores):
-                away = 2 * held / memory
+                away = 2 * held / (memory if crowded else shared)
             product = p.cg * outs * PRODUCT * vectors * task_pairs
             # Spectra that no cache holds come from further away for every task.
             rate = 64.0 if weights <= caches["l2"] // 2 else min(SPECTRA, shared)
-            if weights > caches["l3"] // 2:
-                rate = min(SPECTRA, 1.5 * memory)  # in one stream, which is seen coming
+            if weights > caches["l2"] // 2 and crowded:
+                # One stream alone is seen coming; others are in its way.
+                rate = min(SPECTRA, memory if held > caches["l2"] else 1.5 * memory)
             stream = outs * p.cg * tile_bytes / rate
             product = max(product, stream) + EXPOSED * min(product, stream)
             cycles = task_pairs * (p.cg + outs) * one * missing + away + product + TASK
