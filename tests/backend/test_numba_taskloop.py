@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from numba import njit
 
-from convjit_numba import cache, taskloop, threads
+import convjit
+from convjit.spec import ConvSpec
+from convjit_numba import NumbaBackend, cache, taskloop, threads
 
 ROOM = threads.LINE // 8  # numbers from task to task
 
@@ -81,3 +84,30 @@ def test_a_thread_begins_with_its_own_range_and_helps_with_the_others() -> None:
     assert taken(0, 2, 3) == [0, 1, 2]
     assert taken(2, 2, 99) == [6, 7, 8, 9, 5]
     assert taken(1, 1, 99) == []
+
+
+@pytest.mark.parametrize(
+    "solver", ["numba.indirect", "numba.fft", "numba.winograd.f4x3", "numba.weight_grad.phases"]
+)
+def test_parts_of_the_workspace_lie_apart(solver: str) -> None:
+    """What lies between two threads' parts of the workspace is never touched."""
+    direction = "wgrad" if "weight_grad" in solver else "conv"
+    spec = ConvSpec.parse(f"{direction}_f32_NCHW_n1c24k40g1_i24x24_w3x3_p1x1")
+    backend = NumbaBackend()
+    chosen = next(each for each in backend.solvers() if each.id == solver)
+    target = replace(backend.target(None), cores=2)
+    work, executable = chosen.estimate(spec, target), chosen.plan(spec, target, ())
+    assert executable.workspace == work.workspace
+    slot = (work.workspace - threads.APART) // 2
+    rng = np.random.default_rng(0)
+    lhs = rng.standard_normal(spec.lhs_shape, np.float32)
+    packed = executable.pack(rng.standard_normal(spec.rhs_shape, np.float32))
+    result = np.empty(spec.result_shape, np.float32)
+    memory = np.full(work.workspace + threads.LINE, 0x5A, np.uint8)
+    first = -memory.ctypes.data % threads.LINE
+    workspace = memory[first : first + work.workspace]
+    with convjit.use(num_threads=2):
+        executable.run(lhs, packed, None, result, workspace)
+    between = workspace[slot : slot + threads.APART]
+    assert (between == 0x5A).all()
+    assert (workspace[:slot] != 0x5A).any()
