@@ -48,10 +48,11 @@ CONTROL_BYTES = TAKEN + LINE * MOST_RANGES
 _CONTROL = ctypes.c_int64 * ((CONTROL_BYTES + LINE) // 8)
 _STOP = 1 << 62
 
-# Bytes between what two threads have of the workspace.  A processor fetches ahead of a thread that
-# reads with a stride, beyond the end of what is the thread's own: lines that another has just
-# written, and will write again.  (Transforms of 31x31 for each of 96 channels 263 us, 16 KiB apart
-# 225; a weights' gradient 166 us, 16 KiB apart 155, 64 KiB apart 124, 128 KiB apart 118.)
+# Bytes between what two threads have of the workspace, or as many as each has if these are fewer.
+# A processor fetches ahead of a thread that reads with a stride, beyond the end of what is the
+# thread's own: lines that another has just written, and will write again.  (Transforms of 31x31 for
+# each of 96 channels 263 us, 16 KiB apart 225; a weights' gradient 166 us, 16 KiB apart 155, 64 KiB
+# apart 124, 128 KiB apart 118.)
 APART = 64 << 10
 
 # The compiled pool: offsets in its head, and its size.
@@ -67,7 +68,7 @@ PATIENCE_ELSEWHERE = 100_000
 
 def slot_step(size: int) -> int:
     """Bytes from a thread's part of the workspace, of ``size`` bytes, to the next thread's."""
-    return size + APART if size > 0 else 0
+    return size + min(size, APART)
 
 
 def slots_bytes(count: int, size: int) -> int:

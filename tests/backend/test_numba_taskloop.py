@@ -99,6 +99,7 @@ def test_parts_of_the_workspace_lie_apart(solver: str) -> None:
     work, executable = chosen.estimate(spec, target), chosen.plan(spec, target, ())
     assert executable.workspace == work.workspace
     slot = (work.workspace - threads.APART) // 2
+    assert slot > threads.APART
     rng = np.random.default_rng(0)
     lhs = rng.standard_normal(spec.lhs_shape, np.float32)
     packed = executable.pack(rng.standard_normal(spec.rhs_shape, np.float32))
