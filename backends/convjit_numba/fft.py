@@ -69,7 +69,7 @@ def _parts(values: np.ndarray[Any, Any], kind: Any) -> np.ndarray[Any, Any]:
 # Of the modelled cycles, what volumes take: 0.65 to 1.05 on those of 20 to 100 a side, with 1 to 16
 # channels.
 VOLUMES = 0.8
-PACKED = 1.6  # times the cycles of a transform that packing takes for each kernel
+PACKED = 2.2  # times the cycles of a transform that packing takes for each kernel
 
 
 class Fft:
