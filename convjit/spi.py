@@ -116,7 +116,7 @@ class Work:
     packed_bytes : int
         Size of the packed second operand.
     calls, pack_calls : int
-        Calls of executables and fills that one run and one packing make, of
+        Calls of executables and assignments of fills that one run and one packing make, of
         :attr:`Target.call` seconds each.
     """
 

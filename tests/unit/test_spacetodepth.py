@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
 
@@ -50,17 +52,11 @@ def test_phases_give_the_same(first: int) -> None:
         rng = np.random.default_rng(first)
         x, w = rng.standard_normal(spec.x_shape), rng.standard_normal(spec.w_shape)
         inner_x, inner_w = np.full(inner.x_shape, np.nan), np.full(inner.w_shape, np.nan)
-        copies: list[tuple[int, ...]] = []
-
-        def counted(destination: np.ndarray, source: np.ndarray) -> None:
-            copies.append(destination.shape)  # noqa: B023
-            assign(destination, source)
-
-        split.fill_x(counted, inner_x, x)
-        assert len(copies) == split.copies
-        copies.clear()
-        split.fill_w(counted, inner_w, w)
-        assert len(copies) == split.phases
+        copy = Mock(side_effect=assign)
+        split.fill_x(copy, inner_x, x)
+        assert copy.call_count == split.copies
+        split.fill_w(copy, inner_w, w)
+        assert copy.call_count == split.copies + split.phases
         assert inner.y_shape == spec.y_shape
         np.testing.assert_allclose(
             oracle(inner, inner_x, inner_w), oracle(spec, x, w), rtol=1e-10, atol=1e-10
