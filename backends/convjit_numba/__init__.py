@@ -89,6 +89,7 @@ class NumbaBackend:
             from convjit_numba.indirect import Indirect
             from convjit_numba.phasegrad import PhaseGrad
             from convjit_numba.planes import DepthwisePlanes, Planes
+            from convjit_numba.subpixel import Subpixel
             from convjit_numba.transposed import Transposed
             from convjit_numba.weight_grad import WeightGrad
             from convjit_numba.winograd import Winograd
@@ -106,6 +107,7 @@ class NumbaBackend:
                 Fft(),
                 Indirect(),
                 Transposed(),
+                Subpixel(),
                 Winograd(None, 3),
                 Winograd(None, 5),
                 Winograd(4, 3),

@@ -144,6 +144,48 @@ def pick_vector(typingctx: Any, bits: Any, lanes: Any, step: Any, target: Any, s
     return types.void(bits, lanes, step, types.int64, types.int64), codegen
 
 
+@intrinsic(prefer_literal=True)
+def interleave_vectors(
+    typingctx: Any, bits: Any, lanes: Any, step: Any, target: Any, source: Any, apart: Any
+) -> Any:
+    """Store ``step`` vectors of which number ``n`` is number ``n // step`` of source ``n % step``.
+
+    The sources, of ``lanes`` numbers each, lie ``apart`` bytes from each other.  All are loaded
+    before the first vector is stored; each of these takes ``step - 1`` permutations.
+    """
+    literals = _literals(bits, lanes, step)
+    if literals is None:
+        return None
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        width, vl, every = literals
+        size = width // 8
+        kind = ir.VectorType(_real(width), vl)
+        target, source, apart = arguments[3:]
+        parts = [
+            _load(builder, builder.add(source, builder.mul(apart, _int(i))), kind, size)
+            for i in range(every)
+        ]
+        for m in range(every):
+            numbers = range(m * vl, (m + 1) * vl)
+            # Lanes of later sources are any until these are merged.
+            result = parts[0]
+            places = [n // every for n in numbers]
+            for i in range(1, every):
+                lanes_of = [
+                    vl + n // every if n % every == i else place
+                    for n, place in zip(numbers, places, strict=True)
+                ]
+                mask = ir.Constant(ir.VectorType(ir.IntType(32), vl), lanes_of)
+                result = builder.shuffle_vector(result, parts[i], mask)
+                places = list(range(vl))
+            _store(builder, result, builder.add(target, _int(m * vl * size)), size)
+        return context.get_dummy_value()
+
+    signature = types.void(bits, lanes, step, types.int64, types.int64, types.int64)
+    return signature, codegen
+
+
 @intrinsic
 def zero_bytes(typingctx: Any, target: Any, count: Any) -> Any:
     """Store ``count`` bytes of 0."""

@@ -25,7 +25,7 @@ def _bandwidth(
 SHARES: Mapping[str, float] = {
     "direct": 0.9, "gemm": 1.0, "indirect": 1.0, "winograd": 0.9, "winograd.transform": 0.7,
     "fft": 0.8, "fft.multiply": 0.7, "depthwise": 0.55, "depthwise.slab": 0.8, "planes": 0.9,
-    "transposed": 0.9, "weight_grad": 1.0,
+    "transposed": 0.9, "subpixel": 0.9, "weight_grad": 1.0,
 }  # fmt: skip
 OTHER_SHARE = 0.9  # of a family that is in no table
 
@@ -72,7 +72,7 @@ _ZEN4 = Microarchitecture(
         "direct": 1.0, "gemm": 1.07, "indirect": 1.07, "winograd": 1.08,
         "winograd.transform": 1.08, "fft": 1.0, "fft.multiply": 0.88,
         "depthwise": 0.8, "depthwise.slab": 0.9, "planes": 1.13, "transposed": 1.09,
-        "weight_grad": 1.1,
+        "subpixel": 1.0, "weight_grad": 1.1,
     },
     _bandwidth(1.2e11, 1.1e11, 4.3e10, 3.3e10, 2.3e10, 1.0e10),
     (7.3e10, 1.74e10),
@@ -86,7 +86,7 @@ _GRANITE = Microarchitecture(
         "direct": 0.78, "gemm": 0.86, "indirect": 0.82, "winograd": 0.9,
         "winograd.transform": 0.5, "fft": 0.45, "fft.multiply": 0.4,
         "depthwise": 0.33, "depthwise.slab": 0.5, "planes": 0.65, "transposed": 0.75,
-        "weight_grad": 0.76,
+        "subpixel": 0.75, "weight_grad": 0.76,
     },
     _bandwidth(3.2e11, 9.6e10, 2.6e10, 2.5e10, 2.8e10, 1.35e10),
     (2.8e10, 1.5e10),

@@ -8,14 +8,16 @@ become
 - the same with panels as even as possible for the pixel tile, without padding,
 - ``(G, panels, taps, Cg, NR)`` for the row tile: ``NR`` output channels are lanes,
 - ``(G, panels, taps, Kg, NR)`` for the row tile of the transposed operator, whose lanes are the
-  channels of its result, the forward operator's input.
+  channels of its result, the forward operator's input,
+- for each phase of the stride ``(G, panels, Kg * taps of the phase, MR)`` for its register tile,
+  where ``MR`` channels of the result are broadcast.
 
 Channels beyond the last are zeros, whose results are dropped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from math import prod
 from typing import Any
@@ -52,11 +54,12 @@ def _loop(run: Callable[..., None]) -> Callable[..., None]:
 
 def _packer(
     p: Problem, name: str, build: Callable[..., Any], shape: tuple[int, ...], tasks: int,
-    seconds: float, *, panels: int = 0, spare: int = 0,
+    seconds: float, *, panels: int = 0, spare: int = 0, table: np.ndarray[Any, Any] | None = None,
 ) -> Callable[[Array], Any]:  # fmt: skip
     """The function that packs weights of a problem into ``shape``.
 
-    ``build`` makes the function of one task; ``spare`` are the bytes that a thread needs beside.
+    ``build`` makes the function of one task; ``spare`` are the bytes that a thread needs beside, or
+    else there is a ``table`` that all read.
     """
     dtype, count = numpy_dtype(p.dtype), prod(shape)
     kernel = cache.function(f"pack.{name}", 11, lambda: _loop(build()))
@@ -66,7 +69,7 @@ def _packer(
         first = -address(memory) % LINE // p.bytes
         packed = memory[first : first + count].reshape(shape)
         size = num_threads()
-        scratch = np.empty(size * spare, np.uint8)
+        scratch = np.empty(size * spare, np.uint8) if table is None else table
         arguments = (
             tasks, spare, address(weights), address(packed), address(scratch),
             p.groups, p.kg, p.cg, p.taps, panels,
@@ -296,3 +299,67 @@ def transposed_packer(p: Problem, tile: Tile) -> Callable[[Array], Any]:
     build = partial(_build_transposed, bits, tile.nv, tile.vl)
     tasks = p.groups * p.kg
     return _packer(p, name, build, shape, tasks, VECTOR_SECONDS_PER_NUMBER, panels=shape[1])
+
+
+# -------------------------------------------------------------------- panels of phases
+
+PHASE_WORDS = 3  # of a tap: where its phase begins, taps of the phase, its place among them
+
+
+def phase_shape(p: Problem, mr: int) -> tuple[int]:
+    """Of all phases, one after the other: each tap belongs to one."""
+    return (p.groups * -(-p.cg // mr) * p.kg * p.taps * mr,)
+
+
+def phase_places(p: Problem, mr: int, phases: Sequence[Sequence[int]]) -> list[int]:
+    """Where the panels of each phase begin, in numbers; ``phases`` lists the taps of each."""
+    places, begin = [], 0
+    for taps in phases:
+        places.append(begin)
+        begin += p.groups * -(-p.cg // mr) * p.kg * len(taps) * mr
+    return places
+
+
+def _build_phases(bits: int, mr: int) -> Callable[..., None]:
+    from numba import njit
+
+    from convjit_numba.memory import load_int, move_real, zero_real
+    from convjit_numba.vectorcode import OPTIONS
+
+    size = bits // 8
+
+    @njit(**OPTIONS)
+    def run(source, target, table, groups, kg, cg, taps, panels, task):
+        group = task // panels
+        first = (task - group * panels) * mr
+        rows = min(mr, cg - first)
+        for t in range(taps):
+            entry = table + t * 24
+            step = load_int(entry + 8) * mr * size  # from channel to channel of y
+            into = target + (load_int(entry) + load_int(entry + 16) * mr) * size
+            into += task * kg * step
+            start = source + ((group * kg * cg + first) * taps + t) * size
+            for _ in range(kg):
+                for i in range(rows):
+                    move_real(bits, into + i * size, start + i * taps * size)
+                for i in range(rows, mr):
+                    zero_real(bits, into + i * size)
+                into += step
+                start += cg * taps * size
+
+    return run
+
+
+def phase_packer(p: Problem, mr: int, phases: Sequence[Sequence[int]]) -> Callable[[Array], Any]:
+    """The function that packs weights of one problem for the register tile of each phase."""
+    table = np.zeros((p.taps, PHASE_WORDS), np.int64)
+    for begin, taps in zip(phase_places(p, mr, phases), phases, strict=True):
+        for place, tap in enumerate(taps):
+            table[tap] = begin, len(taps), place
+    name = f"phases.{targets.SHORT[p.dtype]}.{mr}"
+    build = partial(_build_phases, targets.BITS[p.dtype], mr)
+    panels = -(-p.cg // mr)
+    return _packer(
+        p, name, build, phase_shape(p, mr), p.groups * panels, SECONDS_PER_NUMBER,
+        panels=panels, table=table,
+    )  # fmt: skip

@@ -32,6 +32,7 @@ RATES = {
     "gemm": "conv_{dtype}_NCHW_n1c64k96g1_i56x56_w3x3_p1",
     "indirect": "conv_{dtype}_NHWC_n1c128k128g1_i28x28_w3x3_p1",
     "transposed": "convt_{dtype}_NHWC_n1c128k128g1_i56x56_w2x2_s2x2",
+    "subpixel": "convt_{dtype}_NCHW_n1c128k128g1_i56x56_w2x2_s2x2",
     "winograd": "conv_{dtype}_NCHW_n1c128k128g1_i28x28_w3x3_p1",
     "winograd.transform": "conv_{dtype}_NCHW_n1c16k16g1_i112x112_w3x3_p1",
     "fft": "conv_{dtype}_NCHW_n1c1k1g1_i512x512_w31x31_p15",

@@ -73,6 +73,8 @@ FIELDS = (
     "classes", "fetches", "vectors", "task_vectors", "vector_splits", "at_bias", "at_buffer",
     # separable
     "mixed", "mixed_activation", "mixed_slope0", "mixed_slope1",
+    # subpixel
+    "first_h", "first_w",
 )  # fmt: skip
 FIELD = {name: 8 * place for place, name in enumerate(FIELDS)}
 
@@ -393,13 +395,15 @@ def work(
     workspace: int,
     wakes: bool,
     numerics: Numerics,
+    family: str = "",
 ) -> Work:
     """What a call costs: the model's ``cycles`` of all threads, those without a task included.
 
     They are stated as the multiply-adds that fit into them, so that one measured rate says how much
-    slower than the model the kernels are.  ``streamed`` is the traffic of weights from L3.
+    slower than the model the kernels are.  ``streamed`` is the traffic of weights from L3.  Kernels
+    whose rate is not that of the algorithm name their ``family``.
     """
-    rate = f"numba.{algorithm}.{p.dtype}"
+    rate = f"numba.{family or algorithm}.{p.dtype}"
     return Work(
         (Phase(algorithm, cycles * 4 * tile.vl, rate, p.moved(float(streamed))),),
         numerics,
