@@ -46,6 +46,7 @@ EVICTED = 8
 L2_WAY = 128 << 10  # bytes that lie so far apart share a set of L2 (64 KiB are such a distance too)
 FMA_LATENCY = 4  # cycles: a tile with few sums waits for each of them
 PIXELS = 64.0  # bytes a cycle of pixels and results, which come from L3 or memory
+BEGIN = 8.0  # cycles to begin a row of a strip where L2 does not hold what was fetched of it
 L2_BYTES = 60.0  # bytes a cycle from L2
 # Of weights, beside products: a panel is read once for each strip.
 WEIGHTS = 64.0
@@ -164,6 +165,8 @@ def blocking(p: Problem, isa: str, cores: int, config: Config = DEFAULT_CONFIG) 
         each += rows * wide_each * vl * p.bytes / arriving * (2 * cblocks - 1)
         read = p.cg * wide_each * vl * p.bytes * p.stride[1] * p.stride[2] / arriving
         fixed = read + (0.0 if in_place else lag * p.depth * gather / strips)
+        if p.cg > _rows_held(p):
+            fixed += BEGIN * p.cg
         for task_strips in targets.splits(strips, strips):
             strip_blocks = -(-strips // task_strips)
             few = units * strip_blocks < 4 * cores

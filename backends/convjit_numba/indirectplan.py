@@ -18,7 +18,7 @@ from convjit_numba.targets import LINE, Tile
 # it and an address of that; an entry of the table; a number copied; a byte transposed to and from
 # channels-last order.  An entry of merged taps is more work in tiles that meet the padding: it
 # may lie across a border.
-TASK, CALL, TAP, ADDRESS, ENTRY, COPY = 500.0, 30.0, 6.0, 0.5, 0.5, 1.5
+TASK, CALL, TAP, ADDRESS, ENTRY, COPY = 500.0, 20.0, 4.0, 0.5, 0.5, 1.5
 TRANSPOSE, TRANSPOSE_BACK = 0.05, 0.125
 MERGED_ENTRY = 10.0
 BACK = 15.0  # a pixel's part of a panel that is copied to the result, its lanes being too many
@@ -82,8 +82,21 @@ def _merges(p: Problem, last: bool) -> bool:
     return p.kernel[2] > 1 and p.cg <= (MERGE if adjacent else MERGE_COPIED)
 
 
+def _entries(p: Problem, merged: bool) -> int:
+    """Of a table: the taps, or the kernel's rows."""
+    return p.kernel[0] * p.kernel[1] * (1 if merged else p.kernel[2])
+
+
+def _listing(p: Problem, last: bool, tile: Tile, merged: bool, pixels: int) -> float:
+    """Of the tables of a task, and of the task itself."""
+    entry = ENTRY
+    if merged and last:
+        entry += (MERGED_ENTRY - ENTRY) * (1.0 - _inside_tiles(p, tile.mr))
+    return TASK + entry * pixels * _entries(p, merged)
+
+
 def _panel_cycles(
-    p: Problem, last: bool, tile: Tile, vectors: float, pixels: int, passes: int, entries: int,
+    p: Problem, last: bool, tile: Tile, vectors: float, pixels: int, passes: int, merged: bool,
     buffered: bool, arriving: float, isa: str,
 ) -> float:  # fmt: skip
     """Of the product of a task's pixels and one panel."""
@@ -93,7 +106,7 @@ def _panel_cycles(
     step += more * targets.row_tile_cycles(rows + 1, vectors, isa)
     lanes = vectors * tile.vl
     depth = p.depth * _met(p, tile.mr)
-    others = tiles * passes * (CALL + (TAP + ADDRESS * tile.mr) * entries)
+    others = tiles * passes * (CALL + (TAP + ADDRESS * tile.mr) * _entries(p, merged))
     others += lanes * p.bytes * p.depth / WEIGHTS
     if not last:
         others += TRANSPOSE_BACK * pixels * lanes * p.bytes
@@ -134,16 +147,15 @@ def _task_cycles(
     cycles ``apart``.
     """
     lag, arriving = targets.lag(isa), problem.arriving(p, isa, PIXELS)
-    entries = p.kernel[0] * p.kernel[1] * (1 if merged else p.kernel[2])
     window = _window(p, last, plane_lines, pixels)
-    entry = ENTRY
-    if merged and last:
-        entry += (MERGED_ENTRY - ENTRY) * (1.0 - _inside_tiles(p, tile.mr))
-    fixed = lag * (TASK + entry * pixels * entries) + window * p.cg * p.bytes / arriving
+    fixed = lag * _listing(p, last, tile, merged, pixels) + window * p.cg * p.bytes / arriving
     if apart is not None:
         fixed += LINE * (window + pixels) / arriving + lag * apart * pixels
     if not last:
-        fixed += lag * TRANSPOSE * window * -(-p.cg // tile.vl) * tile.vl * p.bytes
+        slab = window * -(-p.cg // tile.vl) * tile.vl * p.bytes
+        fixed += lag * TRANSPOSE * slab
+        if slab > image:  # it goes beyond L2
+            fixed += slab / problem.stream(slab + sum(p.traffic.values()), isa)
     if merged:
         in_place = p.dilation[2] == 1 and (not last or p.groups == 1)
         share = 1.0 - _inside(p, 2, 1) if in_place else 1.0
@@ -152,7 +164,7 @@ def _task_cycles(
     miss = 1.0 if window * p.cg * p.bytes <= image else 1.15
     whole, end = (
         miss
-        * _panel_cycles(p, last, tile, vectors, pixels, passes, entries, buffered, arriving, isa)
+        * _panel_cycles(p, last, tile, vectors, pixels, passes, merged, buffered, arriving, isa)
         for vectors in (tile.nv, tail)
     )
     return fixed, whole, end
@@ -237,8 +249,8 @@ def blocking(
             costs = [
                 cycles_of(task_pixels), cycles_of(plane - (blocks_in_plane - 1) * task_pixels)
             ]  # fmt: skip
-            if groups > 1:
-                once = (groups - 1) * targets.lag(isa) * TASK
+            if groups > 1:  # all use the tables of the first
+                once = (groups - 1) * targets.lag(isa) * _listing(p, last, t, merged, task_pixels)
                 costs = [
                     (groups * (a + (panels - 1) * b + c) - once, 0.0, 0.0) for a, b, c in costs
                 ]
@@ -299,7 +311,7 @@ def slab_pitch(p: Problem, merged: bool) -> int:
 def table_bytes(b: Blocking) -> int:
     """Of the table of addresses of a row tile."""
     p = b.problem
-    return 8 * table_words(p.kernel[0] * p.kernel[1] * (1 if b.merged else p.kernel[2]), b.tile.mr)
+    return 8 * table_words(_entries(p, b.merged), b.tile.mr)
 
 
 @dataclass(frozen=True, slots=True)

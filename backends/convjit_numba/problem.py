@@ -328,6 +328,12 @@ def by_level(total: float, shared: float = 0.0) -> dict[str, float]:
     return {"l3": held * total + shared, "memory": (1 - held) * total}
 
 
+def stream(total: float, isa: str) -> float:
+    """Bytes of so many, read over and over, that a core gets a cycle of the models."""
+    held, (shared, memory) = held_share(total), targets.streams(isa)
+    return 1 / (held / shared + (1 - held) / memory)
+
+
 def arriving(p: Problem, isa: str, most: float) -> float:
     """Bytes a cycle of the models, of pixels and results, that a core waits for as they come.
 

@@ -21,6 +21,7 @@ from convjit_numba.microarchitectures import Microarchitecture
 LINE = 64  # bytes of a cache line
 FMA_LATENCY = 4  # cycles: a tile with few sums waits for each of them
 LATE = 0.1  # of a task: threads do not start at once, and are held up
+MOST_LATE = 6e5  # cycles of the models, a third of a millisecond: of a longer one no more
 FEW_TASKS = 64
 BITS = {"float32": 32, "float64": 64}
 SHORT = {"float32": "f32", "float64": "f64"}
@@ -348,10 +349,11 @@ def makespan(
     """
     if cores == 1:
         return cycles
+    late = min(LATE * longest, MOST_LATE)
     if sizes is not None and tasks <= min(4 * cores, FEW_TASKS):
-        return _last_end(list(sizes()), cores) + LATE * longest
+        return _last_end(list(sizes()), cores) + late
     rounds = longest * -(-tasks // cores)
-    return min(rounds, cycles / cores + longest * (cores - 1) / cores) + LATE * longest
+    return min(rounds, cycles / cores + longest * (cores - 1) / cores) + late
 
 
 def _last_end(sizes: list[float], cores: int) -> float:

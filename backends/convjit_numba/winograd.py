@@ -55,7 +55,7 @@ from convjit_numba.targets import Tile
 # Kinds of transforms, as in convjit_numba.winogradcode (which imports numba).
 KINDS = {"data": 0, "output": 1, "taps": 2}
 
-EXPOSED = 0.15  # part of the shorter of computing and streaming that the longer one does not hide
+EXPOSED = 0.25  # part of the shorter of computing and streaming that the longer one does not hide
 
 PACKED = 2.5  # how often a byte of transformed weights moves until it is packed
 MOST_OUTPUTS = 6  # of a tile along an axis
@@ -168,7 +168,7 @@ def tiles_that_suit(p: Problem, isa: str) -> list[Axes]:
         tiles = p.batch * prod(map(tiles_along, p.out, m, p.dilation))
         products = p.groups * tiles * points * p.cg * p.kg / (2 * lanes)
         weights = p.groups * points * p.cg * p.kg * p.bytes
-        streamed = weights / _stream(weights, isa)
+        streamed = weights / problem.stream(weights, isa)
         # Some six vector operations and moves a point for each of the two transforms.
         transforms = p.groups * tiles * points * (-(-p.cg // lanes) + -(-p.kg // lanes)) * 3.5
         costs[m] = _overlapped(products, streamed) + transforms
@@ -193,12 +193,6 @@ def unit_of(dilation: int) -> int:
 def _overlapped(computing: float, streaming: float) -> float:
     """Cycles of computing while weights for later come in."""
     return max(computing, streaming) + EXPOSED * min(computing, streaming)
-
-
-def _stream(weights: int, isa: str) -> float:
-    """Bytes of so many of weights that a core gets a cycle, over and over."""
-    held, (shared, memory) = problem.held_share(weights), targets.streams(isa)
-    return 1 / (held / shared + (1 - held) / memory)
 
 
 @lru_cache(maxsize=1024)
@@ -229,7 +223,7 @@ def blocking(
         data += 5 * nd * nh * span / most * _whole(alone[0], lanes)
         result += 6 * md * mh * mw * _whole(alone[1], lanes)
     weights = p.groups * points * p.cg * p.kg * p.bytes
-    stream, shared = _stream(weights, isa), targets.streams(isa)[0]
+    stream, shared = problem.stream(weights, isa), targets.streams(isa)[0]
     best: Blocking | None = None
     tile = targets.tile_of(isa, p.dtype, config)
     wanted = problem.wanted_tasks(config, partial(blocking, p, outputs, channels_last, isa, cores))
@@ -246,10 +240,10 @@ def blocking(
             slot = data_bytes + points * task_tiles * t.nr * p.bytes
             if slot > problem.MAX_SLOT:
                 continue
-            # Points that L2 cannot hold beside a panel come back from L3 for every panel.
-            again = data_bytes if slot > 0.8 * caches["l2"] else 0
-            traffic = points * p.cg * t.nr * p.bytes / stream + again / shared
-            panel = _overlapped(panel, traffic)
+            # Points that L2 cannot hold beside a panel go to L3 and come back for every panel, and
+            # nothing fetches them ahead.
+            again = data_bytes / shared if slot > caches["l2"] else 0.0
+            panel = _overlapped(panel, points * p.cg * t.nr * p.bytes / stream) + again
             few = p.groups * blocks < 4 * cores
             for task_panels in targets.splits(panels, panels if few else 1):
                 parts = -(-panels // task_panels)
@@ -258,7 +252,7 @@ def blocking(
                     continue
                 products = task_panels * panel
                 cycles = task_tiles * in_blocks * data + products + 500
-                cycles += again / shared
+                cycles += again
                 cycles += task_tiles * result * out_blocks * task_panels / panels
                 makespan = targets.makespan(tasks, tasks * cycles, cycles, cores)
                 if best is None or makespan < best.makespan:
