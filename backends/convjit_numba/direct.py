@@ -14,10 +14,10 @@ weights in blocks that stay in L2; pixels; panels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -230,6 +230,30 @@ class Blocking:
     makespan: float
 
 
+class Division(NamedTuple):
+    """A block of rows and columns: its register tiles, in flat runs or not, and such blocks."""
+
+    rows: int
+    cols: int
+    flat: bool
+    tiles: int
+    blocks: int
+
+
+def divisions(high: int, wide: int, extra: int, tile: Tile) -> Iterator[Division]:
+    """Blocks to choose from for a plane whose image has ``extra`` columns beyond a block's."""
+    for cols in targets.splits(wide, 1 + wide // (2 * tile.nr)):
+        if cols > MAX_FLAT_COLUMNS and wide // cols < 12 and high > 1:
+            continue
+        for rows in targets.splits(high, high):
+            flat_tiles = -(-((rows - 1) * (cols + extra) + cols) // tile.nr)
+            row_tiles = rows * -(-cols // tile.nr)
+            yield Division(
+                rows, cols, flat_tiles < row_tiles, min(flat_tiles, row_tiles),
+                -(-high // rows) * -(-wide // cols),
+            )  # fmt: skip
+
+
 @lru_cache(maxsize=1024)
 def blocking(p: Problem, isa: str, cores: int, config: Config = DEFAULT_CONFIG) -> Blocking:
     """The blocking whose modelled time on ``cores`` threads is least, as far as it is free."""
@@ -255,38 +279,29 @@ def blocking(p: Problem, isa: str, cores: int, config: Config = DEFAULT_CONFIG) 
         step = targets.tile_cycles(t, isa)
         per_panel = t.mr * cblock * p.taps * p.bytes
         pass_panels = max(1, blocks.weights // per_panel)
-        for cols in targets.splits(p.out[2], 1 + p.out[2] // (2 * t.nr)):
-            if cols > MAX_FLAT_COLUMNS and p.out[2] // cols < 12 and p.out[1] > 1:
-                continue
+        for rows, cols, flat, tiles, spatial in divisions(p.out[1], p.out[2], extra_w, t):
             pitch = cols + extra_w
-            for rows in targets.splits(p.out[1], p.out[1]):
-                image = cblock * p.kernel[0] * phases * (rows + extra_h) * pitch
-                flat_tiles = -(-((rows - 1) * pitch + cols) // t.nr)
-                row_tiles = rows * -(-cols // t.nr)
-                flat = flat_tiles < row_tiles
-                tiles = min(flat_tiles, row_tiles)
-                spatial = -(-p.out[1] // rows) * -(-p.out[2] // cols)
-                miss = 1.0 if image * p.bytes <= blocks.image else 1.05
-                few = units * spatial < 4 * cores
-                for task_panels in targets.splits(panels, panels if few else 1):
-                    splits = -(-panels // task_panels)
-                    tasks = units * spatial * splits
-                    if not targets.is_about(tasks, wanted):
-                        continue
-                    writes = lag * WRITE * t.mr * t.nv
-                    compute = tiles * task_panels * (p.depth * step * miss + cblocks * writes)
-                    filling = ROW * image / pitch + byte * image * p.bytes
-                    results = task_panels * t.mr * rows * cols * p.bytes
-                    at_once = STREAMS // t.mr if results > blocks.weights else task_panels
-                    kept = min(task_panels * t.mr, p.kg) * rows * cols  # results that exist
-                    moved = (lines * image * cblocks + kept * (2 * cblocks - 1)) * p.bytes
-                    cycles = compute + lag * (filling * cblocks + 200) + moved / arriving
-                    makespan = targets.makespan(tasks, tasks * cycles, cycles, cores)
-                    if best is None or makespan < best.makespan:
-                        best = Blocking(
-                            t, cblock, rows, cols, task_panels, max(1, min(pass_panels, at_once)),
-                            flat, tasks, cycles * tasks, makespan,
-                        )  # fmt: skip
+            image = cblock * p.kernel[0] * phases * (rows + extra_h) * pitch
+            miss = 1.0 if image * p.bytes <= blocks.image else 1.05
+            few = units * spatial < 4 * cores
+            for task_panels in targets.splits(panels, panels if few else 1):
+                tasks = units * spatial * -(-panels // task_panels)
+                if not targets.is_about(tasks, wanted):
+                    continue
+                writes = lag * WRITE * t.mr * t.nv
+                compute = tiles * task_panels * (p.depth * step * miss + cblocks * writes)
+                filling = ROW * image / pitch + byte * image * p.bytes
+                results = task_panels * t.mr * rows * cols * p.bytes
+                at_once = STREAMS // t.mr if results > blocks.weights else task_panels
+                kept = min(task_panels * t.mr, p.kg) * rows * cols  # results that exist
+                moved = (lines * image * cblocks + kept * (2 * cblocks - 1)) * p.bytes
+                cycles = compute + lag * (filling * cblocks + 200) + moved / arriving
+                makespan = targets.makespan(tasks, tasks * cycles, cycles, cores)
+                if best is None or makespan < best.makespan:
+                    best = Blocking(
+                        t, cblock, rows, cols, task_panels, max(1, min(pass_panels, at_once)),
+                        flat, tasks, cycles * tasks, makespan,
+                    )  # fmt: skip
     return blocking(p, isa, cores) if best is None else best
 
 
