@@ -182,9 +182,9 @@ def test_an_interrupt_while_it_compiles(kept: dict[str, str]) -> None:
         signal.signal(signal.SIGALRM, signal.default_int_handler)
         interrupted = 0
         for delay in (0.001, 0.02, 0.05, 0.1, 0.2, 0.3):
-            # Again and again, for Python drops what is raised in a callback or a finaliser.
-            signal.setitimer(signal.ITIMER_REAL, delay, 1.0)
             try:
+                # Again and again, for Python drops what is raised in a callback or a finaliser.
+                signal.setitimer(signal.ITIMER_REAL, delay, 1.0)
                 use(f"after {delay}")
                 signal.pause()
             except KeyboardInterrupt:

@@ -224,11 +224,13 @@ assert np.array_equal(plan(big, packed), expected)
 signal.signal(signal.SIGALRM, signal.default_int_handler)
 interrupted = 0
 for i in range(40):
-    signal.setitimer(signal.ITIMER_REAL, 1e-4 + i * 2e-4)
     try:
+        # Again and again, for Python drops what is raised in a callback or a finaliser.
+        signal.setitimer(signal.ITIMER_REAL, 1e-4 + i * 2e-4, 1.0)
         while True:
             plan(big, packed)
     except KeyboardInterrupt:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         interrupted += 1
     assert np.array_equal(plan(big, packed), expected)
 assert interrupted == 40
