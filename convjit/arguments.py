@@ -25,9 +25,9 @@ from convjit.parsing import (
     per_axis,
 )
 from convjit.spec import ConvSpec, Direction, Padding
+from convjit.spi import DEVICES
 from convjit.views import DataView, view_data
 
-DEVICES = ("cpu", "cuda")
 DEFAULT_POLICY = precision.Policy()
 
 

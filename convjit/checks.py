@@ -10,9 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from convjit.spi import SPI_VERSION
-
-DEVICES = ("cpu", "cuda")
+from convjit.spi import DEVICES, SPI_VERSION
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _ARRAY_TYPE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")

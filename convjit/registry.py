@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from typing import cast
 
 from convjit import config, health, staleness
-from convjit.checks import DEVICES, backend_problems, bad_name
+from convjit.checks import backend_problems, bad_name
 from convjit.discovery import Entry, Found, scan
 from convjit.errors import BackendError, ConfigError
 from convjit.locks import lock_held_over_forks
-from convjit.spi import SPI_VERSION, Backend, Solver
+from convjit.spi import DEVICES, SPI_VERSION, Backend, Solver
 
 REGISTERED = "(registered)"  # stands for the distribution of a backend given to register()
 

@@ -27,6 +27,7 @@ from convjit.precision import Numerics as Numerics
 from convjit.spec import ConvSpec
 
 SPI_VERSION = 1
+DEVICES = ("cpu", "cuda")
 
 Array = Any  # numpy.ndarray, or the array type that the backend names
 Config = tuple[tuple[str, int], ...]  # block sizes by name, e.g. (("mr", 6), ("nr", 16))

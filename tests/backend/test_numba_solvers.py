@@ -519,7 +519,7 @@ def test_tiles_are_chosen_within_the_amplification_admitted(isa: str, channels_l
     from convjit.algorithms import winograd as transforms
     from convjit.algorithms.policies import AMPLIFICATION_LIMIT
     from convjit_numba.problem import Problem
-    from convjit_numba.winograd import best_tile
+    from convjit_numba.winogradplan import best_tile
 
     layout = "NHWC" if channels_last else "NCHW"
     for size in (5, 6, 7, 13, 14, 28, 55, 224):
