@@ -83,6 +83,7 @@ def line_cycles(p: Problem, isa: str, mr: int) -> tuple[float, float, int]:
     common = gcd(dw, p.stride[2])
     stride, classes = p.stride[2] // common, dw // common
     kept = int(mr + taps + 2 <= targets.REGISTERS[isa])
+    width = targets.vector_cost(lanes(p, isa), isa, p.dtype)
     # How many products end before each position.
     u = np.arange((mr - 1) * stride + taps + 1)
     ends = np.clip(u - np.arange(mr)[:, None] * stride, 0, taps).sum(axis=0)
@@ -98,7 +99,7 @@ def line_cycles(p: Problem, isa: str, mr: int) -> tuple[float, float, int]:
         low = np.minimum(low, high)
         products = ends[high] - ends[low]
         loads = high - low + taps
-        cycles = np.maximum(np.maximum(products, loads) / 2, FMA_LATENCY * products / mr)
+        cycles = np.maximum(width * np.maximum(products, loads) / 2, FMA_LATENCY * products / mr)
         per_row += float(np.sum(np.where(products > 0, cycles + ROW, 0.0)))
         fixed += TILE * len(first) + STORE * outputs
     return per_row, fixed, kept

@@ -114,17 +114,18 @@ class Fft:
         one = shape.transform_cycles(t.lanes, problem.caches()["l1"], p.bytes)
         pack = PACKED * 4.0 * t.lanes * one * p.groups * p.kg * p.cg
         rate = f"numba.fft.{p.dtype}"
+        phases = problem.phases(
+            {
+                ("transforms", rate): 1 - t.products,
+                ("products", f"numba.fft.multiply.{p.dtype}"): t.products,
+            },
+            flops,
+            {"memory": p.traffic["memory"] * signal.parts},
+        )
+        # Results are written with nothing to hide it, when a tile is transformed back.
+        results = float(prod(spec.result_shape) * p.bytes * signal.parts)
         return Work(
-            tuple(
-                problem.phases(
-                    {
-                        ("transforms", rate): 1 - t.products,
-                        ("products", f"numba.fft.multiply.{p.dtype}"): t.products,
-                    },
-                    flops,
-                    {"memory": p.traffic["memory"] * signal.parts},
-                )
-            ),
+            (*phases, Phase("results", bytes=problem.by_level(results))),
             Numerics("fft", shape.lengths, spreads_nonfinite=True),
             Phase("pack", pack, rate, {"memory": float(packed)}),
             launches=int(wakes),

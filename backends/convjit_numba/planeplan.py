@@ -33,6 +33,7 @@ UNROLLED_CODE = 420  # vector products in the code of a tile
 LARGE_PLANE = 16 << 10  # bytes
 LEAST_VECTOR = 16  # bytes
 LINE = 64  # bytes of a cache line
+GATHERED = 0.55  # cycles of the model to copy a number of a row, one by one
 
 
 class Machine(NamedTuple):
@@ -279,7 +280,9 @@ def candidates(view: View, isa: str) -> tuple[Blocking, ...]:
             code = Code(bits, rows, nv, vl, 0, 0, 1, 1, 0, int(machine.masks), 0)
         classes = [-(-(p.out[1] - i) // apart) for i in range(apart)]
         row_blocks = apart * -(-max(classes) // rows)
-        found.append(_costed(Blocking(view, code, apart, row_blocks, -(-p.out[2] // code.nr), 0.0)))
+        found.append(
+            _costed(Blocking(view, code, apart, row_blocks, -(-p.out[2] // code.nr), 0.0), isa)
+        )
     if p.kernel[1] == p.size[1] == p.out[1] == 1 and p.pad[1] == 0:
         for rows, nv in SHAPES:
             code = Code(bits, rows, nv, vl, 0, 0, 1, 1, 0, 0, 1)
@@ -290,11 +293,11 @@ def candidates(view: View, isa: str) -> tuple[Blocking, ...]:
                 and not view.unrolled
             ):
                 blocks = -(-p.out[2] // (rows * code.nr))
-                found.append(_costed(Blocking(view, code, 1, 1, blocks, 0.0)))
+                found.append(_costed(Blocking(view, code, 1, 1, blocks, 0.0), isa))
     return tuple(found)
 
 
-def _costed(b: Blocking) -> Blocking:
+def _costed(b: Blocking, isa: str) -> Blocking:
     """With the modelled cycles of all tiles, two vector products or loads each."""
     code, p = b.code, b.view.p
     rows, nv = code.rows, code.nv
@@ -302,6 +305,7 @@ def _costed(b: Blocking) -> Blocking:
     folded = kw // code.nr if code.fold else kh
     width = code.nr if code.fold else kw
 
+    share = targets.vector_cost(code.vl, isa, p.dtype)
     # The part of the vectors at any address that lie across two lines is loaded twice.
     access = 1 + code.vl * p.bytes / LINE
 
@@ -310,7 +314,7 @@ def _costed(b: Blocking) -> Blocking:
         loads = nv * access
         if code.across == 2:  # two loads for two columns, and a shuffle for each
             loads *= 2 * -(-kw // 2) / kw + 0.5
-        return active * nv, loads + (0 if code.held else active)
+        return share * active * nv, share * (loads + (0 if code.held else active))
 
     def stretch(active: int, columns: int) -> float:
         """An input row where the code loops: a sum waits four cycles for its last product."""
@@ -339,10 +343,11 @@ def _costed(b: Blocking) -> Blocking:
     plain = max(0, min(inside // cols, p.out[2] // cols) - (1 if p.pad[2] else 0))
     edges = b.col_blocks - (plain if b.in_place else 0)
     if code.masks and b.in_place and b.view.mode == 0:
-        edge = nv * (kw * code.across + rows) if code.kh else 0.75 * nv * kw * b.deep
+        edge = nv * (kw * code.across + rows) if code.kh else 0.5 * nv * kw * b.deep
     else:
         copies = b.deep * p.kernel[0] * p.cg * b.view.phases[1]
-        edge = copies * (25 + 3 * b.wide / code.vl) + 12 * rows
+        each = 3 / code.vl if b.in_place or p.stride[2] == 1 else GATHERED
+        edge = copies * (25 + each * b.wide) + 12 * rows
     tiles = b.tasks / b.col_blocks
     return replace(b, cycles=tiles * (b.col_blocks * tile + edges * edge) + 100)
 

@@ -47,6 +47,7 @@ MAX_CHANNELS = 4  # input planes of one output plane; with more, channels share 
 EVERY_ROW = 1 << 30
 # Tiles that are worth measuring beside the model's choice: so many, up to so many times its time.
 OFFERED, HOPEFUL = 6, 1.6
+AGAIN = 0.25  # part of what is read from L3 for one output plane after the other that nothing hides
 
 
 def build(code: Code) -> Callable[..., None]:
@@ -308,8 +309,13 @@ class Planes:
         lanes = targets.tiles(isa, p.dtype)[0].vl
         flops = 4.0 * lanes * b.cycles * (target.cores / slots if wakes else target.cores)
         weights = prod(spec.w_shape) * p.bytes
+        image = p.cg * prod(p.size) * p.bytes
+        again = (p.kg - 1) * p.groups * p.batch * image if image > problem.caches()["l2"] else 0
         return Work(
-            (Phase("planes", flops, f"numba.planes.{p.dtype}", p.traffic),),
+            (
+                Phase("planes", flops, f"numba.planes.{p.dtype}", p.traffic),
+                Phase("again", bytes={"l3": AGAIN * again}),
+            ),
             Numerics("direct"),
             problem.pack_phase(p, weights) if reverses(spec, b) else None,
             launches=int(wakes),

@@ -220,13 +220,18 @@ def stores_exactly(count: int, isa: str, dtype: str) -> bool:
 
 
 def computed_vectors(vectors: int, end: int, isa: str, dtype: str) -> float:
-    """What ``vectors`` cost whose last has ``end`` lanes (0: all), in whole ones.
+    """What ``vectors`` cost whose last has ``end`` lanes (0: all), in whole ones."""
+    return vectors - 1 + vector_cost(end, isa, dtype)
+
+
+def vector_cost(lanes: int, isa: str, dtype: str) -> float:
+    """What a vector of so many lanes (0: all) costs, in whole ones.
 
     Half a vector takes half the time where two of them are computed at once but one whole one
     (Zen 4, vectors of 64 bytes); where two whole ones are, it takes all of it.
     """
-    lanes = MACHINES[isa].vector_bytes * 8 // BITS[dtype]
-    return vectors - 0.5 if lag(isa) < 2 and 0 < end < lanes else vectors
+    whole = MACHINES[isa].vector_bytes * 8 // BITS[dtype]
+    return 0.5 if lag(isa) < 2 and 0 < lanes < whole else 1.0
 
 
 def machine(isa: str) -> Microarchitecture:
