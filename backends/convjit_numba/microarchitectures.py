@@ -62,7 +62,7 @@ class Microarchitecture:
 
 # Figures of `python -m convjit calibrate` on two cores of a server, but for "depthwise.slab", which
 # reaches 1.2: the model of planes, its only rival, says too much of small ones by a part of that
-# (over 160 layers what is chosen by 1.0 took 1.02 times the best, by .9 or 1.2 1.03 times); for
+# (over 90 layers what is chosen by 1.0 took 1.02 times the best, by .9 or 1.2 1.03 times); for
 # "transposed", the median over 56 layers of both layouts (the one of calibrate is at 1.02); for
 # "depthwise", which reaches .92 with kernels of 3x3 and .75 with those of 29x29; and for "fft", the
 # median over 90 images of 1 to 256 channels (the one of calibrate is at .9).

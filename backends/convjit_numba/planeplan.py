@@ -33,7 +33,7 @@ UNROLLED_CODE = 420  # vector products in the code of a tile
 LARGE_PLANE = 16 << 10  # bytes
 LEAST_VECTOR = 16  # bytes
 LINE = 64  # bytes of a cache line
-GATHERED = 0.55  # cycles of the model to copy a number of a row, one by one
+GATHERED = 0.55  # cycles of the model to copy one number of a row whose numbers lie a stride apart
 
 
 class Machine(NamedTuple):

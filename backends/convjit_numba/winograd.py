@@ -52,8 +52,6 @@ KINDS = {"data": 0, "output": 1, "taps": 2}
 
 PACKED = 2.5  # how often a byte of transformed weights moves until it is packed
 
-# -------------------------------------------------------------------- the solver
-
 
 class Winograd:
     """``numba.winograd.f4x3`` and the like: m outputs of up to r taps per axis.

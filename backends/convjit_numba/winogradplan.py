@@ -16,7 +16,6 @@ from convjit_numba.problem import Axes, Problem
 from convjit_numba.targets import Tile
 
 EXPOSED = 0.25  # part of the shorter of computing and streaming that the longer one does not hide
-
 MOST_OUTPUTS = 6  # of a tile along an axis
 NOMINAL_CORES = 2  # for which tiles are chosen
 
