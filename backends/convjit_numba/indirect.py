@@ -3,8 +3,9 @@
 A task owns a block of output pixels of one group, or of all, and a range of panels of output
 channels.  For every tap and pixel a table holds the address of the input pixel that they meet at,
 or of a row of zeros where that lies in the padding; taps that meet nothing but padding are left
-out.  The row tile (:mod:`convjit_numba.rowtile`) sums over the taps of the table with its results
-in registers.
+out.  Of wide dilations more are where tiles end at the borders of the padding
+(:mod:`convjit_numba.rowcuts`).  The row tile (:mod:`convjit_numba.rowtile`) sums over the taps of
+the table with its results in registers.
 The method is that of Dukhan (2019, "The Indirect Convolution Algorithm", sections 3 and 4), the
 loops around it those of Goto and van de Geijn (2008, "Anatomy of high-performance matrix
 multiplication", section 4): a block of a panel of weights stays in L2 (in L1 if it is small) while
@@ -145,7 +146,9 @@ def executable(spec: ConvSpec, p: Problem, b: Blocking, target: Target) -> Panel
             "zero_bytes": slot.zeros,
             "slab_pitch": slab_pitch(b.problem, b.merged),
             "table_bytes": table_bytes(b),
-        }
+            "ends": len(b.ends),
+        },
+        b.ends,
     )
     return PanelExecutable(
         kernel, pack.lanes_packer(p, b.tile), geometry, (),

@@ -39,7 +39,7 @@ def build(
     MERGED, ZERO_BYTES, SLAB_PITCH = f["merged"], f["zero_bytes"], f["slab_pitch"]
     AT_POSITIONS, AT_ZEROS, AT_SUMS = f["at_positions"], f["at_zeros"], f["at_sums"]
     AT_TABLE, AT_PATCHES, AT_SLAB = f["at_table"], f["at_patches"], f["at_slab"]
-    TABLE_BYTES = f["table_bytes"]
+    TABLE_BYTES, ENDS, COLUMNS = f["table_bytes"], f["ends"], 8 * len(FIELD)
     # Where the pixels of a tile begin to read: three coordinates and an address for each.
     Z, ROW, COL, PLACE = 0, 8 * mr, 16 * mr, 24 * mr
 
@@ -245,6 +245,19 @@ def build(
         return patches
 
     @njit(**OPTIONS)
+    def rows_to_end(g, col, left):
+        """Rows of a tile that begins in a column, ``left`` pixels before the last of the task.
+
+        Those up to the next column where tiles end are divided as evenly as possible.
+        """
+        end = g + COLUMNS
+        while load_int(end) <= col:
+            end += 8
+        run = min(left, load_int(end) - col)
+        tiles = (run + mr - 1) // mr
+        return (run + tiles - 1) // tiles
+
+    @njit(**OPTIONS)
     def list_tables(g, x, mine, group, line, p0, pixels, step):
         """The tables of a task's tiles, ``step`` bytes apart; returns how many."""
         groups, cg = load_int(g + GROUPS), load_int(g + CG)
@@ -277,16 +290,18 @@ def build(
         down = line + at_line - plane * oh
         image = plane // od
         deep = plane - image * od
-        tiles = (pixels + mr - 1) // mr
-        each = pixels // tiles
-        more = pixels - tiles * each
+        even = (pixels + mr - 1) // mr
+        each = pixels // even
+        more = pixels - even * each
         # Where merged taps are copied, each pixel is looked at.
         briefly = load_int(g + MERGED) == 0 or adjacent(g, step_col)
         here = mine + load_int(g + AT_TABLE)
-        p = 0
-        for tile in range(tiles):
+        p = tiles = 0
+        while p < pixels:
             rows = each
-            if tile < more:
+            if load_int(g + ENDS) != 0:
+                rows = rows_to_end(g, col, pixels - p)
+            elif tiles < more:
                 rows += 1
             inside = locate(
                 g, at, base, step_n, step_z, step_row, step_col, image, deep, down, col, rows,
@@ -303,6 +318,7 @@ def build(
             image, deep, down, col = pass_on(image, deep, down, col + rows, od, oh, ow)
             p += rows
             here += step
+            tiles += 1
         return tiles
 
     @njit(**OPTIONS)

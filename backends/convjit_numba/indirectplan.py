@@ -9,7 +9,7 @@ from math import prod
 
 from convjit.algorithms.workspace import aligned
 from convjit.spi import DEFAULT_CONFIG, Config
-from convjit_numba import gemm, problem, targets
+from convjit_numba import gemm, problem, rowcuts, targets
 from convjit_numba.problem import Problem
 from convjit_numba.rowtables import table_words
 from convjit_numba.targets import LINE, Tile
@@ -50,6 +50,8 @@ class Blocking:
         Input channels that one pass sums.
     merged : bool
         Whether the taps of a kernel row are one.
+    ends : tuple of int
+        Columns at which tiles end, see :mod:`convjit_numba.rowcuts`; empty for even ones.
     task_groups : int
         Groups that a task computes, 1 or all: with channels last, those of a pixel are neighbours.
     plane_lines : int
@@ -66,6 +68,7 @@ class Blocking:
     buffered: bool
     cblock: int
     merged: bool
+    ends: tuple[int, ...]
     task_groups: int
     plane_lines: int
     task_pixels: int
@@ -100,19 +103,37 @@ def _panel_cycles(
     buffered: bool, arriving: float, isa: str,
 ) -> float:  # fmt: skip
     """Of the product of a task's pixels and one panel."""
-    tiles = -(-pixels // tile.mr)
-    rows, more = divmod(pixels, tiles)  # as even as possible
-    step = (tiles - more) * targets.row_tile_cycles(rows, vectors, isa)
-    step += more * targets.row_tile_cycles(rows + 1, vectors, isa)
+    tiles, step = _tile_cycles(p, tile, vectors, pixels, merged, isa)
     lanes = vectors * tile.vl
-    depth = p.depth * _met(p, tile.mr)
     others = tiles * passes * (CALL + (TAP + ADDRESS * tile.mr) * _entries(p, merged))
     others += lanes * p.bytes * p.depth / WEIGHTS
     if not last:
         others += TRANSPOSE_BACK * pixels * lanes * p.bytes
     elif buffered:
         others += BACK * pixels
-    return depth * step + targets.lag(isa) * others + pixels * lanes * p.bytes / arriving
+    return p.depth * step + targets.lag(isa) * others + pixels * lanes * p.bytes / arriving
+
+
+def _tile_cycles(
+    p: Problem, tile: Tile, vectors: float, pixels: int, merged: bool, isa: str
+) -> tuple[float, float]:
+    """The tiles of a task's pixels, and their cycles for a product of each."""
+    ends = _ends(p, tile, merged, isa)
+    if ends:
+        lines = pixels / p.out[2]
+        step = rowcuts.line_cycles(p, tile.mr, ends, vectors, isa)
+        step *= problem.inside_share(p, 0) * problem.inside_share(p, 1)
+        return lines * len(rowcuts.line(p, tile.mr, ends)), lines * step
+    tiles = -(-pixels // tile.mr)
+    rows, more = divmod(pixels, tiles)  # as even as possible
+    step = (tiles - more) * targets.row_tile_cycles(rows, vectors, isa)
+    step += more * targets.row_tile_cycles(rows + 1, vectors, isa)
+    return tiles, _met(p, tile.mr) * step
+
+
+def _ends(p: Problem, tile: Tile, merged: bool, isa: str) -> tuple[int, ...]:
+    """Columns at which tiles end; merged taps, which are met together, gain nothing by it."""
+    return () if merged else rowcuts.cuts(p, tile, isa)
 
 
 def _met(p: Problem, pixels: int) -> float:
@@ -235,6 +256,7 @@ def blocking(
         panels = -(-vectors // t.nv)
         tail = vectors - (panels - 1) * t.nv
         computed = targets.computed_vectors(tail, end, isa, p.dtype)
+        ends = _ends(p, t, merged, isa)
         for groups, plane_lines, task_pixels in _units(p, last, merged, t.vl, blocks.image):
             plane = plane_lines * p.out[2]
             task_pixels = min(task_pixels, plane)
@@ -272,7 +294,7 @@ def blocking(
                 makespan = targets.makespan(tasks, total, longest, cores, sizes)
                 if best is None or makespan < best.makespan:
                     best = Blocking(
-                        p, last, t, tail, end, buffered, cblock, merged, groups, plane_lines,
+                        p, last, t, tail, end, buffered, cblock, merged, ends, groups, plane_lines,
                         task_pixels, task_panels, tasks,
                         float(units * groups * panels * t.nr * p.depth * p.bytes),
                         total, makespan,
@@ -334,6 +356,8 @@ class Slot:
     def of(cls, p: Problem, b: Blocking) -> Slot:
         p, size = b.problem, b.problem.bytes
         tiles = -(-b.task_pixels // b.tile.mr)
+        if b.ends:
+            tiles = rowcuts.most_tiles(p, b.tile.mr, b.ends, b.task_pixels)
         run = p.cg * (p.kernel[2] if b.merged else b.task_groups) * size
         window = _window(p, False, b.plane_lines, b.task_pixels)
         return cls(

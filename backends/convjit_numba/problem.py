@@ -57,6 +57,7 @@ FIELDS = (
     # indirect
     "task_groups", "plane_lines", "last", "merged", "zero_bytes", "slab_pitch",
     "at_positions", "at_zeros", "at_sums", "at_table", "at_patches", "at_slab", "table_bytes",
+    "ends",
     # planes
     "kernel", "row_blocks", "col_blocks", "apart", "span", "deep", "mode", "swapped", "in_place",
     "wrow", "wcol", "table", "buffer_table", "per_depth", "step", "buffer_pitch", "buffer_step",
