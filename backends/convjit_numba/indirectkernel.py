@@ -258,6 +258,18 @@ def build(
         return (run + tiles - 1) // tiles
 
     @njit(**OPTIONS)
+    def fill(g, x, mine, group, line, p0, pixels):
+        """The slab of a group's pixels; what ``transpose_slab`` returns."""
+        ow = load_int(g + OW)
+        channel = load_int(g + D) * load_int(g + H) * load_int(g + W) * size
+        line0, line1 = line + p0 // ow, line + (p0 + pixels - 1) // ow
+        image = line0 // (load_int(g + OD) * load_int(g + OH))
+        source = x + (image * load_int(g + GROUPS) + group) * load_int(g + CG) * channel
+        return transpose_slab(
+            g, mine + load_int(g + AT_SLAB), source, line0, line1, p0 % ow, (p0 + pixels - 1) % ow
+        )
+
+    @njit(**OPTIONS)
     def list_tables(g, x, mine, group, line, p0, pixels, step):
         """The tables of a task's tiles, ``step`` bytes apart; returns how many."""
         groups, cg = load_int(g + GROUPS), load_int(g + CG)
@@ -272,13 +284,7 @@ def build(
             step_n = d * step_z
             tap_z = step_z * load_int(g + DD)
         else:
-            line0, line1 = line + p0 // ow, line + (p0 + pixels - 1) // ow
-            image = line0 // (load_int(g + OD) * load_int(g + OH))
-            source = x + (image * groups + group) * cg * d * h * w * size
-            base, pitch, high = transpose_slab(
-                g, mine + load_int(g + AT_SLAB), source, line0, line1, p0 % ow,
-                (p0 + pixels - 1) % ow,
-            )  # fmt: skip
+            base, pitch, high = fill(g, x, mine, group, line, p0, pixels)
             step_col = load_int(g + SLAB_PITCH)
             step_row = pitch * step_col
             step_z = step_n = 0
@@ -389,13 +395,17 @@ def build(
         first = turn * task_groups
         tables = list_tables(g, x, mine, first, line, p0, pixels, load_int(g + TABLE_BYTES))
         group_bytes = panels * load_int(g + KD) * load_int(g + KH) * load_int(g + KW) * cg * walk
-        # The channels of the next group follow: its tables are those of the first, moved on.
+        # All groups have the tables of the first.  Channels last, the next group's channels follow
+        # and the tables move on; channels first, its slab takes the place of the one before.
+        move = cg * size if load_int(g + LAST) != 0 else 0
         shift = 0
         for i in range(task_groups):
-            here = weights + (first + i) * group_bytes - i * cg * size
+            if i > 0 and move == 0:
+                fill(g, x, mine, first + i, line, p0, pixels)
+            here = weights + (first + i) * group_bytes - i * move
             shift = multiply(
                 g, here, bias, y, mine, first + i, line, p0, pixels, low, high, tables, shift
             )
-            shift -= cg * size
+            shift -= move
 
     return taskloop.build(run, start)

@@ -15,21 +15,22 @@ from convjit_numba.rowtables import table_words
 from convjit_numba.targets import LINE, Tile
 
 # Cycles of the model, measured on products of known size: a task; a call of the row tile, a tap of
-# it and an address of that; an entry of the table; a number copied; a byte transposed to and from
-# channels-last order.  An entry of merged taps is more work in tiles that meet the padding: it
-# may lie across a border.
-TASK, CALL, TAP, ADDRESS, ENTRY, COPY = 500.0, 20.0, 4.0, 0.5, 0.5, 1.5
+# it and an address of that; an entry of the table, in tiles that meet the padding, and there of
+# merged taps, which may lie across a border; a tap copied, and a number of it; a byte transposed to
+# and from channels-last order.
+TASK, CALL, TAP, ADDRESS = 500.0, 20.0, 4.0, 0.5
+ENTRY, BORDER_ENTRY, MERGED_ENTRY = 0.5, 3.0, 10.0
+COPY_TAP, COPY = 4.0, 0.1
 TRANSPOSE, TRANSPOSE_BACK = 0.05, 0.125
-MERGED_ENTRY = 10.0
 BACK = 15.0  # a pixel's part of a panel that is copied to the result, its lanes being too many
 # Bytes a cycle that come from L3 or memory and are not hidden by the product: pixels and results;
 # weights, which are prefetched.
 PIXELS, WEIGHTS = 48.0, 64.0
 # A pixel whose results several threads write: each core fetches lines ahead that are another's.
 CONTESTED = 50.0
-# Below so many products a tap the taps of a kernel row are worth merging; if every merged row has
-# to be copied, below fewer.
-MERGE, MERGE_COPIED = 24, 4
+# Below so many products a tap the taps of a kernel row are worth merging; below fewer, if every
+# merged row has to be copied, or if several groups could share the tables of taps that are not.
+MERGE, MERGE_APART = 24, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,8 @@ class Blocking:
     ends : tuple of int
         Columns at which tiles end, see :mod:`convjit_numba.rowcuts`; empty for even ones.
     task_groups : int
-        Groups that a task computes, 1 or all: with channels last, those of a pixel are neighbours.
+        Groups that a task computes by the same tables.  Channels last it is 1 or all: those of a
+        pixel are neighbours.
     plane_lines : int
         Lines of outputs in the unit that ``task_pixels`` divide.
     streamed : float
@@ -79,10 +81,10 @@ class Blocking:
     makespan: float
 
 
-def _merges(p: Problem, last: bool) -> bool:
+def _merges(p: Problem) -> bool:
     """Whether the taps of a kernel row are summed as one."""
-    adjacent = p.dilation[2] == 1 and (not last or p.groups == 1)
-    return p.kernel[2] > 1 and p.cg <= (MERGE if adjacent else MERGE_COPIED)
+    adjacent = p.dilation[2] == 1 and p.groups == 1
+    return p.kernel[2] > 1 and p.cg <= (MERGE if adjacent else MERGE_APART)
 
 
 def _entries(p: Problem, merged: bool) -> int:
@@ -92,9 +94,8 @@ def _entries(p: Problem, merged: bool) -> int:
 
 def _listing(p: Problem, last: bool, tile: Tile, merged: bool, pixels: int) -> float:
     """Of the tables of a task, and of the task itself."""
-    entry = ENTRY
-    if merged and last:
-        entry += (MERGED_ENTRY - ENTRY) * (1.0 - _inside_tiles(p, tile.mr))
+    border = MERGED_ENTRY if merged and last else BORDER_ENTRY
+    entry = ENTRY + (border - ENTRY) * (1.0 - _inside_tiles(p, tile.mr))
     return TASK + entry * pixels * _entries(p, merged)
 
 
@@ -180,7 +181,7 @@ def _task_cycles(
     if merged:
         in_place = p.dilation[2] == 1 and (not last or p.groups == 1)
         share = 1.0 - _inside(p, 2, 1) if in_place else 1.0
-        fixed += lag * COPY * share * pixels * p.depth
+        fixed += lag * share * pixels * p.taps * (COPY_TAP + COPY * p.cg)
     # Pixels that do not stay in L2 are read from L3 once a panel.
     miss = 1.0 if window * p.cg * p.bytes <= image else 1.15
     whole, end = (
@@ -225,6 +226,9 @@ def _units(
         return
     for size in targets.splits(p.out[1], p.out[1]):
         yield 1, p.out[1], size * width
+        for share in (1, 2, 4, 8) if p.groups > 1 and not merged else ():
+            if p.groups % share == 0 and p.groups > share:
+                yield p.groups // share, p.out[1], size * width
     if width > 4 * lanes:
         largest = max(6 * lanes, image // (p.cg * p.bytes * p.kernel[1] * p.stride[2]))
         for size in targets.splits(width, width // (2 * lanes), largest):
@@ -240,7 +244,7 @@ def blocking(
     wanted = problem.wanted_tasks(config, partial(blocking, p, last, isa, cores))
     p = gemm.flatten(p)
     blocks = problem.blocks_of(p.dtype)
-    merged = _merges(p, last)
+    merged = _merges(p)
     lines = p.batch * p.out[0] * p.out[1]
     # The order of summation is that of the blocks, which must not depend on tile or threads.
     widest = max(t.nr for t in targets.row_tiles(isa, p.dtype))

@@ -71,7 +71,11 @@ SPECS = [
     "conv_f32_NCHW_n1c70k40g1_i21x25_w3x3_p9_d9_bias_act=relu",
     "conv_f32_NHWC_n2c70k83g1_i21x25_w3x3_p9x8_d9x8_bias",
     "conv_f64_NHWC_n1c33k20g1_i14x28_w3x3_s1x2_p10_d10",
-    "conv_f32_NHWC_n2c27k84g3_i40x29_w3x3_p1_bias",  # a task computes all groups of its pixels
+    # a task computes all groups of its pixels, or some of them
+    "conv_f32_NHWC_n2c27k84g3_i40x29_w3x3_p1_bias",
+    "conv_f32_NCHW_n2c84k144g12_i13x21_w3x3_p1_bias_act=relu",
+    "conv_f64_NCDHW_n1c64k64g8_i3x9x14_w3x3x3_s1x2x2_p1",
+    "conv_f32_NCHW_n1c1600k24g8_i5x6_w3x3_p1",  # their channels in several passes besides
     "conv_f32_NLC_n2c17k24g1_i701_w2_p96.0_d96_bias",
     "conv_f64_NDHWC_n1c3k5g1_i9x7x11_w3x3x3_p2x2x3_d2x1x3",
     "conv_f32_NHWC_n3c33k65g1_i13x30_w3x3_p1_bias_act=relu",
@@ -236,6 +240,7 @@ BLOCKED = [
         ("c40k40g40", "3x3_p1"),
         ("c16k20g1", "3x2_p1_d3x5"),
         ("c50k40g1", "3x3_p9_d9"),
+        ("c96k64g8", "3x3_p1"),
     )
 ] + [
     f"convt_{dtype}_{layout}_n3{problem}_bias_act=relu"
