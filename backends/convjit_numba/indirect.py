@@ -1,6 +1,6 @@
 """Implicit GEMM by indirection: rows of a matrix product are addresses, nothing is unfolded.
 
-A task owns a block of output pixels of one group, or of all, and a range of panels of output
+A task owns a block of output pixels of one group, or of several, and a range of panels of output
 channels.  For every tap and pixel a table holds the address of the input pixel that they meet at,
 or of a row of zeros where that lies in the padding; taps that meet nothing but padding are left
 out.  Of wide dilations more are where tiles end at the borders of the padding

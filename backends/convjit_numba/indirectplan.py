@@ -226,6 +226,7 @@ def _units(
         return
     for size in targets.splits(p.out[1], p.out[1]):
         yield 1, p.out[1], size * width
+        # Several groups list their tables once; parts of them keep all threads busy.
         for share in (1, 2, 4, 8) if p.groups > 1 and not merged else ():
             if p.groups % share == 0 and p.groups > share:
                 yield p.groups // share, p.out[1], size * width
