@@ -363,7 +363,9 @@ class Slot:
         tiles = -(-b.task_pixels // b.tile.mr)
         if b.ends:
             tiles = rowcuts.most_tiles(p, b.tile.mr, b.ends, b.task_pixels)
-        run = p.cg * (p.kernel[2] if b.merged else b.task_groups) * size
+        # Channels last the tables move on to other groups, and with them the address of the zeros.
+        groups = b.task_groups if b.last else 1
+        run = p.cg * (p.kernel[2] if b.merged else groups) * size
         window = _window(p, False, b.plane_lines, b.task_pixels)
         return cls(
             b.tile.nr * size,

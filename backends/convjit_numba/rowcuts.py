@@ -75,7 +75,7 @@ def cuts(p: Problem, tile: Tile, isa: str) -> tuple[int, ...]:
             for first, (cycles, ends) in best.items()
         )
     cycles, ends = best[width]
-    even = width / tile.mr * targets.row_tile_cycles(tile.mr, tile.nv, isa)
+    even = width / tile.mr * _cycles((Run(tile.mr, 1.0),), tile.nv, isa)
     even *= problem.inside_share(p, 2, tile.mr)
     even *= problem.inside_share(p, 1, 1 + (tile.mr - 1) / width)
     return ends if cycles * problem.inside_share(p, 1) < GAIN * even else ()
