@@ -38,7 +38,7 @@ FALLBACK_BANDWIDTH = 4e9  # byte/s
 # copy moves at half of the memory's speed, and so does a pass of the array library.
 _OUTWARDS = ("l1", "l2", "l3", "memory")
 COPY_SHARE = 0.5
-COPIES = ("copy", "elementwise")
+COPIES = ("copy", "cast", "elementwise")
 
 # Levels whose bandwidth is that of the cores' own ways to them; a few cores draw all that memory
 # gives.
@@ -130,7 +130,8 @@ def peak(key: str, target: Target) -> float:
 
 def bandwidth(level: str, target: Target) -> float:
     """Byte/s of a memory level, or of the nearest level outwards that the target knows."""
-    for named in (level, *(COPIES if level in COPIES else ())):
+    nearest = ("elementwise", *COPIES) if level in COPIES else ()
+    for named in (level, *nearest):
         if target.bandwidth.get(named, 0.0) > 0.0:
             return target.bandwidth[named]
     start = _OUTWARDS.index(level) if level in _OUTWARDS else len(_OUTWARDS) - 1

@@ -119,22 +119,25 @@ def strided_copies(xp: Any, copy: Copy | None = None) -> Run:
     return Run(call, 4.0 * source.nbytes)
 
 
-def casts(xp: Any) -> Run:
-    """Passes of the array library over its arrays, level ``"elementwise"``: two casts.
+def casts(xp: Any, copy: Callable[[Any, Any], None] | None = None) -> Run:
+    """Two casts, level ``"cast"``; by the array library level ``"elementwise"``.
 
     One is a vector instruction on every processor, the other (from half precision) is not.
 
     Parameters
     ----------
     xp : module
-        The array library, whose ``copyto`` returns when it is done.
+        The array library.
+    copy : callable, optional
+        The backend's ``copy``, if it has one, else ``xp.copyto``; returns when it is done.
     """
+    move = xp.copyto if copy is None else copy
     half, single = xp.ones(1 << 20, "float16"), xp.ones(1 << 20, "float32")
     double = xp.empty(1 << 20, "float64")
 
     def call() -> None:
-        xp.copyto(double, single)
-        xp.copyto(single, half)
+        move(double, single)
+        move(single, half)
 
     return Run(call, float(double.nbytes + 2 * single.nbytes + half.nbytes))
 

@@ -36,6 +36,10 @@ SHORT = {name: short for short, name in DTYPES.items()}
 HALF = frozenset({"float16", "bfloat16"})
 COMPLEX = frozenset({"complex64", "complex128"})
 INTEGER = frozenset(n for n in SHORT if n == "bool" or n.startswith(("int", "uint")))
+LARGEST = {  # magnitudes
+    "bool": 1, "int8": 2**7, "uint8": 2**8 - 1, "int16": 2**15, "uint16": 2**16 - 1,
+    "int32": 2**31, "uint32": 2**32 - 1, "int64": 2**63, "uint64": 2**64 - 1,
+}  # fmt: skip
 REAL_OF = {"complex64": "float32", "complex128": "float64"}
 
 # Unit roundoff u of round-to-nearest: half the distance from 1 to the next number.

@@ -60,10 +60,6 @@ def _layout(spec: ConvSpec) -> Step:
     )
 
 
-LARGEST = {
-    "bool": 1, "int8": 2**7, "uint8": 2**8 - 1, "int16": 2**15, "uint16": 2**16 - 1,
-    "int32": 2**31, "uint32": 2**32 - 1, "int64": 2**63, "uint64": 2**64 - 1,
-}  # fmt: skip
 _WHOLE_UP_TO = {"float32": 2**24, "float64": 2**53}
 
 
@@ -75,7 +71,7 @@ def _dtype(spec: ConvSpec) -> Step | Refusal | None:
     if spec.dtype in precision.COMPLEX:
         return _complex(spec)
     if spec.dtype in precision.INTEGER:
-        largest = LARGEST[spec.dtype] ** 2 * max(spec.reduction, 1)
+        largest = precision.LARGEST[spec.dtype] ** 2 * max(spec.reduction, 1)
         for dtype, limit in _WHOLE_UP_TO.items():
             if largest <= limit:
                 inner = spec.replace(dtype=dtype, bias=False, activation=None, strided=False)

@@ -84,7 +84,8 @@ class Phase:
         Key into :attr:`Target.rates` of the kernel family that executes them.
     bytes : mapping of level to float
         Traffic by level: ``"l1"``, ``"l2"``, ``"l3"``, ``"memory"``, ``"copy"`` (a strided copy
-        by the backend), ``"elementwise"`` (a cast or another pass of the array library's).
+        by the backend), ``"cast"`` (one to another dtype), ``"elementwise"`` (another pass of the
+        array library's).
     busy : float
         Share of the time of the target's cores that is work while the phase lasts: above 0, and 1
         where they all end together.  Arithmetic, and caches that cores have their own ways to

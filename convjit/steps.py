@@ -80,9 +80,9 @@ class Step:
 
     @property
     def level(self) -> str:
-        """What the fills are bound by: copies of the backend's, or casts of the array library's."""
+        """What the fills are bound by: copies of the backend's, or its casts."""
         outer, inner = (precision.REAL_OF.get(s.dtype, s.dtype) for s in (self.outer, self.inner))
-        return "copy" if outer == inner else "elementwise"
+        return "copy" if outer == inner else "cast"
 
     @property
     def workspace(self) -> int:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from convjit.spi import Array, num_threads
-from convjit_numba import cache, targets, taskloop, threads
+from convjit_numba import cache, casting, targets, taskloop, threads
 from convjit_numba.executable import address
 
 LEAST = 4096  # elements below which NumPy is done before a plan is found
@@ -48,12 +48,16 @@ def copy(destination: Array, source: Array) -> None:
     Parameters
     ----------
     destination, source : numpy.ndarray
-        Of shapes that broadcast; what the kernels do not take (few elements, casts, elements of
-        one, two or more than sixteen bytes, unaligned ones) is assigned by NumPy.
+        Of shapes that broadcast; what the kernels do not take (few elements, elements of one, two
+        or more than sixteen bytes, unaligned ones, casts but those of
+        :mod:`convjit_numba.casting`) is assigned by NumPy.
     """
+    if destination.dtype != source.dtype:
+        if not casting.cast(destination, source):
+            destination[...] = source
+        return
     if (
         destination.size < LEAST
-        or destination.dtype != source.dtype
         or destination.shape != source.shape
         or destination.itemsize not in (4, 8, 16)
         or destination.dtype.hasobject

@@ -29,7 +29,7 @@ from math import prod
 from convjit.precision import Numerics
 from convjit.spec import ConvSpec
 from convjit.spi import Config, Executable, Feature, Phase, Refusal, Target, Work
-from convjit_numba import cache, pack, problem, targets, threads
+from convjit_numba import cache, narrow, pack, problem, targets, threads
 from convjit_numba.executable import PanelExecutable
 from convjit_numba.indirectkernel import build
 from convjit_numba.indirectplan import (
@@ -40,6 +40,7 @@ from convjit_numba.indirectplan import (
     table_bytes,
 )
 from convjit_numba.problem import Problem
+from convjit_numba.rowtables import PAIRS, REALS, WHOLES
 
 WHOLE = ("int64", "uint64")  # which wrap modulo 2**64
 # Times as long a product of whole numbers takes as one of float64: AVX-512 multiplies 64 bits,
@@ -48,8 +49,10 @@ WHOLE_FACTOR = {"avx512": 1.5, "avx2": 6.0, "sse2": 5.0, "neon": 6.0, "generic":
 
 
 def _problem(spec: ConvSpec) -> Problem:
-    """Whole numbers move as float64 of the same bits."""
+    """Whole numbers move as float64 of the same bits, pairs of narrow ones as float32."""
     p = Problem.of(spec)
+    if spec.dtype in narrow.DTYPES:
+        return narrow.paired(p)
     return replace(p, dtype="float64") if spec.dtype in WHOLE else p
 
 
@@ -60,11 +63,16 @@ class Indirect:
     algorithm = "gemm"
 
     def refuse(self, spec: ConvSpec, target: Target) -> Refusal | None:
-        refusal = problem.refuse(spec, channels_last=True, also=WHOLE)
+        refusal = problem.refuse(spec, channels_last=True, also=(*WHOLE, *narrow.DTYPES))
         if refusal is not None:
             return refusal
         if spec.dtype in WHOLE and spec.activation is not None:
             return Refusal(Feature.EPILOGUE, "has activations of floating-point numbers only")
+        if spec.dtype in narrow.DTYPES:
+            if not narrow.fits(spec):
+                return Refusal(Feature.DTYPE, "sums pairs of channels, up to 2**31")
+            if spec.bias or spec.activation is not None:
+                return Refusal(Feature.EPILOGUE, "sums narrow integers without bias or activation")
         p = _problem(spec)
         b = blocking(p, spec.channels_last, problem.isa_of(target), target.cores)
         if Slot.of(p, b).bytes > problem.MAX_SLOT:
@@ -83,19 +91,19 @@ class Indirect:
         if spec.dtype in WHOLE:
             flops *= WHOLE_FACTOR[isa]
         packed = prod(pack.lanes_shape(p, b.tile)) * p.bytes
+        workspace = threads.slots_bytes(slots, Slot.of(p, b).bytes)
+        phases = [
+            Phase(self.algorithm, flops, f"numba.indirect.{p.dtype}", p.moved(float(b.streamed)))
+        ]
+        if spec.dtype in narrow.DTYPES:
+            phases = narrow.phases(spec, replace(phases[0], flops=flops * narrow.factor(isa)))
+            workspace += narrow.workspace(spec)
         return Work(
-            (
-                Phase(
-                    self.algorithm,
-                    flops,
-                    f"numba.indirect.{p.dtype}",
-                    p.moved(float(b.streamed)),
-                ),
-            ),
+            tuple(phases),
             Numerics("gemm"),
             problem.pack_phase(p, packed),
             launches=int(wakes),
-            workspace=threads.slots_bytes(slots, Slot.of(p, b).bytes),
+            workspace=workspace,
             packed_bytes=packed,
         )
 
@@ -111,14 +119,17 @@ class Indirect:
         return executable(spec, p, b, target)
 
 
-def executable(spec: ConvSpec, p: Problem, b: Blocking, target: Target) -> PanelExecutable:
+def executable(spec: ConvSpec, p: Problem, b: Blocking, target: Target) -> Executable:
     """The kernel of a blocking and its geometry."""
-    whole = spec.dtype in WHOLE
-    short = "i64" if whole else targets.SHORT[p.dtype]
+    kind, short = REALS, targets.SHORT[p.dtype]
+    if spec.dtype in WHOLE:
+        kind, short = WHOLES, "i64"
+    elif spec.dtype in narrow.DTYPES:
+        kind, short = PAIRS, "i16x2"
     kernel = cache.function(
         f"indirect.{short}.{b.tile}.{b.tail}.{b.end}",
         7,
-        partial(build, targets.BITS[p.dtype], *b.tile, b.tail, b.end, whole),
+        partial(build, targets.BITS[p.dtype], *b.tile, b.tail, b.end, kind),
     )
     slots = min(target.cores, b.tasks)
     slot = Slot.of(p, b)
@@ -150,7 +161,8 @@ def executable(spec: ConvSpec, p: Problem, b: Blocking, target: Target) -> Panel
         },
         b.ends,
     )
-    return PanelExecutable(
+    product = PanelExecutable(
         kernel, pack.lanes_packer(p, b.tile), geometry, (),
         slots=slots, slot_bytes=slot.bytes, seconds=seconds,
     )  # fmt: skip
+    return narrow.NarrowExecutable(spec, product) if kind == PAIRS else product

@@ -6,15 +6,15 @@ from collections.abc import Callable
 
 from convjit_numba import rowtables, taskloop
 from convjit_numba.problem import FIELD
-from convjit_numba.rowtables import HEAD
+from convjit_numba.rowtables import HEAD, REALS
 
 
 def build(
-    bits: int, mr: int, nv: int, vl: int, tail: int, end: int, whole: bool = False
+    bits: int, mr: int, nv: int, vl: int, tail: int, end: int, kind: int = REALS
 ) -> Callable[..., None]:
     """The kernel for one row tile and ``tail`` vectors of the last panel (imports numba).
 
-    ``end`` and ``whole`` are those of :func:`convjit_numba.rowtables.build`.
+    ``end`` and ``kind`` are those of :func:`convjit_numba.rowtables.build`.
     """
     from numba import njit
 
@@ -22,7 +22,7 @@ def build(
     from convjit_numba.transpose import from_lanes
     from convjit_numba.vectorcode import OPTIONS
 
-    fill_slab, copy_run, addends, sum_panel = rowtables.build(bits, mr, nv, vl, tail, end, whole)
+    fill_slab, copy_run, addends, sum_panel = rowtables.build(bits, mr, nv, vl, tail, end, kind)
     size = bits // 8
     nr = nv * vl
     walk = nr * size

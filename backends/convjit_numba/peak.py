@@ -16,6 +16,7 @@ from importlib import metadata
 
 import numpy as np
 
+from convjit.cost import COPIES
 from convjit.gauges import Gauge, Run, casts, of_solver, strided_copies
 from convjit.spec import ConvSpec
 from convjit.spi import Solver, Target, num_threads
@@ -69,7 +70,7 @@ def _target(cores: int) -> Target:
         peak=peak,
         rates=rates,
         bandwidth={
-            level: rate * (1 if level in ("memory", "copy", "elementwise") else cores)
+            level: rate * (1 if level in ("memory", *COPIES) else cores)
             for level, rate in row.bandwidth.items()
         },
         caches=targets.cache_sizes(),
@@ -205,6 +206,7 @@ def gauges(solvers: Sequence[Solver], found: Target) -> Iterator[Gauge]:
     yield Gauge("bandwidth", "l3", partial(_copy, shared, cores))
     yield Gauge("bandwidth", "memory", partial(_copy, beyond, cores))
     yield Gauge("bandwidth", "copy", partial(strided_copies, np, copying.copy))
+    yield Gauge("bandwidth", "cast", partial(casts, np, copying.copy))
     yield Gauge("bandwidth", "elementwise", partial(casts, np))
     if cores > 1:
         yield Gauge("launch", "", partial(_wake, cores))

@@ -12,6 +12,9 @@ from collections.abc import Callable
 from typing import Any
 
 HEAD = 3  # words before the entries: taps, rows, place
+# What is summed: real numbers; whole ones of 64 bits, modulo 2**64; products of pairs of int16 that
+# are numbers of 32 bits, as int32.  Whole ones move as real ones of the same bits.
+REALS, WHOLES, PAIRS = range(3)
 
 
 def table_words(taps: int, rows: int) -> int:
@@ -20,13 +23,13 @@ def table_words(taps: int, rows: int) -> int:
 
 
 def build(
-    bits: int, mr: int, nv: int, vl: int, tail: int, end: int, whole: bool = False
+    bits: int, mr: int, nv: int, vl: int, tail: int, end: int, kind: int = REALS
 ) -> tuple[Callable[..., Any], ...]:
     """``(fill_slab, copy_run, addends, sum_panel)`` for one row tile (imports numba).
 
     The last panel has ``tail`` vectors, the last of them ``end`` lanes, of which those that exist
-    are stored; 0 says that it is a vector like the others, all of which is stored.  ``whole`` says
-    that the numbers are whole ones, of 64 bits.
+    are stored; 0 says that it is a vector like the others, all of which is stored.  ``kind`` says
+    what is summed, ``REALS``, ``WHOLES`` or ``PAIRS``.
     """
     from numba import njit
 
@@ -39,7 +42,6 @@ def build(
     nr = nv * vl
     walk = nr * size
     head = 8 * HEAD
-    ints = int(whole)
 
     @njit(**OPTIONS)
     def fill_slab(slab, pixel, source, channel, channels, count):
@@ -86,25 +88,25 @@ def build(
             table += step
 
     @njit(**OPTIONS)
-    def multiply(table, tiles, step, count, kc, b, c, unit, ldc, accumulate, add, kind, slopes):
+    def multiply(table, tiles, step, count, kc, b, c, unit, ldc, accumulate, add, act, slopes):
         """The product of ``tiles`` tables, ``step`` bytes apart, and ``kc`` rows of each tap."""
         for _ in range(tiles):
             taps, rows = load_int(table), load_int(table + 8)
             to, entries = c + load_int(table + 16) * unit, table + head
             if count == nr:
                 row_tiles(
-                    bits, mr, nv, vl, 0, ints, rows, taps, entries, kc, b, walk, to, ldc,
-                    accumulate, add, kind, slopes, 0,
+                    bits, mr, nv, vl, 0, kind, rows, taps, entries, kc, b, walk, to, ldc,
+                    accumulate, add, act, slopes, 0,
                 )  # fmt: skip
             else:
                 row_tiles(
-                    bits, mr, tail, vl, end, ints, rows, taps, entries, kc, b, walk, to, ldc,
-                    accumulate, add, kind, slopes, count - (tail - 1) * vl,
+                    bits, mr, tail, vl, end, kind, rows, taps, entries, kc, b, walk, to, ldc,
+                    accumulate, add, act, slopes, count - (tail - 1) * vl,
                 )  # fmt: skip
             table += step
 
     @njit(**OPTIONS)
-    def sum_panel(table, tiles, step, shift, count, channels, block, b, c, unit, ldc, add, kind,
+    def sum_panel(table, tiles, step, shift, count, channels, block, b, c, unit, ldc, add, act,
                   slopes):  # fmt: skip
         """All channels of a panel's taps, ``block`` at a time, for ``tiles`` tables.
 
@@ -119,7 +121,7 @@ def build(
                 shift = begin * size
             now, bias = 0, 0
             if begin + block >= channels:
-                now, bias = kind, add
+                now, bias = act, add
             multiply(
                 table, tiles, step, count, min(block, channels - begin), b + begin * walk - shift,
                 c, unit, ldc, 1 if begin > 0 else 0, bias, now, slopes,

@@ -19,6 +19,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from convjit_numba.microkernel import emit_epilogue
+from convjit_numba.rowtables import PAIRS, REALS
 from convjit_numba.transpose import first_lanes, masked_load, masked_store
 from convjit_numba.vectorcode import (
     I64,
@@ -30,6 +31,7 @@ from convjit_numba.vectorcode import (
     add_wholes,
     broadcast_real,
     declare_fma,
+    multiply_add_pairs,
     multiply_add_wholes,
     prefetch,
 )
@@ -45,7 +47,7 @@ class _Code(NamedTuple):
     nv: int
     vl: int
     end: int = 0
-    whole: int = 0
+    kind: int = REALS
     ahead: int = 0  # whether the last argument is an address to fetch, else the lanes that exist
 
 
@@ -94,7 +96,7 @@ def row_tile(
 
 @intrinsic(prefer_literal=True)
 def row_tiles(
-    typingctx: Any, bits: Any, mr: Any, nv: Any, vl: Any, end: Any, whole: Any, rows: Any,
+    typingctx: Any, bits: Any, mr: Any, nv: Any, vl: Any, end: Any, kind: Any, rows: Any,
     taps: Any, table: Any, kc: Any, b: Any, walk: Any, c: Any, ldc: Any, accumulate: Any,
     bias: Any, activation: Any, slopes: Any, count: Any,
 ) -> Any:  # fmt: skip
@@ -108,14 +110,14 @@ def row_tiles(
     end : literal int
         Lanes of the last vector, of which ``count`` exist in ``c``: no other is read or written
         there.  0 says that the last vector is like the others.
-    whole : literal int
-        Whether the numbers are whole ones of 64 bits, summed modulo 2**64, without activation.
+    kind : literal int
+        What is summed (:mod:`convjit_numba.rowtables`); whole numbers have no activation.
     """
-    literals = _literals(bits, mr, nv, vl, end, whole)
+    literals = _literals(bits, mr, nv, vl, end, kind)
     if literals is None:
         return None
     code = _Code(*literals)
-    signature = types.void(bits, mr, nv, vl, end, whole, *([types.int64] * (_INTEGERS + 3)))
+    signature = types.void(bits, mr, nv, vl, end, kind, *([types.int64] * (_INTEGERS + 3)))
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         _emit_row_tiles(builder, code, arguments[6], arguments[7:])
@@ -183,15 +185,16 @@ def _emit_row_tile(
     taps: Any, table: Any, kc: Any, b: Any, walk: Any, c: Any, ldc: Any, accumulate: Any,
     bias: Any, activation: Any, slopes: Any, extra: Any,
 ) -> None:  # fmt: skip
-    bits, mr, nv, vl, end, whole, ahead = code
+    bits, mr, nv, vl, end, kind, ahead = code
     size = bits // 8
     lanes = [vl] * (nv - 1) + [end or vl]
     vectors = [ir.VectorType(_real(bits), n) for n in lanes]
     mask = first_lanes(builder, end, extra) if end else None
-    if whole:
+    if kind != REALS:
         # The bits of whole numbers, in registers of real ones: only arithmetic differs.
         add: Any = partial(add_wholes, builder)
-        multiply_add: Any = partial(multiply_add_wholes, builder)
+        products = multiply_add_pairs if kind == PAIRS else multiply_add_wholes
+        multiply_add: Any = partial(products, builder)
         activation = _int(0)
     else:
         add, fmas = builder.fadd, {n: declare_fma(builder, bits, n) for n in lanes}

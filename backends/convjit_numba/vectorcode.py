@@ -83,19 +83,40 @@ def prefetch(builder: Any, address: Any, write: int = 0) -> None:
 
 
 def add_wholes(builder: Any, a: Any, b: Any) -> Any:
-    """``a + b`` of whole numbers of 64 bits that are handled as vectors of float64."""
-    return _as_reals(builder, builder.add(_as_wholes(builder, a), _as_wholes(builder, b)))
+    """``a + b`` of whole numbers that are handled as vectors of real ones of as many bits."""
+    total = builder.add(_as_wholes(builder, a), _as_wholes(builder, b))
+    return builder.bitcast(total, a.type)
 
 
 def multiply_add_wholes(builder: Any, a: Any, b: Any, c: Any) -> Any:
-    """``a * b + c`` modulo 2**64, of such numbers with or without a sign."""
-    a, b, c = (_as_wholes(builder, v) for v in (a, b, c))
-    return _as_reals(builder, builder.add(builder.mul(a, b), c))
+    """``a * b + c`` modulo 2**64, of such numbers of 64 bits with or without a sign."""
+    product = builder.mul(_as_wholes(builder, a), _as_wholes(builder, b))
+    return builder.bitcast(builder.add(product, _as_wholes(builder, c)), c.type)
+
+
+def multiply_add_pairs(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    """``a[0] * b[0] + a[1] * b[1] + c`` where numbers of 32 bits are pairs of int16, c int32.
+
+    Written so that LLVM finds the instruction for it: pmaddwd and an addition, one by VNNI.
+    """
+    lanes = c.type.count
+    narrow = ir.VectorType(ir.IntType(16), 2 * lanes)
+    wide = ir.VectorType(I32, 2 * lanes)
+    products = builder.mul(
+        *(builder.sext(builder.bitcast(v, narrow), wide) for v in (a, b)), flags=["nsw"]
+    )
+    undefined = ir.Constant(wide, ir.Undefined)
+    first, second = (
+        builder.shuffle_vector(
+            products, undefined,
+            ir.Constant(ir.VectorType(I32, lanes), list(range(start, 2 * lanes, 2))),
+        )
+        for start in (0, 1)
+    )  # fmt: skip
+    total = builder.add(_as_wholes(builder, c), builder.add(first, second))
+    return builder.bitcast(total, c.type)
 
 
 def _as_wholes(builder: Any, value: Any) -> Any:
-    return builder.bitcast(value, ir.VectorType(I64, value.type.count))
-
-
-def _as_reals(builder: Any, value: Any) -> Any:
-    return builder.bitcast(value, ir.VectorType(_real(64), value.type.count))
+    bits = 32 if isinstance(value.type.element, ir.FloatType) else 64
+    return builder.bitcast(value, ir.VectorType(ir.IntType(bits), value.type.count))

@@ -59,6 +59,11 @@ ODD = [
     "convt_f32_NCHW_n2c9k7g1_i13x17_w4x4_s2_p1_bias",
     "convt_f32_NHWC_n2c19k5g1_i9x31_w3x3_s2_p1",
     "convt_f64_NCL_n3c9k17g1_i301_w9_s3_p4",
+    # pairs of channels, the last without another; casts of both operands and the result
+    "conv_i8_NCHW_n2c19k21g1_i13x37_w3x3_p1",
+    "conv_u8_NHWC_n1c5k7g1_i24x16_w3x3_s2_p1",
+    "conv_f16_NCHW_n1c6k6g1_i15x17_w3x3_p1",
+    "conv_bf16_NCL_n1c7k9g1_i301_w3_p1",
     "wgrad_f32_NCHW_n2c7k9g1_i13x17_w3x3_p1",
     "wgrad_f32_NHWC_n2c19k5g1_i9x31_w3x3_s2_p1",
     "wgrad_f64_NCL_n1c17k9g1_i301_w9_p4",

@@ -139,12 +139,14 @@ CONFORM = RECORD + textwrap.dedent(
 # by whom each was asked for, and what became of it.
 CROSS = RECORD + textwrap.dedent(
     """
-    import ctypes, platform
+    import ctypes, itertools, platform
     from collections import Counter
     from dataclasses import replace
     import numpy as np
     from convjit.spec import ConvSpec
-    from convjit_numba import NumbaBackend, cache, copying, frontend, peak, targets, threads
+    from convjit import precision
+    from convjit_numba import NumbaBackend, cache, casting, copying, frontend, peak, targets
+    from convjit_numba import threads
 
     triple, cpu, features, specs, most = json.loads(sys.argv[2])
     backend = NumbaBackend()
@@ -185,6 +187,9 @@ CROSS = RECORD + textwrap.dedent(
     for size in copying.MOVED_AS:
         for kind in (copying.ELEMENTS, copying.RUNS, *([copying.SQUARES] if size < 16 else [])):
             copying._kernel(size, kind)
+    kinds = list(map(precision.numpy_dtype, casting.KINDS))
+    for into, out_of in itertools.product(kinds, kinds):
+        casting._kernel(into, out_of)
     threads.run, cache.function = run, function
 
     llvm.initialize_all_targets()
@@ -247,6 +252,7 @@ SPECS = [
     )
 ] + [f"conv_{dtype}_NCHW_n1c1k1g1_i200x200_w31x31_bias" for dtype in ("c64", "c128")]
 SPECS.append("conv_i64_NCHW_n1c64k64g1_i28x28_w3x3_p1_bias")
+SPECS += [f"conv_{dtype}_NCHW_n1c64k64g1_i28x28_w3x3_p1" for dtype in ("i8", "u8")]
 
 x86_64 = pytest.mark.skipif(
     not (sys.platform == "linux" and platform.machine() == "x86_64"),

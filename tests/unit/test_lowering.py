@@ -45,7 +45,7 @@ def test_a_solver_for_one_thing_is_reached_from_everything(case):
     if isinstance(lowered, Refusal):
         # Only sums of wide integers have no exact lowering to float32.
         assert spec.dtype in precision.INTEGER
-        largest = rules.LARGEST[spec.dtype] ** 2 * spec.reduction
+        largest = precision.LARGEST[spec.dtype] ** 2 * spec.reduction
         assert largest > 2**24
         return
     lhs, rhs, bias = case.operands()
