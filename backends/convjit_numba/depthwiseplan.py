@@ -33,6 +33,15 @@ FMA_LATENCY = 4  # cycles: a tile with few outputs waits for each of its sums
 # Of channels-first planes: a number transposed, a vector of channels that a task passes to.
 TO_SLAB, FROM_SLAB, SLAB = 0.12, 0.2, 300.0
 PIXELS = 48.0  # bytes a cycle that are transposed
+# Lines that lie a multiple of so many bytes apart share a set of L1.  What the processor fetches
+# ahead, the next channels of a tile's pixels, stays there until it is used where these fill no more
+# than a part of their sets; smaller tiles than some outputs lose more than they gain.  (256
+# channels of 56x56: .207 ms by tiles of 27, .139 by 4; 128: .074, .054 by 8; 512 of 64x64: .74, .58
+# by 4.)
+L1_WAY = 4096
+FILLED, LEAST_OUTPUTS = 0.6, 4
+HELD = 1.5  # times what L2 holds: up to there all of it comes so fast that large tiles are better
+FEW_TAPS = 9  # more of them take so long that lines come in time
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +120,15 @@ def line_cycles_of(p: Problem, isa: str, mr: int) -> float:
     return (_row_count(p) * per_row + fixed) * p.kg
 
 
+def _most_unevicted(p: Problem, stride: int) -> int:
+    """Outputs of a tile whose pixels, of one vector of channels, do not fill their sets of L1."""
+    pitch = p.groups * p.bytes * p.dilation[2]
+    sets = L1_WAY // max(gcd(pitch, L1_WAY), targets.LINE)
+    lines = FILLED * sets * (problem.caches()["l1"] // L1_WAY)
+    rows = min(p.kernel[1], p.size[1]) * min(p.kernel[0], p.size[0])
+    return int((lines - rows * (p.kernel[2] - stride)) / (rows * stride + 1))
+
+
 def _row_count(p: Problem) -> float:
     """Kernel rows that meet the image, on average over the lines."""
     total = 1.0
@@ -134,6 +152,10 @@ def blocking(
     # The weights that a position meets slide through registers too.
     free = targets.REGISTERS[isa] - 2
     most = max(1, min(most, max(free // 2, free - p.kernel[2])))
+    held = HELD * cores * problem.caches()["l2"]
+    few = p.taps <= FEW_TAPS and p.groups > vl
+    if last and few and sum(p.traffic.values()) > held:
+        most = min(most, max(LEAST_OUTPUTS, _most_unevicted(p, stride)))
     rows_met = _row_count(p)
 
     def cost(outputs: int) -> float:
