@@ -16,10 +16,11 @@ The last vector of channels ends with the last channel: it overlaps the one befo
 hold is computed twice, alike.  With a multiplier m the tile runs m times into a buffer, whose
 vectors are then interleaved.
 
-Channels-last arrays are read and written where they lie.  Of channels-first planes a task
-transposes what a vector of channels reads to a slab in its workspace, and its results back: rows
-narrower than a vector, and kernels that meet each pixel often, gain more by whole lanes than that
-costs.
+Channels-last arrays are written, and most of them read, where they lie.  Where pixels share few
+sets of the caches, their channels being a large power of two, a task copies rows to a ring of as
+many as a kernel meets, whose pixels do not.  Of channels-first planes a task transposes what a
+vector of channels reads to a slab in its workspace, and its results back: rows narrower than a
+vector, and kernels that meet each pixel often, gain more by whole lanes than that costs.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class Depthwise:
 
     @staticmethod
     def _slot(p: Problem, b: Blocking) -> Slot:
-        return Slot.of(p, b.mr, b.vl, b.task_vectors, b.slab_pixels, b.sum_pixels)
+        return Slot.of(p, b.mr, b.vl, b.task_vectors, b.slab_bytes, b.sum_pixels)
 
     def estimate(self, spec: ConvSpec, target: Target) -> Work:
         p = Problem.of(spec)
@@ -128,6 +129,8 @@ class Depthwise:
                 "hblocks": -(-p.out[1] // b.rows),
                 "wblocks": -(-p.out[2] // b.cols),
                 "classes": b.classes,
+                "ring": b.ring,
+                "pitch": b.pitch,
                 # What a quarter of the shared cache holds comes in time by itself; of more, another
                 # call's operands may have taken the place.  (The lines that a kernel of several
                 # planes meets next are not neighbours.)

@@ -29,10 +29,11 @@ def build_line(
     ACTIVATION, SLOPES, CLASSES = f["activation"], f["slope0"], f["classes"]
 
     @njit(**OPTIONS)
-    def row_table(g, table, z, r, line):
+    def row_table(g, table, z, r, line, ring):
         """The kernel rows that meet the image in output line (z, r), and how many they are.
 
-        ``line`` is the bytes from row to row.
+        ``line`` is the bytes from row to row; of a plane in a ring row i is in place i modulo
+        ``ring``, which is 0 otherwise.
         """
         d, h = load_int(g + D), load_int(g + H)
         kd, kh = load_int(g + KD), load_int(g + KH)
@@ -46,7 +47,10 @@ def build_line(
                 for a in range(kh):
                     row = r0 + a * dh
                     if 0 <= row < h:
-                        store_int(table + count * 16, (plane * h + row) * line)
+                        place = plane * h + row
+                        if ring != 0:
+                            place = row % ring
+                        store_int(table + count * 16, place * line)
                         store_int(table + count * 16 + 8, (t * kh + a) * taps * vl * size)
                         count += 1
         return count
@@ -60,12 +64,13 @@ def build_line(
 
     @njit(**OPTIONS)
     def depthwise_line(
-        g, table, rows, image, channels, weights, bias, y, buffer, vector0, vector1, col0, col1,
-        ahead, rows_ahead, y_ahead,
+        g, table, rows, image, pixel, channels, weights, bias, y, buffer, vector0, vector1,
+        col0, col1, ahead, rows_ahead, y_ahead,
     ):  # fmt: skip
         """Outputs ``col0`` to ``col1`` of a line that begins at ``y``, of a range of vectors.
 
-        Pixels have ``channels`` numbers; rows of ``table`` begin where ``image`` says.
+        Results have ``channels`` numbers, pixels are ``pixel`` bytes apart; rows of ``table`` begin
+        where ``image`` says.
         ``bias`` is that of the first vector: as the caller has it without a multiplier, packed as
         ``(vectors, multiplier, vl)`` with one, or 0.  ``buffer`` has a tile's results.
 
@@ -76,7 +81,7 @@ def build_line(
         step, dw, pw = load_int(g + SW), load_int(g + DW), load_int(g + PW)
         classes, activation = load_int(g + CLASSES), load_int(g + ACTIVATION)
         panel = load_int(g + KD) * load_int(g + KH) * taps * vl * size
-        pixel = channels * size
+        result = channels * size
         for phase in range(classes):
             first = max(0, (col0 - phase + classes - 1) // classes)
             last = max(0, (col1 - phase + classes - 1) // classes)
@@ -93,13 +98,13 @@ def build_line(
                 met = rows if low < high else 0
                 for v in range(vector0, vector1):
                     c = min(v * vl, channels - vl)
-                    here = image + (at * channels + c) * size
+                    here = image + at * pixel + c * size
                     for a in range(rows_ahead):
                         later = here + ahead + a * w * pixel + low * dw * pixel
                         fetch_pixels(0, later, dw * pixel, high - low)
                     if y_ahead != 0:
                         later = y + y_ahead + (col * channels + c) * size
-                        fetch_pixels(1, later, classes * pixel, count)
+                        fetch_pixels(1, later, classes * result, count)
                     if multiplier == 1:
                         add = 0
                         if bias != 0:
@@ -107,7 +112,7 @@ def build_line(
                         depthwise_tile(
                             bits, mr, taps, stride, vl, kept, met, table, here, dw * pixel,
                             low, high, weights + v * panel, y + (col * channels + c) * size,
-                            classes * pixel, count, add, activation, g + SLOPES,
+                            classes * result, count, add, activation, g + SLOPES,
                         )  # fmt: skip
                         continue
                     for j in range(m):
@@ -135,6 +140,9 @@ def build_line(
     return row_table, depthwise_line
 
 
+COPIED = 4  # vectors of a pixel that are copied at once
+
+
 def build(
     bits: int, mr: int, taps: int, stride: int, vl: int, kept: int, multiplier: int, last: bool
 ) -> Callable[..., None]:
@@ -144,7 +152,9 @@ def build(
     from convjit_numba.memory import load_int, move_real
     from convjit_numba.transpose import from_lanes, to_lanes
     from convjit_numba.vectorcode import OPTIONS
+    from convjit_numba.weightgradkernel import build_copy
 
+    copy_pixels = build_copy(bits, COPIED, vl)
     row_table, depthwise_line = build_line(bits, mr, taps, stride, vl, kept, multiplier)
     size = bits // 8
     pixel = vl * size  # of a slab
@@ -156,7 +166,7 @@ def build(
     DH, DW = f["dh"], f["dw"]
     ROWS, COLS, HBLOCKS, WBLOCKS = f["rows"], f["cols"], f["hblocks"], f["wblocks"]
     VECTORS, TASK_VECTORS, VECTOR_SPLITS = f["vectors"], f["task_vectors"], f["vector_splits"]
-    FETCHES = f["fetches"]
+    FETCHES, RING, PITCH = f["fetches"], f["ring"], f["pitch"]
     AT_BIAS, AT_BUFFER, AT_SLAB, AT_SUMS = (
         f["at_bias"], f["at_buffer"], f["at_slab"], f["at_sums"],
     )  # fmt: skip
@@ -183,17 +193,39 @@ def build(
         h, sh, ph = load_int(g + H), load_int(g + SH), load_int(g + PH)
         plane = z * load_int(g + SD) - load_int(g + PD)
         reach = (load_int(g + KH) - 1) * load_int(g + DH) + 1
+        # A ring has the channels of the task and the columns that its outputs meet.
+        ring, pitch = load_int(g + RING), channels * size
+        lowest = min(vector0 * vl, channels - vl)
+        count = min(vector1 * vl, channels) - lowest
+        w, sw, pw = load_int(g + W), load_int(g + SW), load_int(g + PW)
+        left = max(0, min(w, col0 * sw - pw))
+        right = max(left, min(w, (col1 - 1) * sw - pw + (taps - 1) * load_int(g + DW) + 1))
+        corner, row_bytes, copied = source, line, 0
+        if ring != 0:
+            pitch = load_int(g + PITCH)
+            row_bytes = (right - left) * pitch
+            corner = mine + load_int(g + AT_SLAB) - left * pitch - lowest * size
         for r in range(r0, r1):
-            rows = row_table(g, mine, z, r, line)
+            rows = row_table(g, mine, z, r, row_bytes, ring)
             to = y + ((image * od + z) * oh + r) * ow * channels * m * size
             # The rows that the next line of outputs meets and this one does not.
             first, rows_ahead, y_ahead = r * sh - ph + reach, 0, 0
+            if ring != 0:
+                copied = max(copied, r * sh - ph)
+                while copied < min(h, first):
+                    copy_pixels(
+                        corner + copied % ring * row_bytes + left * pitch + lowest * size, pitch,
+                        source + (plane * h + copied) * line + (left * channels + lowest) * size,
+                        channels * size, count, right - left,
+                    )  # fmt: skip
+                    copied += 1
             if load_int(g + FETCHES) != 0 and r + 1 < r1:
-                rows_ahead = max(0, min(sh, h - first))
+                if ring == 0:
+                    rows_ahead = max(0, min(sh, h - first))
                 if multiplier == 1:
                     y_ahead = ow * channels * size
             depthwise_line(
-                g, mine, rows, source, channels, weights, add, to, buffer,
+                g, mine, rows, corner, pitch, channels, weights, add, to, buffer,
                 vector0, vector1, col0, col1, (plane * h + first) * line, rows_ahead, y_ahead,
             )  # fmt: skip
 
@@ -230,9 +262,9 @@ def build(
             if bias != 0:
                 add = bias + c * size
             for r in range(r0, r1):
-                rows = row_table(g, mine, z, r, pitch * pixel)
+                rows = row_table(g, mine, z, r, pitch * pixel, 0)
                 depthwise_line(
-                    g, mine, rows, corner, vl, weights + v * panel, add,
+                    g, mine, rows, corner, pixel, vl, weights + v * panel, add,
                     sums + ((r - r0) * cols - col0) * pixel, 0, 0, 1, col0, col1, 0, 0, 0,
                 )  # fmt: skip
             to = y + (((image * channels + c) * oh + r0) * ow + col0) * size

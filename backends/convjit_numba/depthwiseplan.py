@@ -33,13 +33,14 @@ FMA_LATENCY = 4  # cycles: a tile with few outputs waits for each of its sums
 # Of channels-first planes: a number transposed, a vector of channels that a task passes to.
 TO_SLAB, FROM_SLAB, SLAB = 0.12, 0.2, 300.0
 PIXELS = 48.0  # bytes a cycle that are transposed
-# Lines that lie a multiple of so many bytes apart share a set of L1.  What the processor fetches
-# ahead, the next channels of a tile's pixels, stays there until it is used where these fill no more
-# than a part of their sets; smaller tiles than some outputs lose more than they gain.  (256
-# channels of 56x56: .207 ms by tiles of 27, .139 by 4; 128: .074, .054 by 8; 512 of 64x64: .74, .58
-# by 4.)
-L1_WAY = 4096
-FILLED, LEAST_OUTPUTS = 0.6, 4
+# What the processor fetches ahead, the next channels of a tile's pixels, stays in L1 until it is
+# used where the lines of a tile are no more than MOST_LINES and find room in their sets; those that
+# lie a multiple of L1_WAY bytes apart share one.  Tiles smaller than LEAST_OUTPUTS lose more than
+# they gain.  (256 channels of 56x56: .207 ms by tiles of 27, .132 by 6; 64 of 256x256: 1.16, .95 by
+# 16.)
+MOST_LINES, L1_WAY, LEAST_OUTPUTS = 72, 4096, 4
+LEAST_ROOM = 3  # outputs of a tile below which rows are copied
+RING = 1.0  # cycles of the model that copying a vector of channels of a pixel to a ring takes
 HELD = 1.5  # times what L2 holds: up to there all of it comes so fast that large tiles are better
 FEW_TAPS = 9  # more of them take so long that lines come in time
 
@@ -49,7 +50,9 @@ class Blocking:
     """The tile, and the sizes of the loops; ``cycles`` is the model's for all tasks together.
 
     ``stride`` is the tile's, in positions; ``kept`` says that it keeps a row of weights.  A task of
-    channels-first planes transposes ``slab_pixels`` and sums ``sum_pixels``, else these are 0.
+    channels-first planes transposes pixels to a slab of ``slab_bytes`` and sums ``sum_pixels``.
+    One of channels-last arrays may copy rows of pixels, ``pitch`` bytes apart, to a ``ring`` of so
+    many.  Else these are 0.
     """
 
     mr: int
@@ -60,7 +63,9 @@ class Blocking:
     rows: int
     cols: int
     task_vectors: int
-    slab_pixels: int
+    ring: int
+    pitch: int
+    slab_bytes: int
     sum_pixels: int
     tasks: int
     cycles: float
@@ -69,7 +74,7 @@ class Blocking:
     def name(self, p: Problem) -> str:
         """Of the kernel."""
         numbers = f"{self.mr}x{p.kernel[2]}x{self.stride}x{self.vl}"
-        order = "first" if self.slab_pixels else f"m{multiplier(p)}"
+        order = "first" if self.sum_pixels else f"m{multiplier(p)}"
         return f"depthwise.{targets.SHORT[p.dtype]}.{numbers}.{order}"
 
 
@@ -120,15 +125,6 @@ def line_cycles_of(p: Problem, isa: str, mr: int) -> float:
     return (_row_count(p) * per_row + fixed) * p.kg
 
 
-def _most_unevicted(p: Problem, stride: int) -> int:
-    """Outputs of a tile whose pixels, of one vector of channels, do not fill their sets of L1."""
-    pitch = p.groups * p.bytes * p.dilation[2]
-    sets = L1_WAY // max(gcd(pitch, L1_WAY), targets.LINE)
-    lines = FILLED * sets * (problem.caches()["l1"] // L1_WAY)
-    rows = min(p.kernel[1], p.size[1]) * min(p.kernel[0], p.size[0])
-    return int((lines - rows * (p.kernel[2] - stride)) / (rows * stride + 1))
-
-
 def _row_count(p: Problem) -> float:
     """Kernel rows that meet the image, on average over the lines."""
     total = 1.0
@@ -139,11 +135,35 @@ def _row_count(p: Problem) -> float:
     return total
 
 
+def _most_unevicted(p: Problem, stride: int) -> int:
+    """Outputs of a tile whose pixels, of one vector of channels, do not fill their sets of L1."""
+    pitch = p.groups * p.bytes * p.dilation[2]
+    sets = L1_WAY // max(gcd(pitch, L1_WAY), targets.LINE)
+    lines = min(MOST_LINES, sets * (problem.caches()["l1"] // L1_WAY))
+    rows = min(p.kernel[1], p.size[1]) * min(p.kernel[0], p.size[0])
+    return (lines - rows * (p.kernel[2] - stride)) // (rows * stride + 1)
+
+
+def _meets_again(p: Problem) -> bool:
+    """Whether every pixel is met by all taps, those of neighbouring rows, of one plane."""
+    return p.stride == p.dilation == (1, 1, 1) and p.kernel[0] == 1 and p.pad[0] == 0
+
+
+def ring_pitch(p: Problem, vl: int, task_vectors: int) -> int:
+    """Bytes from pixel to pixel of a ring: an odd number of lines, which fill all sets alike."""
+    lines = -(-min(task_vectors * vl, p.groups) * p.bytes // targets.LINE)
+    return (lines + 1 - lines % 2) * targets.LINE
+
+
 @lru_cache(maxsize=1024)
 def blocking(
-    p: Problem, isa: str, cores: int, mr: int | None = None, *, last: bool = True
-) -> Blocking:
-    """The blocking whose modelled time on ``cores`` threads is least."""
+    p: Problem, isa: str, cores: int, mr: int | None = None, *, last: bool = True,
+    ringed: bool = True,
+) -> Blocking:  # fmt: skip
+    """The blocking whose modelled time on ``cores`` threads is least.
+
+    Unless ``ringed`` a task reads pixels where they lie.
+    """
     vl = lanes(p, isa)
     common = gcd(p.dilation[2], p.stride[2])
     stride, classes = p.stride[2] // common, p.dilation[2] // common
@@ -152,33 +172,56 @@ def blocking(
     # The weights that a position meets slide through registers too.
     free = targets.REGISTERS[isa] - 2
     most = max(1, min(most, max(free // 2, free - p.kernel[2])))
-    held = HELD * cores * problem.caches()["l2"]
-    few = p.taps <= FEW_TAPS and p.groups > vl
-    if last and few and sum(p.traffic.values()) > held:
-        most = min(most, max(LEAST_OUTPUTS, _most_unevicted(p, stride)))
     rows_met = _row_count(p)
 
     def cost(outputs: int) -> float:
         per_row, fixed, _ = line_cycles(p, isa, outputs)
         return rows_met * per_row + fixed
 
-    mr = min(range(most, 0, -1), key=cost) if mr is None else min(mr, most)
+    wanted = mr
+    mr = min(range(most, 0, -1), key=cost) if wanted is None else min(wanted, most)
+    held = HELD * cores * problem.caches()["l2"]
+    few = p.taps <= FEW_TAPS and p.groups > vl
+    if last and few and sum(p.traffic.values()) > held:
+        room = _most_unevicted(p, stride)
+        if ringed and room < LEAST_ROOM and _meets_again(p):
+            found = _with_tile(p, isa, cores, mr, last, True)
+            if found is not None:
+                return found
+        if wanted is None:
+            most = min(most, max(LEAST_OUTPUTS, room))
+            mr = min(range(most, 0, -1), key=cost)
+    best = _with_tile(p, isa, cores, mr, last, False)
+    assert best is not None
+    return best
+
+
+def _with_tile(
+    p: Problem, isa: str, cores: int, mr: int, last: bool, ringed: bool
+) -> Blocking | None:
+    """The best blocking with a tile; none where no ring fits beside what else L2 holds."""
+    vl = lanes(p, isa)
+    common = gcd(p.dilation[2], p.stride[2])
+    stride, classes = p.stride[2] // common, p.dilation[2] // common
+    rows_met = _row_count(p)
     kept = line_cycles(p, isa, mr)[2]
     line = line_cycles_of(p, isa, mr)
     vectors = -(-p.groups // vl)
     blocks, lag = problem.blocks_of(p.dtype), targets.lag(isa)
     arriving = problem.arriving(p, isa, PIXELS)
     units = p.batch * p.out[0]
+    reach = (p.kernel[1] - 1) * p.dilation[1] + 1
     best: Blocking | None = None
     for task_vectors in targets.splits(vectors, vectors):
         weights = task_vectors * p.kg * p.taps * vl * p.bytes
+        pitch = ring_pitch(p, vl, task_vectors) if ringed else 0
         for rows in targets.splits(p.out[1], p.out[1]):
             # The results of a range of tasks are neighbours: a core that writes fetches the lines
             # ahead, which would be another's in every pixel.  (Kernels of many rows write seldom,
             # and had better read their weights once.)
             if last and task_vectors < vectors and rows > 1 and rows_met < MANY_ROWS:
                 continue
-            high = min(p.size[1], (rows - 1) * p.stride[1] + (p.kernel[1] - 1) * p.dilation[1] + 1)
+            high = min(p.size[1], (rows - 1) * p.stride[1] + reach)
             window = min(p.kernel[0], p.size[0]) * high * p.size[2] * task_vectors * vl * p.bytes
             # Kernels of many rows read their window again for every line.
             miss = 1.0 if weights + window <= 2 * blocks.image or rows_met < MANY_ROWS else 1.3
@@ -186,28 +229,35 @@ def blocking(
             # A task that reads less than a few cache lines of each pixel reads memory at a stride.
             if last and task_vectors < vectors and task_vectors * vl * p.bytes < 256:
                 miss *= 1.2
-            for cols in targets.splits(p.out[2], p.out[2] // (4 * mr * classes) or 1):
+            most = p.out[2] // ((1 if ringed else 4) * mr * classes) or 1
+            for cols in targets.splits(p.out[2], most):
                 parts = -(-p.out[1] // rows) * -(-p.out[2] // cols) * -(-vectors // task_vectors)
                 tasks = units * parts
                 work = rows * line * cols / p.out[2] * miss
                 fixed = rows * ENTRY * p.kernel[0] * p.kernel[1]
                 slab = sums = 0
+                wide = (cols - 1) * p.stride[2] + (p.kernel[2] - 1) * p.dilation[2] + 1
+                wide = min(p.size[2], wide)
                 if not last:
-                    wide = (cols - 1) * p.stride[2] + (p.kernel[2] - 1) * p.dilation[2] + 1
-                    slab, sums = max(1, high * min(p.size[2], wide)), rows * cols
-                    if slab * vl * p.bytes > blocks.image:
+                    slab, sums = max(1, high * wide) * vl * p.bytes, rows * cols
+                    if slab > blocks.image:
                         work *= 1.3
-                    moved = TO_SLAB * -(-slab // vl) + FROM_SLAB * -(-sums // vl)  # by squares
+                    pixels = slab // (vl * p.bytes)
+                    moved = TO_SLAB * -(-pixels // vl) + FROM_SLAB * -(-sums // vl)  # by squares
                     work += lag * (vl * vl * moved + SLAB + fixed)
-                    work += (slab + sums) * vl * p.bytes / arriving
+                    work += (slab + sums * vl * p.bytes) / arriving
+                elif ringed:
+                    slab = reach * wide * pitch
+                    if slab > blocks.image:
+                        continue
+                    work += lag * RING * high * wide
                 cycles = task_vectors * work + fixed + TASK
                 makespan = targets.makespan(tasks, tasks * cycles, cycles, cores)
                 if best is None or makespan < best.makespan:
                     best = Blocking(
-                        mr, vl, stride, classes, kept, rows, cols, task_vectors, slab, sums,
-                        tasks, cycles * tasks, makespan,
+                        mr, vl, stride, classes, kept, rows, cols, task_vectors,
+                        reach if ringed else 0, pitch, slab, sums, tasks, cycles * tasks, makespan,
                     )  # fmt: skip
-    assert best is not None
     return best
 
 
@@ -216,7 +266,7 @@ class Slot:
     """Regions of a thread's part of the workspace, and the bytes of all.
 
     First the table; then a task's bias and a tile's results, of kernels with a multiplier; then a
-    slab of pixels and the results of a task, of channels-first planes.
+    slab or ring of pixels, and the results of a task of channels-first planes.
     """
 
     bias: int
@@ -227,14 +277,14 @@ class Slot:
 
     @classmethod
     def of(
-        cls, p: Problem, mr: int, vl: int, vectors: int, slab_pixels: int = 0, sum_pixels: int = 0
+        cls, p: Problem, mr: int, vl: int, vectors: int, slab_bytes: int = 0, sum_pixels: int = 0
     ) -> Slot:
         multiplied = p.kg if p.kg > 1 else 0
         sizes = (
             16 * p.kernel[0] * p.kernel[1],
             vectors * multiplied * vl * p.bytes,
             mr * multiplied * vl * p.bytes,
-            slab_pixels * vl * p.bytes,
+            slab_bytes,
             sum_pixels * vl * p.bytes,
         )
         return cls(*accumulate(aligned(size) for size in sizes))

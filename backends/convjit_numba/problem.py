@@ -72,6 +72,7 @@ FIELDS = (
     "planes", "dblocks", "tile_d", "plane_bytes", "tile_bytes", "depth_stages", "depth_count",
     # depthwise
     "classes", "fetches", "vectors", "task_vectors", "vector_splits", "at_bias", "at_buffer",
+    "ring",
     # separable
     "mixed", "mixed_activation", "mixed_slope0", "mixed_slope1",
     # subpixel

@@ -110,11 +110,12 @@ def build(
                 r0 = (block - plane * hblocks) * block_rows
                 rows = min(block_rows, oh - r0)
                 image = x + plane // od * image_bytes
+                pixel_in = channels * size
                 for r in range(rows):
-                    met = row_table(g, mine, plane % od, r0 + r, load_int(g + W) * channels * size)
+                    met = row_table(g, mine, plane % od, r0 + r, load_int(g + W) * pixel_in, 0)
                     line = slab + (r * cols - col0) * depth * size
                     depthwise_line(
-                        g, mine, met, image, channels, weights, add, line, buffer,
+                        g, mine, met, image, pixel_in, channels, weights, add, line, buffer,
                         0, vectors, col0, col0 + cols, 0, 0, 0,
                     )  # fmt: skip
                 pixels = rows * cols
@@ -190,7 +191,7 @@ def blocking(
     """
     chosen = targets.tile_of(isa, p.dtype, config)
     wanted = problem.wanted_tasks(config, partial(blocking, p, q, isa, cores))
-    first = depthwiseplan.blocking(p, isa, cores)
+    first = depthwiseplan.blocking(p, isa, cores, ringed=False)
     line = depthwiseplan.line_cycles_of(p, isa, first.mr)
     vectors = -(-p.groups // first.vl)
     limit = problem.blocks_of(p.dtype).image
