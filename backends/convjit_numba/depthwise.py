@@ -131,11 +131,11 @@ class Depthwise:
                 "classes": b.classes,
                 "ring": b.ring,
                 "pitch": b.pitch,
-                # What a quarter of the shared cache holds comes in time by itself; of more, another
-                # call's operands may have taken the place.  (The lines that a kernel of several
-                # planes meets next are not neighbours.)
+                # What half of the shared cache holds comes in time by itself; of more, a part comes
+                # from memory.  (The lines that a kernel of several planes meets next are not
+                # neighbours.)
                 "fetches": int(
-                    p.kernel[0] == 1 and 4 * sum(p.traffic.values()) > problem.caches()["l3"]
+                    p.kernel[0] == 1 and 2 * sum(p.traffic.values()) > problem.caches()["l3"]
                 ),
                 "vectors": vectors,
                 "task_vectors": b.task_vectors,
