@@ -48,7 +48,8 @@ class _Code(NamedTuple):
     vl: int
     end: int = 0
     kind: int = REALS
-    ahead: int = 0  # whether the last argument is an address to fetch, else the lanes that exist
+    ahead: int = 0  # whether ``extra`` is an address to fetch, else the lanes that exist
+    across: int = 0  # whether numbers of a row are ``step`` bytes apart, else neighbours
 
 
 @intrinsic(prefer_literal=True)
@@ -87,7 +88,7 @@ def row_tile(
     signature = types.void(bits, mr, nv, vl, *([types.int64] * (_INTEGERS + 1)))
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        call = [*arguments[4:], _int(0)]
+        call = [*arguments[4:], _int(0), _int(0)]
         builder.call(_function(builder.module, _Code(*literals)), call)
         return context.get_dummy_value()
 
@@ -120,7 +121,7 @@ def row_tiles(
     signature = types.void(bits, mr, nv, vl, end, kind, *([types.int64] * (_INTEGERS + 3)))
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        _emit_row_tiles(builder, code, arguments[6], arguments[7:])
+        _emit_row_tiles(builder, code, arguments[6], [*arguments[7:], _int(0)])
         return context.get_dummy_value()
 
     return signature, codegen
@@ -143,7 +144,31 @@ def row_tiles_ahead(
     signature = types.void(bits, mr, nv, vl, *([types.int64] * (_INTEGERS + 3)))
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        _emit_row_tiles(builder, _Code(*literals)._replace(ahead=1), arguments[4], arguments[5:])
+        code = _Code(*literals)._replace(ahead=1)
+        _emit_row_tiles(builder, code, arguments[4], [*arguments[5:], _int(0)])
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic(prefer_literal=True)
+def row_tiles_across(
+    typingctx: Any, bits: Any, mr: Any, nv: Any, vl: Any, end: Any, rows: Any,
+    taps: Any, table: Any, kc: Any, b: Any, walk: Any, c: Any, ldc: Any, accumulate: Any,
+    bias: Any, activation: Any, slopes: Any, count: Any, step: Any,
+) -> Any:  # fmt: skip
+    """:func:`row_tiles` whose rows' numbers are ``step`` bytes apart.
+
+    So are the pixels of a channel in channels-last arrays.
+    """
+    literals = _literals(bits, mr, nv, vl, end)
+    if literals is None:
+        return None
+    signature = types.void(bits, mr, nv, vl, end, *([types.int64] * (_INTEGERS + 4)))
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        code = _Code(*literals)._replace(across=1)
+        _emit_row_tiles(builder, code, arguments[5], arguments[6:])
         return context.get_dummy_value()
 
     return signature, codegen
@@ -169,7 +194,7 @@ def _function(module: Any, code: _Code) -> Any:
     name = "convjit.row_tile." + ".".join(map(str, code))
     if name in module.globals:
         return module.globals[name]
-    kind = ir.FunctionType(ir.VoidType(), [I64] * (_INTEGERS + 2))
+    kind = ir.FunctionType(ir.VoidType(), [I64] * (_INTEGERS + 3))
     function = ir.Function(module, kind, name)
     function.linkage = "linkonce_odr"
     function.attributes.add("noinline")
@@ -183,10 +208,12 @@ def _function(module: Any, code: _Code) -> Any:
 def _emit_row_tile(
     builder: Any, code: _Code,
     taps: Any, table: Any, kc: Any, b: Any, walk: Any, c: Any, ldc: Any, accumulate: Any,
-    bias: Any, activation: Any, slopes: Any, extra: Any,
+    bias: Any, activation: Any, slopes: Any, extra: Any, step: Any,
 ) -> None:  # fmt: skip
-    bits, mr, nv, vl, end, kind, ahead = code
+    bits, mr, nv, vl, end, kind, ahead, across = code
     size = bits // 8
+    if not across:
+        step = _int(size)
     lanes = [vl] * (nv - 1) + [end or vl]
     vectors = [ir.VectorType(_real(bits), n) for n in lanes]
     mask = first_lanes(builder, end, extra) if end else None
@@ -214,7 +241,7 @@ def _emit_row_tile(
         return mask is not None and j == nv - 1
 
     rows = [builder.add(c, builder.mul(ldc, _int(i))) for i in range(mr)]
-    last = builder.mul(kc, _int(size))
+    last = builder.mul(kc, step)
     fresh = builder.block
     reload = builder.append_basic_block("reload")
     more = builder.append_basic_block("more")
@@ -268,7 +295,7 @@ def _emit_row_tile(
         factors = {n: broadcast_real(builder, bits, n, place) for n in dict.fromkeys(lanes)}
         for j in range(nv):
             new.append(multiply_add(factors[lanes[j]], values[j], sums[i * nv + j]))
-    next_offset = builder.add(offset, _int(size))
+    next_offset = builder.add(offset, step)
     offset.add_incoming(next_offset, loop)
     weights.add_incoming(builder.add(weights, walk), loop)
     for phi, value in zip(sums, new, strict=True):

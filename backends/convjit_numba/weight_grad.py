@@ -11,9 +11,10 @@ al. 2018, "Anatomy of high-performance deep learning convolutions", section II.J
 
 A task owns a range of output channels and of panels of input channels.  It copies the pixels that
 a block of outputs meets to a channels-last slab in its workspace, one panel wide (transposing
-channels-first ones), and transposes channels-last gy.  Where channels are few, the lanes are the
-``kw * C`` numbers that the taps of a kernel row meet, which lie side by side in the slab.  Where
-the weights are few, tasks share out the pixels as well (:mod:`convjit_numba.summedgrad`).
+channels-first ones); those of a single tap it reads where they lie, if their channels are last.
+Channels-last gy is read across, a pixel's numbers at a time.  Where channels are few, the lanes
+are the ``kw * C`` numbers that the taps of a kernel row meet, which lie side by side in the slab.
+Where the weights are few, tasks share out the pixels as well (:mod:`convjit_numba.summedgrad`).
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ class WeightGrad(SummedGrad[Blocking]):
 
     def product(self, spec: ConvSpec, b: Blocking) -> Any:
         bits, short = targets.BITS[spec.dtype], targets.SHORT[spec.dtype]
-        name = f"weight_grad.{short}.{b.tile}.{b.tail}.{b.end}"
-        return cache.function(name, 7, partial(build, bits, *b.tile, b.tail, b.end))
+        name = f"weight_grad.{short}.{b.tile}.{b.tail}.{b.end}.{'last' if b.last else 'first'}"
+        return cache.function(name, 7, partial(build, bits, *b.tile, b.tail, b.end, b.last))
 
     def total(self, b: Blocking) -> tuple[Any, int]:
         p, (_, nv, vl) = b.problem, b.tile
@@ -69,9 +70,8 @@ class WeightGrad(SummedGrad[Blocking]):
             "row_blocks": -(-p.out[1] // b.rows),
             "col_blocks": -(-p.out[2] // b.cols),
             "image_blocks": -(-p.batch // b.images),
-            "last": int(b.last),
+            "in_place": int(b.in_place),
             "merged": int(b.merged),
             "pitch": b.pitch,
             "wide": b.width,
-            "gy_pitch": b.gy_pitch,
         }

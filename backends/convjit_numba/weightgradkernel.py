@@ -9,15 +9,18 @@ from convjit_numba import taskloop
 from convjit_numba.problem import FIELD
 
 
-def build(bits: int, mr: int, nv: int, vl: int, tail: int, end: int) -> Callable[..., None]:
+def build(
+    bits: int, mr: int, nv: int, vl: int, tail: int, end: int, last: bool
+) -> Callable[..., None]:
     """The kernel for one row tile and ``tail`` vectors of the last panel (imports numba).
 
-    ``end`` are the lanes of the last of them, if half a vector is enough, else 0.
+    ``end`` are the lanes of the last of them, if half a vector is enough, else 0; ``last`` says
+    that channels are last.
     """
     from numba import njit
 
     from convjit_numba.memory import load_int, store_int, zero_bytes
-    from convjit_numba.rowtile import row_tiles
+    from convjit_numba.rowtile import row_tiles, row_tiles_across
     from convjit_numba.transpose import to_lanes
     from convjit_numba.vectorcode import OPTIONS
 
@@ -37,28 +40,25 @@ def build(bits: int, mr: int, nv: int, vl: int, tail: int, end: int) -> Callable
     TASK_ROWS, ROW_SPLITS, SPLITS = f["task_rows"], f["row_splits"], f["splits"]
     ROWS, COLS, IMAGES = f["rows"], f["cols"], f["images"]
     ROW_BLOCKS, COL_BLOCKS, IMAGE_BLOCKS = f["row_blocks"], f["col_blocks"], f["image_blocks"]
-    LAST, MERGED, PITCH, WIDTH, GY_PITCH = (
-        f["last"], f["merged"], f["pitch"], f["wide"], f["gy_pitch"],
-    )  # fmt: skip
-    AT_TABLE, AT_GY, AT_SLAB, AT_SUMS = f["at_table"], f["at_gy"], f["at_slab"], f["at_sums"]
+    MERGED, PITCH, WIDTH, IN_PLACE = f["merged"], f["pitch"], f["wide"], f["in_place"]
+    AT_TABLE, AT_SLAB, AT_SUMS = f["at_table"], f["at_slab"], f["at_sums"]
     PARTIAL_BYTES = f["partial_bytes"]
 
-    @njit(**OPTIONS)
-    def transpose_gy(g, into, gy, rows, cols, k_count):
-        """Rows of channels-last gy of one image and plane, the pixels of a channel consecutive."""
-        ow, pitch = load_int(g + OW), load_int(g + GY_PITCH) * size
-        pixel = load_int(g + GROUPS) * load_int(g + KG) * size
-        runs, length = rows, cols
-        if cols == ow:
-            runs, length = 1, rows * cols
-        for run in range(runs):
-            source = gy + run * ow * pixel
-            target = into + run * length * size
-            # Vectors reach beyond the end of a run, where the next one is written after.
-            for p in range(0, length, vl):
-                count = min(vl, length - p)
-                to_lanes(bits, vl, source + p * pixel, pixel, count, target + p * size, pitch,
-                         k_count)  # fmt: skip
+    def product_of(vectors, lanes):
+        """What adds the products of a panel of so many vectors, its last one of ``lanes``."""
+
+        @njit(**OPTIONS)
+        def product(rows, count, entries, cols, b, walk, c, ldc, step):
+            if last:
+                row_tiles_across(bits, mr, vectors, vl, lanes, rows, count, entries, cols, b, walk,
+                                 c, ldc, 1, 0, 0, 0, lanes, step)  # fmt: skip
+            else:
+                row_tiles(bits, mr, vectors, vl, lanes, 0, rows, count, entries, cols, b, walk,
+                          c, ldc, 1, 0, 0, 0, lanes)  # fmt: skip
+
+        return product
+
+    product, final_product = product_of(nv, 0), product_of(tail, end)
 
     @njit(**OPTIONS)
     def fill_rows(g, slab, x, row, step, rows, col, cols, count):
@@ -70,7 +70,7 @@ def build(bits: int, mr: int, nv: int, vl: int, tail: int, end: int) -> Callable
         runs, length = rows, cols
         if cols == w and step == 1:
             runs, length = 1, rows * cols
-        if load_int(g + LAST) != 0:
+        if last:
             pixel = load_int(g + GROUPS) * load_int(g + CG) * size
             for run in range(runs):
                 source = x + ((row + run * step) * w + col) * pixel
@@ -103,13 +103,12 @@ def build(bits: int, mr: int, nv: int, vl: int, tail: int, end: int) -> Callable
             zero_bytes(target + right * pitch, (cols - right) * pitch)
 
     @njit(**OPTIONS)
-    def list_rows(g, table, gy, k_step, image_step, row_step, k_count, rows, images, slab_rows,
-                  slab_cols):  # fmt: skip
-        """Per tile of channels and row of outputs: the offset in the slab, and the rows of gy.
+    def list_rows(g, table, gy, k_step, image_step, row_step, k_count, rows, images, image, line):
+        """Per tile of channels and row of outputs: the offset in x, and the rows of gy.
 
         Rows of the same height lie together, so that those that a tap meets are one range.
+        ``image`` and ``line`` are the bytes to the next image and row of the slab, or of x.
         """
-        pitch = load_int(g + PITCH) * size
         # From output row to output row of the slab.
         step = load_int(g + SH) if load_int(g + KH) > 1 else 1
         tiles = (k_count + mr - 1) // mr
@@ -119,7 +118,7 @@ def build(bits: int, mr: int, nv: int, vl: int, tail: int, end: int) -> Callable
             count = (tile + 1) * k_count // tiles - k0
             for r in range(rows):
                 for i in range(images):
-                    store_int(entry, ((i * slab_rows + r * step) * slab_cols) * pitch)
+                    store_int(entry, i * image + r * step * line)
                     here = gy + k0 * k_step + i * image_step + r * row_step
                     for j in range(count):
                         store_int(entry + 8 + 8 * j, here + j * k_step)
@@ -142,8 +141,8 @@ def build(bits: int, mr: int, nv: int, vl: int, tail: int, end: int) -> Callable
         block_rows, block_cols = load_int(g + ROWS), load_int(g + COLS)
         block_images, image_blocks = load_int(g + IMAGES), load_int(g + IMAGE_BLOCKS)
         row_blocks, col_blocks = load_int(g + ROW_BLOCKS), load_int(g + COL_BLOCKS)
-        last_axis, merged = load_int(g + LAST), load_int(g + MERGED)
-        pitch, gy_pitch = load_int(g + PITCH) * size, load_int(g + GY_PITCH)
+        merged, in_place = load_int(g + MERGED), load_int(g + IN_PLACE)
+        pitch = load_int(g + PITCH) * size
         width = load_int(g + WIDTH) * size  # of a row of sums
         tap_cols = 1 if merged != 0 else kw
         tap_rows = kd * kh * tap_cols
@@ -152,9 +151,9 @@ def build(bits: int, mr: int, nv: int, vl: int, tail: int, end: int) -> Callable
         row_stride = sh if kh == 1 else 1
         mine = workspace + load_int(g + PARTIAL_BYTES) + slot_of(control) * load_int(g + SLOT_BYTES)
         table, slab = mine + load_int(g + AT_TABLE), mine + load_int(g + AT_SLAB)
-        first, last, turn = take(control, tasks, grain, 0)
-        while first < last:
-            for task in range(first, last):
+        task0, task1, turn = take(control, tasks, grain, 0)
+        while task0 < task1:
+            for task in range(task0, task1):
                 rest = task // panel_splits
                 panel0 = (task - rest * panel_splits) * task_panels
                 panel1 = min(panel0 + task_panels, panels)
@@ -185,22 +184,16 @@ def build(bits: int, mr: int, nv: int, vl: int, tail: int, end: int) -> Callable
                     n0 = rest // od * block_images
                     images = min(block_images, batch - n0)
                     # gy: the address of output row 0 and column c0, and its steps.
-                    if last_axis != 0:
-                        rows_of_gy = mine + load_int(g + AT_GY)
-                        for i in range(images):
-                            pixel = (((n0 + i) * od + oz) * oh + r0) * ow + c0
-                            transpose_gy(
-                                g, rows_of_gy + i * rows * cols * size,
-                                gy + ((pixel * groups + group) * kg + k0) * size,
-                                rows, cols, k_count,
-                            )  # fmt: skip
-                        k_step = gy_pitch * size
-                        image_step, row_step = rows * cols * size, cols * size
+                    if last:
+                        pixel = (((n0 * od + oz) * oh + r0) * ow + c0) * groups + group
+                        rows_of_gy = gy + (pixel * kg + k0) * size
+                        k_step, col_step = size, groups * kg * size
+                        row_step, image_step = ow * col_step, od * oh * ow * col_step
                     else:
                         plane = ((n0 * groups + group) * kg + k0) * od + oz
                         rows_of_gy = gy + ((plane * oh + r0) * ow + c0) * size
-                        k_step = od * oh * ow * size
-                        image_step, row_step = groups * kg * k_step, ow * size
+                        k_step, col_step = od * oh * ow * size, size
+                        row_step, image_step = ow * size, groups * kg * k_step
                     # x: rows and columns of the slab.
                     low, high = r0 * sh - ph, (r0 + rows - 1) * sh - ph + (kh - 1) * dh + 1
                     if low < 0:
@@ -214,7 +207,11 @@ def build(bits: int, mr: int, nv: int, vl: int, tail: int, end: int) -> Callable
                     slab_cols = right - left
                     if slab_rows == 0 or slab_cols <= 0:
                         continue
-                    image = slab_rows * slab_cols * pitch
+                    line = slab_cols * pitch
+                    image = slab_rows * line
+                    if in_place != 0:
+                        line = row_stride * w * pitch
+                        image = d * h * w * pitch
                     for tz in range(kd):
                         z = oz * sd - pd + tz * dd
                         if z < 0 or z >= d:
@@ -225,10 +222,13 @@ def build(bits: int, mr: int, nv: int, vl: int, tail: int, end: int) -> Callable
                             for i in range(images):
                                 channel = (n0 + i) * groups * cg + group * cg + c
                                 source = x + (channel * d + z) * h * w * size
-                                if last_axis != 0:
+                                if last:
                                     pixel = ((n0 + i) * d + z) * h * w
                                     source = x + ((pixel * groups + group) * cg + c) * size
-                                if merged == 0:
+                                if in_place != 0:
+                                    if i == 0:
+                                        slab = source + (low * w + left) * pitch
+                                elif merged == 0:
                                     fill_rows(g, slab + i * image, source, low, row_stride,
                                               slab_rows, left, slab_cols,
                                               min(nr, cg - c))  # fmt: skip
@@ -237,7 +237,8 @@ def build(bits: int, mr: int, nv: int, vl: int, tail: int, end: int) -> Callable
                                                 slab_rows, left, slab_cols)  # fmt: skip
                             # Lanes beyond the last pixel are not used, but old memory may hold
                             # numbers so small that products with them take a hundred times as long.
-                            zero_bytes(slab + images * image, nr * size)
+                            if in_place == 0:
+                                zero_bytes(slab + images * image, nr * size)
                             listed = -1
                             for tx in range(tap_cols):
                                 # The columns of outputs that the tap meets the image in.
@@ -249,9 +250,9 @@ def build(bits: int, mr: int, nv: int, vl: int, tail: int, end: int) -> Callable
                                 if stop <= begin:
                                     continue
                                 if begin != listed:
-                                    at = rows_of_gy + (begin - c0) * size
+                                    at = rows_of_gy + (begin - c0) * col_step
                                     list_rows(g, table, at, k_step, image_step, row_step, k_count,
-                                              rows, images, slab_rows, slab_cols)  # fmt: skip
+                                              rows, images, image, line)  # fmt: skip
                                     listed = begin
                                 for ty in range(kh):
                                     shift_row = ty * dh - ph
@@ -266,7 +267,7 @@ def build(bits: int, mr: int, nv: int, vl: int, tail: int, end: int) -> Callable
                                         if merged != 0
                                         else (begin * sw + shift - left)
                                     )
-                                    b = slab + (row * slab_cols + col) * pitch
+                                    b = slab + row * line + col * pitch
                                     if merged != 0:
                                         b += panel * nr * size
                                     tap = (tz * kh + ty) * tap_cols + tx
@@ -279,16 +280,14 @@ def build(bits: int, mr: int, nv: int, vl: int, tail: int, end: int) -> Callable
                                         here = entries + skip * 8 * (1 + size_k)
                                         entries += rows * images * 8 * (1 + size_k)
                                         if panel < panels - 1 or (tail == nv and end == 0):
-                                            row_tiles(
-                                                bits, mr, nv, vl, 0, 0, size_k, count, here,
-                                                stop - begin, b, sw * pitch, c_tile + k * ldc, ldc,
-                                                1, 0, 0, 0, 0,
+                                            product(
+                                                size_k, count, here, stop - begin, b, sw * pitch,
+                                                c_tile + k * ldc, ldc, col_step,
                                             )  # fmt: skip
                                         else:
-                                            row_tiles(
-                                                bits, mr, tail, vl, end, 0, size_k, count, here,
-                                                stop - begin, b, sw * pitch, c_tile + k * ldc, ldc,
-                                                1, 0, 0, 0, end,
+                                            final_product(
+                                                size_k, count, here, stop - begin, b, sw * pitch,
+                                                c_tile + k * ldc, ldc, col_step,
                                             )  # fmt: skip
                 if splits == 1:
                     for k in range(k_count):
@@ -297,7 +296,7 @@ def build(bits: int, mr: int, nv: int, vl: int, tail: int, end: int) -> Callable
                             min(lanes, cg - panel0 * nr) if merged == 0 else cg, cg,
                             kd * kh, kw, merged,
                         )  # fmt: skip
-            first, last, turn = take(control, tasks, grain, turn)
+            task0, task1, turn = take(control, tasks, grain, turn)
 
     return kernel
 

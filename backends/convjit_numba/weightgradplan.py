@@ -37,9 +37,10 @@ class Blocking:
         Outputs of a block.
     splits : int
         Sums of which the result is the total.
-    pitch, width, gy_pitch : int
-        Numbers from pixel to pixel of the slab, from row to row of the sums, and from channel to
-        channel of transposed gy.
+    in_place : bool
+        Whether there is no slab: pixels are read where they lie.
+    pitch, width : int
+        Numbers from pixel to pixel of the slab, or of x, and from row to row of the sums.
     """
 
     problem: Problem
@@ -55,9 +56,9 @@ class Blocking:
     splits: int
     task_panels: int
     task_rows: int
+    in_place: bool
     pitch: int
     width: int
-    gy_pitch: int
     tasks: int
     cycles: float
     makespan: float
@@ -153,6 +154,8 @@ def _with_tile(p: Problem, last: bool, isa: str, cores: int, t: Tile) -> Blockin
     end = targets.stored_lanes(lanes, isa, p.dtype) % t.vl
     computed = targets.computed_vectors(tail, end, isa, p.dtype)
     taps = p.taps if not merged else p.kernel[0] * p.kernel[1]
+    # Lanes beyond the last channel would be read beyond the last pixel.
+    in_place = last and p.taps == 1 and p.cg % t.vl in (0, end)
     pitch = p.cg if merged else (t.nr if panels > 1 else tail * t.vl)
     images, rows, cols = _block(p, pitch, budget)
     units = -(-p.batch // images) * p.out[0] * -(-p.out[1] // rows) * -(-p.out[2] // cols)
@@ -175,9 +178,8 @@ def _with_tile(p: Problem, last: bool, isa: str, cores: int, t: Tile) -> Blockin
         listed = share_k * share_panels * (1 if merged else p.kernel[2])
         cycles += listed * images * rows * (1 + tile_rows) * ENTRY
         fills = p.kernel[0] * (1 if merged else share_panels)
-        cycles += fills * met * pitch * (COPY if last else TRANSPOSE)
-        if last:
-            cycles += share_k * tile_rows * pixels * TRANSPOSE
+        if not in_place:
+            cycles += fills * met * pitch * (COPY if last else TRANSPOSE)
         return cycles
 
     best: Blocking | None = None
@@ -205,7 +207,8 @@ def _with_tile(p: Problem, last: bool, isa: str, cores: int, t: Tile) -> Blockin
             if best is None or makespan < best.makespan:
                 best = Blocking(
                     p, last, t, merged, panels, tail, end, rows, cols, images, splits, task_panels,
-                    task_rows, pitch, width, pixels + t.vl, tasks, total, makespan,
+                    task_rows, in_place, p.groups * p.cg if in_place else pitch, width, tasks,
+                    total, makespan,
                 )  # fmt: skip
     assert best is not None
     return best
@@ -215,11 +218,10 @@ def _with_tile(p: Problem, last: bool, isa: str, cores: int, t: Tile) -> Blockin
 class Slot:
     """A thread's part of the workspace, after the sums that are added up: bytes of its regions.
 
-    The table, transposed gy, the slab, and the sums of a task or of an output channel.
+    The table, the slab, and the sums of a task or of an output channel.
     """
 
     table: int
-    gy: int
     slab: int
     sums: int
 
@@ -233,15 +235,14 @@ class Slot:
         sums = (b.task_rows if b.splits == 1 else 1) * b.tap_rows * b.width
         return cls(
             max((tiles + b.task_rows) * b.rows * b.images * 8, 16 * b.splits),
-            b.task_rows * b.gy_pitch * size if b.last else 0,
-            (b.images * high * wide * b.pitch + more) * size,
+            0 if b.in_place else (b.images * high * wide * b.pitch + more) * size,
             (sums + more) * size,
         )
 
     def places(self) -> dict[str, int]:
         """Where the regions begin, as fields of the geometry."""
         at, places = 0, {}
-        for name in ("table", "gy", "slab", "sums"):
+        for name in ("table", "slab", "sums"):
             places[f"at_{name}"] = at
             at += aligned(getattr(self, name))
         return places

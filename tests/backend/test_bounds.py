@@ -67,6 +67,8 @@ ODD = [
     "wgrad_f32_NCHW_n2c7k9g1_i13x17_w3x3_p1",
     "wgrad_f32_NHWC_n2c19k5g1_i9x31_w3x3_s2_p1",
     "wgrad_f64_NCL_n1c17k9g1_i301_w9_p4",
+    "wgrad_f32_NHWC_n2c40k7g1_i13x17_w1x1",  # x in place, up to its last lane
+    "wgrad_f32_NHWC_n1c32k9g1_i13x17_w1x1_s2_p1",
     "wgrad_f32_NCHW_n2c5k10g5_i13x37_w3x3_p1",
     "wgrad_f64_NCHW_n1c4k4g4_i14x15_w5x9_s2_p2x4",
     "igrad_f32_NCHW_n1c7k9g1_i14x16_w3x3_s2_p1",

@@ -81,6 +81,37 @@ def test_matches_numpy(dtype: str, tile: targets.Tile, count: int) -> None:
             assert np.array_equal(c[:, lanes:], before[:, lanes:])
 
 
+def _build_across(bits: int, mr: int, nv: int, vl: int) -> Any:
+    from convjit_numba.rowtile import row_tiles_across
+
+    def kernel(rows, taps, table, kc, b, walk, c, ldc, step):
+        row_tiles_across(
+            bits, mr, nv, vl, 0, rows, taps, table, kc, b, walk, c, ldc, 1, 0, 0, 0, 0, step
+        )
+
+    return kernel
+
+
+@pytest.mark.parametrize("dtype", targets.BITS)
+def test_rows_across_pixels(dtype: str) -> None:
+    tile = targets.row_tiles(ISA, dtype)[0]
+    build = partial(_build_across, targets.BITS[dtype], *tile)
+    run = cache.function(f"test.rowtile.across.{dtype}.{tile}", 9, build)
+    rng = np.random.default_rng(0)
+    pixels = rng.standard_normal((9, 11)).astype(dtype)  # of eleven channels, the rows
+    b = rng.standard_normal((9, tile.nr)).astype(dtype)
+    for rows, kc, first in product(range(1, min(tile.mr, 9) + 1), (1, 4, 9), (0, 2)):
+        table = np.zeros((1, 1 + rows), np.int64)
+        table[0, 1:] = address(pixels) + (first + np.arange(rows)) * pixels.itemsize
+        c = np.ones((rows, tile.nr), dtype)
+        run(
+            rows, 1, address(table), kc, address(b), b.strides[0], address(c), c.strides[0],
+            pixels.strides[0],
+        )  # fmt: skip
+        expected = 1 + pixels[:kc, first : first + rows].T.astype(np.float64) @ b[:kc]
+        assert np.allclose(c, expected, rtol=0, atol=1e-5 if dtype == "float32" else 1e-13)
+
+
 def test_row_tiles_fit_the_registers() -> None:
     registers = {"avx512": 32, "avx2": 16, "sse2": 16, "neon": 32, "generic": 16}
     for isa, shapes in targets.ROW_SHAPES.items():

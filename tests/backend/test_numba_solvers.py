@@ -132,6 +132,10 @@ SPECS = [
     "wgrad_f32_NHWC_n2c6k10g2_i30x31_w7x7_s2_p3",
     "wgrad_f32_NHWC_n1c64k20g1_i60x60_w3x3_p1",
     "wgrad_f32_NHWC_n2c8k16g8_i12x12_w3x3_p1",
+    "wgrad_f32_NHWC_n3c96k14g2_i21x19_w1x1",  # x in place: groups, strides, padding, planes
+    "wgrad_f32_NHWC_n2c32k40g1_i21x19_w1x1_s2x3_p1x2",
+    "wgrad_f64_NDHWC_n2c24k7g1_i5x7x6_w1x1x1_s2x1x2_p1",
+    "wgrad_f32_NHWC_n1c8k19g1_i40x31_w1x1",
     "wgrad_f32_NLC_n1c17k9g1_i3000_w9_p4",
     "wgrad_f64_NDHWC_n2c20k7g1_i5x7x6_w3x2x3_s2x1x1_p1_d1x2x1",
 ]
