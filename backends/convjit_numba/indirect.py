@@ -56,6 +56,11 @@ def _problem(spec: ConvSpec) -> Problem:
     return replace(p, dtype="float64") if spec.dtype in WHOLE else p
 
 
+def _last(spec: ConvSpec) -> bool:
+    """Whether the channels of a pixel are neighbours: of images of one pixel they always are."""
+    return spec.channels_last or prod(spec.in_size) == prod(spec.out_size) == 1
+
+
 class Indirect:
     """Matrix product of weights and of input pixels where they lie, channels first or last."""
 
@@ -74,7 +79,7 @@ class Indirect:
             if spec.bias or spec.activation is not None:
                 return Refusal(Feature.EPILOGUE, "sums narrow integers without bias or activation")
         p = _problem(spec)
-        b = blocking(p, spec.channels_last, problem.isa_of(target), target.cores)
+        b = blocking(p, _last(spec), problem.isa_of(target), target.cores)
         if Slot.of(p, b).bytes > problem.MAX_SLOT:
             return Refusal(Feature.SIZE, "the input of one block of pixels exceeds 1 GiB")
         return None
@@ -82,7 +87,7 @@ class Indirect:
     def estimate(self, spec: ConvSpec, target: Target) -> Work:
         p = _problem(spec)
         isa = problem.isa_of(target)
-        b = blocking(p, spec.channels_last, isa, target.cores)
+        b = blocking(p, _last(spec), isa, target.cores)
         slots = min(target.cores, b.tasks)
         wakes = problem.wakes_helpers(target, p, isa, b.cycles, slots)
         # The model's cycles as flops of full tiles; threads without a task count as computing.
@@ -110,12 +115,12 @@ class Indirect:
     def configs(self, spec: ConvSpec, target: Target) -> Iterable[Config]:
         p, isa = _problem(spec), problem.isa_of(target)
         tiles = targets.row_tiles(isa, p.dtype)
-        return problem.configs(tiles, partial(blocking, p, spec.channels_last, isa, target.cores))
+        return problem.configs(tiles, partial(blocking, p, _last(spec), isa, target.cores))
 
     def plan(self, spec: ConvSpec, target: Target, config: Config) -> Executable:
         p = _problem(spec)
         isa = problem.isa_of(target)
-        b = blocking(p, spec.channels_last, isa, target.cores, config)
+        b = blocking(p, _last(spec), isa, target.cores, config)
         return executable(spec, p, b, target)
 
 
@@ -152,7 +157,7 @@ def executable(spec: ConvSpec, p: Problem, b: Blocking, target: Target) -> Execu
             "pixel_blocks": -(-b.plane_lines * b.problem.out[2] // b.task_pixels),
             "task_groups": b.task_groups,
             "plane_lines": b.plane_lines,
-            "last": int(spec.channels_last),
+            "last": int(_last(spec)),
             "merged": int(b.merged),
             "zero_bytes": slot.zeros,
             "slab_pitch": slab_pitch(b.problem, b.merged),

@@ -182,8 +182,8 @@ def _task_cycles(
         in_place = p.dilation[2] == 1 and (not last or p.groups == 1)
         share = 1.0 - _inside(p, 2, 1) if in_place else 1.0
         fixed += lag * share * pixels * p.taps * (COPY_TAP + COPY * p.cg)
-    # Pixels that do not stay in L2 are read from L3 once a panel.
-    miss = 1.0 if window * p.cg * p.bytes <= image else 1.15
+    # What a pass sums of the pixels is read from L3 once a panel where it does not stay in L2.
+    miss = 1.0 if window * -(-p.cg // passes) * p.bytes <= image else 1.15
     whole, end = (
         miss
         * _panel_cycles(p, last, tile, vectors, pixels, passes, merged, buffered, arriving, isa)

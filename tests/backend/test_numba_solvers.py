@@ -73,6 +73,10 @@ SPECS = [
     "conv_f64_NHWC_n1c33k20g1_i14x28_w3x3_s1x2_p10_d10",
     # a task computes all groups of its pixels, or some of them
     "conv_f32_NHWC_n2c27k84g3_i40x29_w3x3_p1_bias",
+    # images of one pixel, whose channels are neighbours in either layout
+    "conv_f32_NCHW_n3c70k33g1_i1x1_w1x1_bias_act=relu",
+    "conv_f32_NCHW_n2c20k36g2_i1x1_w3x3_p1_bias",
+    "conv_f64_NCHW_n2c20k36g2_i3x3_w3x3",  # one pixel of many
     "conv_f32_NCHW_n2c84k144g12_i13x21_w3x3_p1_bias_act=relu",
     "conv_f64_NCDHW_n1c64k64g8_i3x9x14_w3x3x3_s1x2x2_p1",
     "conv_f32_NCHW_n1c1600k24g8_i5x6_w3x3_p1",  # their channels in several passes besides
