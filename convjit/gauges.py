@@ -119,7 +119,7 @@ def strided_copies(xp: Any, copy: Copy | None = None) -> Run:
     return Run(call, 4.0 * source.nbytes)
 
 
-def casts(xp: Any, copy: Callable[[Any, Any], None] | None = None) -> Run:
+def casts(xp: Any, copy: Copy | None = None) -> Run:
     """Two casts, level ``"cast"``; by the array library level ``"elementwise"``.
 
     One is a vector instruction on every processor, the other (from half precision) is not.

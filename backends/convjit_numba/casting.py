@@ -21,7 +21,8 @@ LEAST = 1024  # elements below which NumPy is done before a kernel is found
 RUN_BYTES = 32 << 10  # of the wider side of the elements that are taken at once
 SECONDS_PER_BYTE = 0.05e-9  # read and written
 
-INTEGERS = ("bool", "int8", "uint8", "int16", "uint16", "int32", "uint32")
+NARROW = ("bool", "int8", "uint8")
+INTEGERS = (*NARROW, "int16", "uint16", "int32", "uint32")
 WIDE = ("int64", "uint64")
 HALVES = ("float16", "bfloat16")
 KINDS = (*INTEGERS, *WIDE, *HALVES, "float32", "float64")  # literals of the kernels are places here
@@ -36,7 +37,7 @@ def is_supported(target: str, source: str) -> bool:
         half = source if source in HALVES else target
         return {source, target} == {half, "float32"} and (half != "float16" or _converts_float16())
     if source in INTEGERS:
-        widened = target == "int16" and source in INTEGERS[:3]
+        widened = target == "int16" and source in NARROW
         return target in ("float32", "float64", *WIDE) or widened
     return source in ("float32", "float64") and target in ("float32", "float64", *WIDE)
 

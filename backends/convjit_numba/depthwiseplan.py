@@ -91,11 +91,16 @@ def lanes(p: Problem, isa: str) -> int:
     return vl
 
 
+def _positions(p: Problem) -> tuple[int, int]:
+    """Stride of the tile, in positions, and the classes of columns."""
+    common = gcd(p.dilation[2], p.stride[2])
+    return p.stride[2] // common, p.dilation[2] // common
+
+
 def line_cycles(p: Problem, isa: str, mr: int) -> tuple[float, float, int]:
     """Cycles of all kernel rows and of none, for one vector and one line; whether weights stay."""
     taps, dw = p.kernel[2], p.dilation[2]
-    common = gcd(dw, p.stride[2])
-    stride, classes = p.stride[2] // common, dw // common
+    stride, classes = _positions(p)
     kept = int(mr + taps + 2 <= targets.REGISTERS[isa])
     width = targets.vector_cost(lanes(p, isa), isa, p.dtype)
     # How many products end before each position.
@@ -165,8 +170,7 @@ def blocking(
     Unless ``ringed`` a task reads pixels where they lie.
     """
     vl = lanes(p, isa)
-    common = gcd(p.dilation[2], p.stride[2])
-    stride, classes = p.stride[2] // common, p.dilation[2] // common
+    stride, classes = _positions(p)
     most = -(-p.out[2] // classes)
     most = max(1, min(most, (MAX_POSITIONS - p.kernel[2]) // stride + 1))
     # The weights that a position meets slide through registers too.
@@ -201,8 +205,7 @@ def _with_tile(
 ) -> Blocking | None:
     """The best blocking with a tile; none where no ring fits beside what else L2 holds."""
     vl = lanes(p, isa)
-    common = gcd(p.dilation[2], p.stride[2])
-    stride, classes = p.stride[2] // common, p.dilation[2] // common
+    stride, classes = _positions(p)
     rows_met = _row_count(p)
     kept = line_cycles(p, isa, mr)[2]
     line = line_cycles_of(p, isa, mr)

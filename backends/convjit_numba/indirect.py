@@ -17,6 +17,9 @@ panel and are transposed back.
 
 Where channels are few, the columns of a kernel are merged into one row of ``kw * C`` products: they
 lie side by side in the input already, except at the borders, where such rows are copied.
+
+Integers of 64 bits are summed as they are, those of 8 bits by pairs of channels
+(:mod:`convjit_numba.narrow`).
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from convjit.precision import Numerics
 from convjit.spec import ConvSpec
 from convjit.spi import Config, Executable, Feature, Phase, Refusal, Target, Work
 from convjit_numba import cache, narrow, pack, problem, targets, threads
+from convjit_numba.casting import NARROW
 from convjit_numba.executable import PanelExecutable
 from convjit_numba.indirectkernel import build
 from convjit_numba.indirectplan import (
@@ -51,7 +55,7 @@ WHOLE_FACTOR = {"avx512": 1.5, "avx2": 6.0, "sse2": 5.0, "neon": 6.0, "generic":
 def _problem(spec: ConvSpec) -> Problem:
     """Whole numbers move as float64 of the same bits, pairs of narrow ones as float32."""
     p = Problem.of(spec)
-    if spec.dtype in narrow.DTYPES:
+    if spec.dtype in NARROW:
         return narrow.paired(p)
     return replace(p, dtype="float64") if spec.dtype in WHOLE else p
 
@@ -68,12 +72,12 @@ class Indirect:
     algorithm = "gemm"
 
     def refuse(self, spec: ConvSpec, target: Target) -> Refusal | None:
-        refusal = problem.refuse(spec, channels_last=True, also=(*WHOLE, *narrow.DTYPES))
+        refusal = problem.refuse(spec, channels_last=True, also=(*WHOLE, *NARROW))
         if refusal is not None:
             return refusal
         if spec.dtype in WHOLE and spec.activation is not None:
             return Refusal(Feature.EPILOGUE, "has activations of floating-point numbers only")
-        if spec.dtype in narrow.DTYPES:
+        if spec.dtype in NARROW:
             if not narrow.fits(spec):
                 return Refusal(Feature.DTYPE, "sums pairs of channels, up to 2**31")
             if spec.bias or spec.activation is not None:
@@ -100,7 +104,7 @@ class Indirect:
         phases = [
             Phase(self.algorithm, flops, f"numba.indirect.{p.dtype}", p.moved(float(b.streamed)))
         ]
-        if spec.dtype in narrow.DTYPES:
+        if spec.dtype in NARROW:
             phases = narrow.phases(spec, replace(phases[0], flops=flops * narrow.factor(isa)))
             workspace += narrow.workspace(spec)
         return Work(
@@ -129,7 +133,7 @@ def executable(spec: ConvSpec, p: Problem, b: Blocking, target: Target) -> Execu
     kind, short = REALS, targets.SHORT[p.dtype]
     if spec.dtype in WHOLE:
         kind, short = WHOLES, "i64"
-    elif spec.dtype in narrow.DTYPES:
+    elif spec.dtype in NARROW:
         kind, short = PAIRS, "i16x2"
     kernel = cache.function(
         f"indirect.{short}.{b.tile}.{b.tail}.{b.end}",

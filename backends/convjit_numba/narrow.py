@@ -27,7 +27,6 @@ from convjit_numba.casting import KINDS
 from convjit_numba.executable import address
 from convjit_numba.problem import Problem
 
-DTYPES = ("int8", "uint8", "bool")
 RUN = 4096  # elements of a channel that are taken at once
 SECONDS_PER_PAIR = 0.2e-9
 

@@ -48,15 +48,16 @@ def build(
         """What adds the products of a panel of so many vectors, its last one of ``lanes``."""
 
         @njit(**OPTIONS)
-        def product(rows, count, entries, cols, b, walk, c, ldc, step):
-            if last:
-                row_tiles_across(bits, mr, vectors, vl, lanes, rows, count, entries, cols, b, walk,
-                                 c, ldc, 1, 0, 0, 0, lanes, step)  # fmt: skip
-            else:
-                row_tiles(bits, mr, vectors, vl, lanes, 0, rows, count, entries, cols, b, walk,
-                          c, ldc, 1, 0, 0, 0, lanes)  # fmt: skip
+        def along(rows, count, entries, cols, b, walk, c, ldc, step):
+            row_tiles(bits, mr, vectors, vl, lanes, 0, rows, count, entries, cols, b, walk,
+                      c, ldc, 1, 0, 0, 0, lanes)  # fmt: skip
 
-        return product
+        @njit(**OPTIONS)
+        def across(rows, count, entries, cols, b, walk, c, ldc, step):
+            row_tiles_across(bits, mr, vectors, vl, lanes, rows, count, entries, cols, b, walk,
+                             c, ldc, 1, 0, 0, 0, lanes, step)  # fmt: skip
+
+        return across if last else along
 
     product, final_product = product_of(nv, 0), product_of(tail, end)
 

@@ -10,7 +10,8 @@ from convjit.algorithms.oracle import oracle
 from convjit.precision import SHORT, numpy_dtype
 from convjit.spec import ConvSpec
 from convjit.spi import Feature
-from convjit_numba import NumbaBackend, narrow
+from convjit_numba import NumbaBackend
+from convjit_numba.casting import NARROW
 from convjit_numba.indirect import Indirect
 
 TARGET = NumbaBackend().target()
@@ -45,7 +46,7 @@ def forward(spec: ConvSpec, x: np.ndarray, w: np.ndarray, bias: np.ndarray | Non
 
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
-@pytest.mark.parametrize("dtype", narrow.DTYPES)
+@pytest.mark.parametrize("dtype", NARROW)
 @pytest.mark.parametrize("text", SPECS)
 def test_is_exact(text: str, dtype: str, layout: str) -> None:
     spec = ConvSpec.parse(f"conv_{SHORT[dtype]}_{layout}_{text}")

@@ -117,6 +117,19 @@ def test_a_missing_level_is_bounded_by_the_next_one_outwards(level: str, expecte
     assert cost.bandwidth(level, TARGET) == expected
 
 
+@pytest.mark.parametrize(
+    ("known", "expected"),
+    [
+        ({"cast": 4.0, "elementwise": 3.0, "copy": 2.0}, 4.0),
+        ({"elementwise": 3.0, "copy": 2.0}, 3.0),
+        ({"copy": 2.0, "memory": 8.0}, 2.0),
+        ({"memory": 8.0}, 4.0),
+    ],
+)
+def test_casts_go_like_other_passes_over_arrays(known: dict[str, float], expected: float) -> None:
+    assert cost.bandwidth("cast", target(bandwidth=known)) == expected
+
+
 def test_more_work_never_takes_less_time() -> None:
     base = Phase("x", 1e9, "direct.f32", {"l2": 1e8, "memory": 1e7})
     for more in (
